@@ -1,0 +1,31 @@
+"""Every error that alignlab raises on purpose: one tree, each message one sentence for the person at the keyboard."""
+
+from __future__ import annotations
+
+
+class AlignlabError(Exception):
+    """The root: anything below it is shown as its sentence, without a traceback."""
+
+
+class ConfigError(AlignlabError):
+    """A key, value or combination of choices that cannot run; raised before any weight is loaded."""
+
+
+class DataError(AlignlabError):
+    """A file, line or row that cannot be used; names the file and the row."""
+
+
+class ModelError(AlignlabError):
+    """A backbone or adapter that cannot be loaded or does not fit what is asked of it."""
+
+
+class RunFolderError(AlignlabError):
+    """A run folder that belongs to another config, is unfinished, or is missing a part."""
+
+
+class DivergedError(AlignlabError):
+    """The loss is no longer a finite number; names the stage and the step, and what was kept."""
+
+
+class ControlError(AlignlabError):
+    """A strength or class that the tuner cannot honour."""

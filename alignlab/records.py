@@ -1,0 +1,85 @@
+"""The words that everyone uses: what a data set yields, how a stage sees it, and what reaches the model.
+
+`Preference -> View -> Group -> Batch`. Shapes ride in the names: G groups, M members of a group, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer and what is known of it: a label, a score, any number of named attributes."""
+
+    text: str
+    label: str | None = None
+    score: float | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups."""
+
+    row: str
+    prompt: str
+    responses: tuple[Response, ...]
+    task: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:
+        """A record of two answers of which the first is preferred."""
+        return Preference(row, prompt, (Response(chosen, label="chosen"), Response(rejected, label="rejected")))
+
+    def labelled(self, label: str) -> Response | None:
+        """The first response that carries this label."""
+        return next((response for response in self.responses if response.label == label), None)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and response to encode."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples that travel together through batching: the two sides of a pair, or one example alone."""
+
+    row: str
+    members: tuple[Example, ...]
+
+
+View = Callable[[Preference], "Group | None"]
+"""How a stage sees a record. None: this record has nothing for this view (counted, never lost in silence)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What reaches the model: right-padded, members of a group share their first `prefix_G` tokens.
+
+    `step_groups` and `step_tokens` are the sizes of the whole optimiser step that this (micro-)batch is a part of, so that
+    every loss and metric is written as this batch's share of the step and shares add up under accumulation.
+    """
+
+    ids_GMT: Tensor
+    length_GM: Tensor
+    response_start_GM: Tensor
+    prefix_G: Tensor
+    rows: tuple[str, ...]
+    step_groups: int
+    step_tokens: int
+    reference_GM: Tensor | None = None
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
+        return Batch(**{**vars(self), **moved})

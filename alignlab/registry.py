@@ -1,0 +1,57 @@
+"""Literal tables of what can be chosen, and the sentence for a name that is not in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+from alignlab.errors import ConfigError
+
+BuildT = TypeVar("BuildT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry(Generic[BuildT]):
+    """One choice: its config class (the schema of its sheet), how to build it, and what it needs of the others.
+
+    `needs` are words that the chosen data, model or tuner must offer (`pairs`, `oracle`, `causal`, ...); `offers` are the
+    words that this choice offers. A need that nobody offers is refused before any weight is loaded.
+    """
+
+    config: type
+    build: BuildT
+    needs: frozenset[str] = field(default=frozenset())
+    offers: frozenset[str] = field(default=frozenset())
+
+
+class Registry(Mapping[str, Entry[BuildT]]):
+    """A named, read-only table of entries."""
+
+    def __init__(self, kind: str, entries: Mapping[str, Entry[BuildT]]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Entry[BuildT]:
+        if name not in self._entries:
+            raise ConfigError(unknown(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def nearest(name: str, known: Mapping[str, Any] | list[str], count: int = 3) -> list[str]:
+    """The known names that look most like the given one, best first."""
+    return get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """The sentence for a name that is not known: what was given, the nearest names, all names."""
+    close = nearest(name, known)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(sorted(known))}."
