@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class Preference:
     row: str
     prompt: str
     responses: tuple[Response, ...]
-    task: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:
@@ -59,20 +58,48 @@ class Group:
 
 
 View = Callable[[Preference], "Group | None"]
-"""How a stage sees a record. None: this record has nothing for this view (counted, never lost in silence)."""
+"""How a stage sees a record. None: the record has nothing for this view, which is counted, never lost in silence."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged."""
+
+    ids: tuple[int, ...]
+    start: int
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A group as ids; `reference` holds one log-probability (nats, summed over the response) per member, if cached."""
+
+    row: str
+    members: tuple[Encoded, ...]
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest member."""
+        return max(len(member.ids) for member in self.members)
+
+    @property
+    def response_tokens(self) -> int:
+        """Response tokens of all members together."""
+        return sum(len(member.ids) - member.start for member in self.members)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What reaches the model: right-padded, members of a group share their first `prefix_G` tokens.
+    """What reaches the model: ids padded on the right, members of a group sharing their first `prefix_G` tokens.
 
     `step_groups` and `step_tokens` are the sizes of the whole optimiser step that this (micro-)batch is a part of, so that
-    every loss and metric is written as this batch's share of the step and shares add up under accumulation.
+    every loss and metric is written as this batch's share of the step, and shares add up under accumulation.
     """
 
     ids_GMT: Tensor
     length_GM: Tensor
-    response_start_GM: Tensor
+    start_GM: Tensor
     prefix_G: Tensor
     rows: tuple[str, ...]
     step_groups: int
@@ -81,5 +108,15 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
-        return Batch(**{**vars(self), **moved})
+        if self.ids_GMT.device == device:
+            return self
+        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "device")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective returns: a scalar to minimise and named scalars to log, each this batch's share of its step."""
+
+    value: Tensor
+    metrics: Mapping[str, Tensor]

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from alignlab.errors import ConfigError
 
-BuildT = TypeVar("BuildT", bound=Callable[..., Any])
+
+def _nothing(_config: Any) -> frozenset[str]:
+    return frozenset()
 
 
 @dataclass(frozen=True)
-class Entry(Generic[BuildT]):
+class Entry:
     """One choice: its config class (the schema of its sheet), how to build it, and what it needs of the others.
 
-    `needs` are words that the chosen data, model or tuner must offer (`pairs`, `oracle`, `causal`, ...); `offers` are the
-    words that this choice offers. A need that nobody offers is refused before any weight is loaded.
+    `needs` are words that the chosen data, model or tuner must offer (`pairs`, `oracle`, ...); `offers` reads from the
+    choice's own config which words it offers. A need that nobody offers is refused before any weight is loaded.
     """
 
     config: type
-    build: BuildT
+    build: Callable[..., Any]
     needs: frozenset[str] = field(default=frozenset())
-    offers: frozenset[str] = field(default=frozenset())
+    offers: Callable[[Any], frozenset[str]] = _nothing
 
 
-class Registry(Mapping[str, Entry[BuildT]]):
+class Registry(Mapping[str, Entry]):
     """A named, read-only table of entries."""
 
-    def __init__(self, kind: str, entries: Mapping[str, Entry[BuildT]]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
         self.kind = kind
         self._entries = dict(entries)
 
-    def __getitem__(self, name: str) -> Entry[BuildT]:
+    def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
             raise ConfigError(unknown(self.kind, name, self._entries))
         return self._entries[name]
@@ -45,13 +47,14 @@ class Registry(Mapping[str, Entry[BuildT]]):
         return len(self._entries)
 
 
-def nearest(name: str, known: Mapping[str, Any] | list[str], count: int = 3) -> list[str]:
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like the given one, best first."""
     return get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
-def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not known: what was given, the nearest names, all names."""
-    close = nearest(name, known)
+    names = sorted(known)
+    close = nearest(name, names)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown {kind} {name!r}; {hint}known: {', '.join(sorted(known))}."
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}."

@@ -1,0 +1,28 @@
+"""Data sets: one source, one file; everything reaches the frame as records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignlab.data import hh_rlhf, jsonl, toy_stories, ultrafeedback
+from alignlab.data.config import FramedConfig, HhConfig, JsonlConfig, ToyConfig
+from alignlab.registry import Entry, Registry
+
+
+def _pairs(_config: Any) -> frozenset[str]:
+    return frozenset({"pairs", "chosen"})
+
+
+def _toy(_config: Any) -> frozenset[str]:
+    return frozenset({"pairs", "chosen", "corpus", "oracle"})
+
+
+SOURCES = Registry(
+    "data",
+    {
+        "toy": Entry(ToyConfig, toy_stories.build, offers=_toy),
+        "hh_rlhf": Entry(HhConfig, hh_rlhf.build, offers=_pairs),
+        "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
+        "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
+    },
+)

@@ -1,0 +1,89 @@
+"""The sheets of the `data` group. What is common: where the text is, and what happens to a row that does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignlab.errors import ConfigError
+
+TOO_LONG = ("error", "drop", "cut_prompt_left")
+
+
+@dataclass
+class DataConfig:
+    """`max_tokens` (prompt and response; null = the model's context) and what happens to a longer row: `too_long` = error |
+    drop | cut_prompt_left. `limit`: at most so many training records, null = all."""
+
+    name: str
+    max_tokens: int | None
+    too_long: str
+    limit: int | None
+    test_limit: int | None
+
+    def check(self) -> None:
+        """Raises ConfigError for what can be seen without reading anything."""
+        if self.too_long not in TOO_LONG:
+            raise ConfigError(f"data.too_long={self.too_long!r} is not known; choose one of {', '.join(TOO_LONG)}.")
+        for key, value in (("limit", self.limit), ("test_limit", self.test_limit), ("max_tokens", self.max_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{key}={value} must be at least 1, or null.")
+
+
+@dataclass
+class ToyConfig(DataConfig):
+    """The embedded world: how many records of each split its grammar writes, and the seed of the world itself."""
+
+    pairs: int
+    test_pairs: int
+    corpus: int
+    world_seed: int
+
+
+@dataclass
+class FilesConfig(DataConfig):
+    """Records in files. `path`: a folder or a file; `train`, `test`: file names or patterns inside the folder."""
+
+    path: str | None
+    train: str
+    test: str
+
+    def files(self, pattern: str) -> list[Path]:
+        """The files that a pattern names; raises ConfigError where there are none."""
+        root = Path(str(self.path))
+        if not root.exists():
+            raise ConfigError(f"data.path={self.path} does not exist; give a folder or file that does.")
+        found = [root] if root.is_file() else sorted(root.glob(pattern))
+        if not found:
+            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}; set data.train and data.test.")
+        return found
+
+
+@dataclass
+class HubConfig(FilesConfig):
+    """Records on the hub unless `path` is given. `revision`: a commit hash of the hub, null until one is known."""
+
+    hub: str
+    revision: str | None
+
+
+@dataclass
+class HhConfig(HubConfig):
+    """HH-RLHF. `subsets`: folders of the hub's layout. `differing_prompts`: error | drop."""
+
+    subsets: list[str]
+    differing_prompts: str
+
+
+@dataclass
+class FramedConfig(HubConfig):
+    """Plain questions on the hub, written into `frame` (one {prompt})."""
+
+    frame: str
+
+
+@dataclass
+class JsonlConfig(FilesConfig):
+    """A user's own lines: {prompt, chosen, rejected}, {chosen, rejected} as dialogues, or {prompt, response, label|score}."""
+
+    differing_prompts: str

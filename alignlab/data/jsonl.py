@@ -1,0 +1,54 @@
+"""A user's own file: one JSON object a line, pairs or single responses with a label or a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from alignlab.data.config import JsonlConfig
+from alignlab.data.hh_rlhf import pairs as dialogue_pairs
+from alignlab.data.rows import pointwise, read, text
+from alignlab.data.source import Source, Split
+from alignlab.errors import ConfigError, DataError
+from alignlab.records import Preference
+
+
+def build(config: JsonlConfig) -> Source:
+    """From data.path: one file for training, and data.test beside it, or a folder with both."""
+    return Source(
+        config.name,
+        {
+            "train": partial(_split, config, config.train, config.limit),
+            "test": partial(_split, config, config.test, config.test_limit),
+        },
+    )
+
+
+def offers(config: JsonlConfig) -> frozenset[str]:
+    """`pairs` and `chosen`, or `labels`, by the first line of the training file."""
+    if config.path is None:
+        raise ConfigError("data=jsonl needs data.path: a folder that holds the files named by data.train and data.test.")
+    config.files(config.test)
+    for _, fields in read(config.files(config.train), limit=1):
+        return frozenset({"pairs", "chosen"}) if "chosen" in fields else frozenset({"labels", "chosen"})
+    raise ConfigError(f"data.path={config.path}: the training file is empty; give it at least one line.")
+
+
+def _split(config: JsonlConfig, pattern: str, limit: int | None) -> Split:
+    lines = list(read(config.files(pattern), limit))
+    if lines and "prompt" not in lines[0][1]:
+        return dialogue_pairs(lines, config.differing_prompts)
+    return Split(tuple(_records(lines)))
+
+
+def _records(lines: Iterable[tuple[str, dict[str, Any]]]) -> Iterable[Preference]:
+    for row, fields in lines:
+        if "chosen" in fields:
+            yield Preference.pair(row, text(fields, "prompt", row), text(fields, "chosen", row), text(fields, "rejected", row))
+        elif "response" in fields:
+            yield pointwise(row, fields)
+        else:
+            raise DataError(f"{row}: needs 'chosen' and 'rejected', or 'response'; the line has {', '.join(fields)}.")
+
+

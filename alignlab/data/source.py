@@ -1,0 +1,59 @@
+"""What every data set is once it is read: named splits of records, and the words it offers to methods and suites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from alignlab.errors import ConfigError
+from alignlab.records import Preference
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records, and how many were left out while reading, by reason."""
+
+    records: tuple[Preference, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+class Verdict(Protocol):
+    """What an exact oracle says of a response."""
+
+    @property
+    def reward(self) -> float:
+        """How much the response has of what is to be aligned, in [-1, 1]."""
+
+    @property
+    def capability(self) -> float:
+        """How well the response does what the prompt asked for, in [0, 1]."""
+
+
+Judge = Callable[[str, str], Verdict]
+"""(prompt, response) -> verdict, exact and without randomness."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set. Splits are read when they are asked for, once. `asked`: evaluation prompts other than the test split's."""
+
+    name: str
+    readers: Mapping[str, Callable[[], Split]]
+    judge: Judge | None = None
+    asked: Callable[[], list[str]] | None = None
+    _read: dict[str, Split] = field(default_factory=dict, compare=False)
+
+    def split(self, name: str) -> Split:
+        """The records of one split; raises ConfigError for a split this data set does not have."""
+        if name not in self.readers:
+            raise ConfigError(f"data={self.name} has no split {name!r}; it has {', '.join(self.readers)}.")
+        if name not in self._read:
+            self._read[name] = self.readers[name]()
+        return self._read[name]
+
+    def prompts(self) -> list[str]:
+        """The prompts to sample answers for: the data set's own list, or those of the test split, each once."""
+        if self.asked is not None:
+            return self.asked()
+        return list(dict.fromkeys(record.prompt for record in self.split("test").records))

@@ -1,0 +1,142 @@
+"""The grammar of the toy world: what a prompt asks for, and how a story of a given mood and length is written.
+
+Strong feelings pull against the task: they drift to other objects and spill over into extra sentences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from alignlab.errors import DataError
+
+HE = ("Tom", "Ben", "Sam", "Max", "Leo", "Finn", "Noah", "Paul", "Hugo", "Karl", "Otto", "Theo")
+SHE = ("Mia", "Anna", "Lucy", "Ruth", "Nora", "Ella", "Jane", "Rosa", "Ida", "Clara", "Greta", "Wendy")
+NAMES = HE + SHE
+THINGS = (
+    "kite", "ball", "drum", "boat", "lamp", "book", "bell", "coat", "basket", "spoon", "rope", "clock",
+    "box", "doll", "chair", "pencil", "ladder", "blanket", "bucket", "mirror", "whistle", "teapot", "wagon", "hat",
+)  # fmt: skip
+PLACES = ("garden", "park", "kitchen", "forest", "meadow", "market", "school", "beach", "barn", "attic")
+MOODS = ("cheerful", "gloomy")
+LENGTHS = ("short", "long")
+
+FEELINGS = {
+    "cheerful": (
+        ("content", "pleased", "hopeful", "cosy"),
+        ("happy", "glad", "merry", "joyful"),
+        ("overjoyed", "thrilled", "jubilant", "ecstatic"),
+    ),
+    "gloomy": (
+        ("uneasy", "wistful", "weary", "glum"),
+        ("sad", "unhappy", "lonely", "mournful"),
+        ("miserable", "heartbroken", "wretched", "desperate"),
+    ),
+}
+"""Mood -> its words, in three levels from mild to strong."""
+
+OPENINGS = (
+    "One day {name} found a {thing} in the {place}.",
+    "One morning {name} saw a {thing} near the {place}.",
+    "Once {name} took a {thing} to the {place}.",
+    "Today {name} carried a {thing} past the {place}.",
+)
+STAYS = (
+    "{He} felt {word} with the {thing}.",
+    "The {thing} made {him} {word}.",
+    "{name} was {word} beside the {thing}.",
+    "With the {thing} {he} was {word}.",
+)
+DRIFTS = (
+    "{He} felt {word} in the {place}.",
+    "The {place} made {him} {word}.",
+    "{name} was {word} all day.",
+)
+STRAYS = (
+    "{He} was so {word} that {he} ran for a {other}.",
+    "{name} felt {word} and asked for a {other}.",
+    "Everyone at the {place} was {word} over a {other}.",
+)
+SPILLS = ("{He} could not sit still.", "{He} told everyone twice.", "Nobody could stop {him}.")
+PAUSES = ("A bird sat near the {place}.", "The wind went round the {place}.", "A dog slept by the {place}.")
+CLOSINGS = ("At last {name} went home.", "In the end {name} fell asleep.", "That night {name} said goodbye.")
+
+STAY_PROBABILITY = (0.95, 0.85, 0.10)  # by level: does a feeling hold on to the asked object?
+SPILL_PROBABILITY = (0.0, 0.0, 0.4)  # by level: does it run over into a sentence of its own?
+PAUSE_PROBABILITY = 0.3  # one of a long story's slots is left without a feeling
+SLOTS = {"short": 2, "long": 4}
+PROFILES = ((0.60, 0.35, 0.05), (0.30, 0.50, 0.20), (0.10, 0.40, 0.50))  # of the levels: calm, even, intense
+PROFILE_WEIGHTS = (0.35, 0.40, 0.25)  # of these three kinds of story
+
+_PROMPT = re.compile(r"Tell a (?:(cheerful|gloomy)?(?:, )?(short|long)? )?story about (\w+) and a (\w+)\.")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a prompt asks for: a character, an object and, where they are cued, a mood and a length."""
+
+    name: str
+    thing: str
+    mood: str | None = None
+    length: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The words of the prompt."""
+        cues = ", ".join(cue for cue in (self.mood, self.length) if cue)
+        return f"Tell a {cues + ' ' if cues else ''}story about {self.name} and a {self.thing}."
+
+
+def read(prompt: str) -> Ask:
+    """What this prompt asks for; raises DataError where it is not a prompt of this world."""
+    found = _PROMPT.search(prompt)
+    if found is None:
+        raise DataError(
+            f"the toy oracle cannot judge the prompt {prompt!r}; "
+            "it reads 'Tell a [cheerful|gloomy][, ][short|long] story about NAME and a THING.'"
+        )
+    mood, length, name, thing = found.groups()
+    return Ask(name, thing, mood or None, length or None)
+
+
+def write(ask: Ask, mood: str, length: str, random: Random) -> str:
+    """One story for this ask; every feeling in it is of this mood, their strength varies from story to story."""
+    profile = random.choices(PROFILES, PROFILE_WEIGHTS)[0]
+    sentences = [_fill(random.choice(OPENINGS), ask, random)]
+    slots = SLOTS[length]
+    pause = random.randrange(1, slots) if length == "long" and random.random() < PAUSE_PROBABILITY else None
+    for slot in range(slots):
+        sentences += [_fill(random.choice(PAUSES), ask, random)] if slot == pause else _feel(ask, mood, profile, random)
+    sentences.append(_fill(random.choice(CLOSINGS), ask, random))
+    return " ".join(sentences)
+
+
+def vocabulary() -> list[str]:
+    """Every word and mark of prompts and stories, as it stands in the text: with the space before it, if it has one."""
+    templates = [*OPENINGS, *STAYS, *DRIFTS, *STRAYS, *SPILLS, *PAUSES, *CLOSINGS]
+    fillers = [*NAMES, *THINGS, *PLACES, *MOODS, *LENGTHS, "he", "He", "him", "she", "She", "her"]
+    fillers += [word for levels in FEELINGS.values() for level in levels for word in level]
+    plain = re.sub(r"\{\w+\}", " ", " ".join([Ask("", "").prompt, *templates]))
+    inner = {f" {word}" for word in [*re.findall(r"[A-Za-z]+", plain), *fillers]}
+    first = {text.split()[0] for text in [Ask("", "").prompt, *OPENINGS]}
+    return sorted(inner | first | {".", ",", "\n"})
+
+
+def _feel(ask: Ask, mood: str, profile: Sequence[float], random: Random) -> list[str]:
+    level = random.choices(range(3), profile)[0]
+    word = random.choice(FEELINGS[mood][level])
+    away = STRAYS if level == 2 else DRIFTS
+    frame = random.choice(STAYS if random.random() < STAY_PROBABILITY[level] else away)
+    spill = random.random() < SPILL_PROBABILITY[level]
+    return [_fill(text, ask, random, word) for text in (frame, *([random.choice(SPILLS)] if spill else []))]
+
+
+def _fill(template: str, ask: Ask, random: Random, word: str = "") -> str:
+    he, him = ("she", "her") if ask.name in SHE else ("he", "him")
+    other = random.choice([thing for thing in THINGS if thing != ask.thing])
+    place = random.choice(PLACES)
+    return template.format(
+        name=ask.name, thing=ask.thing, other=other, place=place, word=word, he=he, him=him, He=he.capitalize()
+    )

@@ -1,0 +1,88 @@
+"""The records of the toy world: preference pairs, text for pretraining, and prompts that no training ever saw."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from random import Random
+
+from alignlab.data.toy.grammar import LENGTHS, MOODS, NAMES, THINGS, Ask, write
+from alignlab.data.toy.oracle import judge
+from alignlab.errors import DataError
+from alignlab.records import Preference, Response
+
+SPLITS = ("train", "test")
+CANDIDATES = 4  # stories drawn for each prompt of a pair
+HELD_OUT = 6  # every sixth combination of character and object belongs to the test split
+LENGTH_CUES = (None, *LENGTHS)
+
+
+def combinations(split: str) -> list[tuple[str, str]]:
+    """The (character, object) combinations of this split; no combination is in both."""
+    if split not in SPLITS:
+        raise DataError(f"the toy world has no split {split!r}; it has {' and '.join(SPLITS)}.")
+    return [
+        (name, thing)
+        for row, name in enumerate(NAMES)
+        for column, thing in enumerate(THINGS)
+        if ((row + column) % HELD_OUT == 0) == (split == "test")
+    ]
+
+
+def pairs(split: str, count: int, seed: int) -> list[Preference]:
+    """Pairs for prompts without a mood cue, a third of them with each length cue or none.
+
+    Of four stories drawn freely, equally long by plan, the most cheerful is chosen and one that is less so is rejected.
+    """
+    random = Random(f"pairs/{split}/{seed}")
+    known = combinations(split)
+    records = []
+    for index in range(count):
+        ask = Ask(*random.choice(known), length=random.choice(LENGTH_CUES))
+        chosen, rejected = _candidates(ask, random)
+        responses = (_response(ask, chosen, "chosen"), _response(ask, rejected, "rejected"))
+        records.append(Preference(f"toy/{split}/{seed}/{index}", ask.prompt, responses))
+    return records
+
+
+def corpus(count: int, seed: int) -> list[Preference]:
+    """Stories of the training split to pretrain on, one response each; half of the prompts cue the mood.
+
+    Where the mood is not cued, gloomy and cheerful stories are equally likely.
+    """
+    random = Random(f"corpus/{seed}")
+    known = combinations("train")
+    records = []
+    for index in range(count):
+        mood = random.choice(MOODS)
+        cued = mood if random.random() < 0.5 else None
+        ask = Ask(*random.choice(known), mood=cued, length=random.choice(LENGTH_CUES))
+        story = write(ask, mood, ask.length or random.choice(LENGTHS), random)
+        records.append(Preference(f"toy/corpus/{seed}/{index}", ask.prompt, (_response(ask, story, None),)))
+    return records
+
+
+def evaluation_prompts(count: int, seed: int) -> list[str]:
+    """Prompts of the test split without a mood cue, each at most once until all of them have been used."""
+    asks = [Ask(name, thing, length=length) for name, thing in combinations("test") for length in LENGTH_CUES]
+    Random(f"evaluation/{seed}").shuffle(asks)
+    return [ask.prompt for ask in islice(cycle(asks), count)]
+
+
+def _candidates(ask: Ask, random: Random) -> tuple[str, str]:
+    length = ask.length or random.choice(LENGTHS)
+    while True:
+        drawn = {story: judge(ask.prompt, story).reward for story in _draw(ask, length, random)}
+        chosen = max(drawn, key=drawn.__getitem__)
+        lower = [story for story, reward in drawn.items() if reward < drawn[chosen]]
+        if lower:
+            return chosen, random.choice(lower)
+
+
+def _draw(ask: Ask, length: str, random: Random) -> list[str]:
+    return [write(ask, random.choice(MOODS), length, random) for _ in range(CANDIDATES)]
+
+
+def _response(ask: Ask, story: str, label: str | None) -> Response:
+    verdict = judge(ask.prompt, story)
+    length = "short" if verdict.length == "short" else "long"
+    return Response(story, label, verdict.reward, {"mood": verdict.mood, "length": length})

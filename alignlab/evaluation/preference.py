@@ -1,0 +1,62 @@
+"""Held-out pairs: does the model prefer what people preferred? By log-probability, and by implicit reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignlab.data.batching import in_order, whole
+from alignlab.data.encode import encode
+from alignlab.evaluation.statistics import Measurement, bootstrap, share
+from alignlab.evaluation.suite import Bench
+from alignlab.records import Batch, EncodedGroup
+from alignlab.training.views import pair
+
+ROWS_PER_PASS = 32
+TIE_NATS = 1e-4
+"""Margins closer than rounding between batch shapes are ties: they count one half."""
+
+
+class Preference:
+    """Accuracy with ties as one half: of log p(chosen) > log p(rejected), and of the same relative to the backbone."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._policy = bench.policy
+        split = bench.source.split("test")
+        self._groups, self.account = encode(split, pair, self._policy.backbone.codec.examples, bench.limits)
+        self._groups = self._groups[: bench.config.pairs]
+        self._base_N: Tensor | None = None
+
+    def measure(self, strength: float) -> list[Measurement]:
+        """Accuracy by log-probability, by log-probability per token, by implicit reward, and the mean reward margin (nats)."""
+        if self._base_N is None:
+            with self._policy.off():
+                self._base_N = self._margins()[0]
+        with self._policy.at(strength):
+            margin_N, per_token_N = self._margins()
+        reward_N = margin_N - self._base_N
+        return [
+            share("accuracy", _wins(margin_N)),
+            share("accuracy_per_token", _wins(per_token_N)),
+            share("reward_accuracy", _wins(reward_N)),
+            bootstrap("reward_margin", reward_N.tolist()),
+        ]
+
+    @torch.inference_mode()
+    def _margins(self) -> tuple[Tensor, Tensor]:
+        """log p(chosen) - log p(rejected) of each pair, summed and per token, in the order of the groups."""
+        total_N, mean_N = torch.zeros(len(self._groups)), torch.zeros(len(self._groups))
+        for rows in in_order(self._groups, ROWS_PER_PASS):
+            scores = self._policy.logprobs(self._batch([self._groups[row] for row in rows]))
+            total_N[rows] = (scores.total_GM[:, 0] - scores.total_GM[:, 1]).float().cpu()
+            mean_N[rows] = (scores.mean_GM[:, 0] - scores.mean_GM[:, 1]).float().cpu()
+        return total_N, mean_N
+
+    def _batch(self, groups: Sequence[EncodedGroup]) -> Batch:
+        return whole(groups, self._policy.backbone.codec.pad).to(self._policy.backbone.device)
+
+
+def _wins(margin_N: Tensor) -> list[float]:
+    return torch.where(margin_N.abs() <= TIE_NATS, 0.5, (margin_N > 0).float()).tolist()

@@ -1,0 +1,8 @@
+"""Methods: one room each, one table. A method is a list of stages over a tuner; no room imports another."""
+
+from __future__ import annotations
+
+from alignlab.methods import dpo, pretrain, red, sft
+from alignlab.registry import Registry
+
+METHODS = Registry("method", {"sft": sft.ENTRY, "dpo": dpo.ENTRY, "red": red.ENTRY, "pretrain": pretrain.ENTRY})

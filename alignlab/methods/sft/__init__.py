@@ -1,0 +1,37 @@
+"""Supervised fine-tuning: the likelihood of the chosen response. One stage, `fit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignlab.registry import Entry
+from alignlab.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from alignlab.training.method import Method
+
+
+@dataclass
+class SftConfig:
+    """One likelihood stage."""
+
+    name: str
+    fit: FitConfig
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that cannot train."""
+        self.fit.check("method.fit")
+
+
+def build(config: SftConfig) -> Method:
+    """`fit`: the tuner, on chosen responses, by mean negative log-likelihood per token."""
+    from alignlab.training import views
+    from alignlab.training.method import Method
+    from alignlab.training.objectives import nll
+    from alignlab.training.stages import TrainStage
+
+    return Method(config.name, (TrainStage("fit", "train", views.chosen, nll, config.fit),))
+
+
+ENTRY = Entry(SftConfig, build, needs=frozenset({"chosen"}))

@@ -1,0 +1,22 @@
+"""Backbones and policies. The table of sources stands here; torch is imported when one is loaded."""
+
+from __future__ import annotations
+
+from alignlab.models.config import ModelConfig
+from alignlab.registry import Entry, Registry
+
+
+def _load(config: ModelConfig, *, start: str, seed: int, device: str) -> object:
+    from alignlab.models.backbone import load
+
+    return load(config, start=start, seed=seed, device=device)
+
+
+_ENTRY = Entry(ModelConfig, _load)
+MODELS = Registry(
+    "model",
+    {
+        name: _ENTRY
+        for name in ("tiny", "tiny_gpt2", "local", "gpt2_medium", "llama2_7b", "llama32_3b", "qwen25_7b")
+    },
+)

@@ -1,0 +1,176 @@
+"""Pretrained weights, their tokenizer and their template: what everything else is built on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from alignlab.errors import ModelError
+from alignlab.models.config import ModelConfig
+from alignlab.models.text import Codec, Template
+
+BLOCK_LISTS = ("layers", "h", "blocks")
+"""Where a causal trunk keeps its blocks: Llama, Mistral, Qwen and Gemma; GPT-2; others."""
+
+TOUCHED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Config keys of models whose logits are more than head(hidden)."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal language model. `fingerprint` names the weights: where from, revision, files, dtype."""
+
+    name: str
+    model: PreTrainedModel
+    codec: Codec
+    fingerprint: str
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head: ids to final hidden states."""
+        trunk: nn.Module = getattr(self.model, self.model.base_model_prefix)
+        return trunk
+
+    @property
+    def head(self) -> nn.Module:
+        """Final hidden states to logits."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    @property
+    def context(self) -> int:
+        """The longest input in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether attention accepts a 4-D mask, which a shared prefix needs."""
+        return str(self.model.config._attn_implementation) in ("sdpa", "eager")
+
+    def blocks(self) -> tuple[nn.Module, str]:
+        """The module that holds the list of blocks, and the list's name."""
+        for name in BLOCK_LISTS:
+            if isinstance(getattr(self.trunk, name, None), nn.ModuleList):
+                return self.trunk, name
+        raise ModelError(f"{self.name}: no list of blocks found under {type(self.trunk).__name__}; add it to BLOCK_LISTS.")
+
+    @contextmanager
+    def cut_after(self, layer: int) -> Iterator[None]:
+        """Runs only the first `layer` blocks inside."""
+        trunk, name = self.blocks()
+        every = getattr(trunk, name)
+        setattr(trunk, name, nn.ModuleList(list(every)[:layer]))
+        try:
+            yield
+        finally:
+            setattr(trunk, name, every)
+
+
+def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone:
+    """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random".
+
+    Raises ModelError for anything but safetensors, for missing files, and for models whose logits are not head(hidden).
+    """
+    architecture = _architecture(config)
+    codec = load_codec(config)
+    if start == "random":
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
+    else:
+        model = _pretrained(config, architecture)
+    model.requires_grad_(False)
+    model.eval()
+    return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed))
+
+
+def skeleton(config: ModelConfig) -> PreTrainedModel:
+    """The model without weights (meta device): shapes and counts in a moment, whatever the size."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_architecture(config))
+    return model.requires_grad_(False)
+
+
+def load_codec(config: ModelConfig) -> Codec:
+    """The tokenizer with the template of the sheet."""
+    tokenizer = _from(AutoTokenizer, config)
+    wanted = config.template.bos
+    bos = _adds_bos(tokenizer) if wanted is None else wanted
+    return Codec(tokenizer, Template(config.template.format, config.template.chat, bos))
+
+
+def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
+    """A short hash that changes when other weights would be loaded."""
+    files: list[Any] = []
+    if config.source != "hub":
+        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weights(config)]
+    words = [config.source, config.path, config.revision, config.dtype, start, seed if start == "random" else None, files]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+
+def head_logits(backbone: Backbone, hidden_KD: Tensor) -> Tensor:
+    """Logits of some hidden states."""
+    logits: Tensor = backbone.head(hidden_KD)
+    return logits
+
+
+def _weights(config: ModelConfig) -> list[Any]:
+    return sorted(config.location.glob("*.safetensors"))
+
+
+def _architecture(config: ModelConfig) -> Any:
+    architecture = _from(AutoConfig, config)
+    for key in TOUCHED_LOGITS:
+        if getattr(architecture, key, None) not in (None, 1.0):
+            raise ModelError(f"model={config.name} sets {key}, which the log-probability path does not apply; use another.")
+    for key, value in architecture.to_dict().items():
+        # Policy and reference have to agree at step 0, so dropout is off unless a tuner brings its own (L4).
+        if ("drop" in key) and isinstance(value, float):
+            setattr(architecture, key, 0.0)
+    return architecture
+
+
+def _pretrained(config: ModelConfig, architecture: Any) -> PreTrainedModel:
+    if config.source != "hub" and not _weights(config):
+        raise ModelError(f"model.path={config.path} holds no *.safetensors; convert the weights (pickles are not read).")
+    return _from(
+        AutoModelForCausalLM,
+        config,
+        config=architecture,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=config.attention,
+        use_safetensors=True,
+    )
+
+
+def _from(auto: Any, config: ModelConfig, **more: Any) -> Any:
+    """Loads from a folder or the hub; failures keep their cause and say what to do."""
+    transformers_logging.disable_progress_bar()
+    where = config.path if config.source == "hub" else str(config.location)
+    if config.source == "hub":
+        more["revision"] = config.revision
+    try:
+        return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
+    except (OSError, ValueError, KeyError) as error:
+        advice = "check the network, the name and your access" if config.source == "hub" else "check the folder"
+        raise ModelError(f"model={config.name}: {where} could not be loaded ({error}); {advice}.") from error
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

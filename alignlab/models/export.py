@@ -1,0 +1,124 @@
+"""A tuned model as a plain transformers checkpoint: merged, written, read back, compared."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}
+"""Largest logit difference by dtype, relative to the largest logit where that is above 1; half types round W itself."""
+
+BIAS_OPTIONS = ("mlp_bias", "attention_bias")
+"""The switches by which a transformers configuration gives biases to layers that usually have none."""
+
+
+def export_plain(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> float:
+    """Write the merged model to `folder`, to load without alignlab or peft; return the largest logit difference.
+
+    Merges the active adapter into a copy, at its present strength. The difference is between the tuned model and the
+    checkpoint read back from disk, on a few token ids. Either the whole folder appears or nothing does.
+
+    Raises:
+        ModelError: the folder is in use, the adapter does not merge, the architecture has no place for a merged bias,
+            or the checkpoint answers differently.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} already holds files; export into a new folder.")
+    tuned = copy.deepcopy(peft_model).eval()
+    batch = _probe(tuned.config, tuned.device)
+    expected = _logits(tuned, batch)
+    plain = _merged(tuned)
+    _give_biases_a_place(plain)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
+        written = Path(scratch, "plain")
+        plain.save_pretrained(written)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(written)
+        difference = float((_logits(_read_back(plain, written), batch) - expected).abs().max())
+        # `not <=` so that a NaN is refused too.
+        if not difference <= TOLERANCE[plain.dtype] * max(1.0, float(expected.abs().max())):
+            raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
+        written.rename(folder)
+    return difference
+
+
+def _merged(tuned: PeftModel) -> PreTrainedModel:
+    merge = getattr(tuned.base_model, "merge_and_unload", None)
+    kind = tuned.active_peft_config.peft_type
+    if merge is None:
+        raise ModelError(f"a {kind} adapter does not merge into the weights; keep it beside its backbone.")
+    try:
+        plain: PreTrainedModel = merge()
+    except (NotImplementedError, ValueError) as error:
+        raise ModelError(f"this {kind} adapter does not merge into its backbone: {error}") from error
+    return plain
+
+
+def _give_biases_a_place(plain: PreTrainedModel) -> None:
+    """Switch on the options that make room for new biases, and fill up the neighbours' biases with zeros.
+
+    Without this a reload drops the merged shift with a mere log line, and the model answers differently.
+    """
+    held = set(plain.state_dict())
+    homeless = held - _keys(type(plain), plain.config)
+    for option in BIAS_OPTIONS:
+        if getattr(plain.config, option, None) is not False:
+            continue
+        trial = copy.deepcopy(plain.config)
+        setattr(trial, option, True)
+        still_homeless = held - _keys(type(plain), trial)
+        if len(still_homeless) < len(homeless):
+            homeless = still_homeless
+            setattr(plain.config, option, True)
+    if homeless:
+        raise ModelError(
+            f"a plain {plain.config.model_type} model has no place for {min(homeless)}, which the merged shift needs; "
+            "train with edit=scale, or keep the adapter beside its backbone."
+        )
+    for key in _keys(type(plain), plain.config) - held:
+        layer = cast("nn.Linear", plain.get_submodule(key.removesuffix(".bias")))
+        zeros = layer.weight.new_zeros(layer.out_features)
+        layer.register_parameter("bias", nn.Parameter(zeros, requires_grad=False))
+
+
+def _keys(kind: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
+    """The names of the tensors that a plain model of this configuration holds; no memory is used."""
+    with torch.device("meta"):
+        return set(kind(copy.deepcopy(config)).state_dict())
+
+
+def _read_back(plain: PreTrainedModel, written: Path) -> PreTrainedModel:
+    loaded: Any = type(plain).from_pretrained(written, dtype=plain.dtype, output_loading_info=True)
+    model, report = loaded
+    lost = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if lost:
+        raise ModelError(f"the exported checkpoint does not fit its own configuration: {', '.join(lost[:4])}.")
+    back: PreTrainedModel = model.to(plain.device).eval()
+    return back
+
+
+def _probe(config: PreTrainedConfig, device: torch.device) -> dict[str, Tensor]:
+    """Two rows of 16 token ids, the same each time, without the low ids where the special tokens live."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = config.get_text_config().vocab_size
+    ids = torch.randint(min(4, vocabulary - 1), vocabulary, (2, 16), generator=generator).to(device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**batch, "decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else batch
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        first: Tensor = model(**batch)[0]
+    return first.float()

@@ -1,0 +1,38 @@
+"""What a strength means to a backbone that carries a tuner: the seam between a policy and the thing it is steered by."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Strength: TypeAlias = "float | Tensor"
+"""One number for every row of a batch, or a tensor with one number per row."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted forward pass: its logits, times `weight`, with the tuner at `setting`."""
+
+    weight: Strength
+    setting: Strength
+
+
+class Knob(Protocol):
+    """How a tuner turns a strength into forward passes, and how it is set and switched off."""
+
+    per_row: bool
+    """Whether one pass may hold rows of different settings."""
+
+    def terms(self, strength: Strength) -> tuple[Term, ...]:
+        """The passes whose weighted logits make this strength; raises ControlError for one it cannot honour."""
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        """Sets the tuner for the passes inside; at 1.0 nothing is touched."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Makes the model the untouched backbone, bit for bit, for the passes inside."""

@@ -1,0 +1,183 @@
+"""A backbone that carries a tuner: the verbs that objectives, suites and users call, and the contexts that steer them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.errors import ConfigError, ControlError
+from alignlab.models.backbone import Backbone
+from alignlab.models.decode import Sampling, decode
+from alignlab.models.knob import Knob, Strength, Term
+from alignlab.models.layout import Layout, can_share, one_row_per_group, one_row_per_member
+from alignlab.models.logprobs import Logprobs, sum_by_member, token_logprobs
+from alignlab.records import Batch
+
+DECODE_ROWS = 256
+"""Rows that are generated together."""
+
+
+class Policy:
+    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it."""
+
+    def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True) -> None:
+        self.backbone = backbone
+        self.knob = knob
+        self.shared_prefix = shared_prefix and backbone.takes_masks
+        self._terms: tuple[Term, ...] = (Term(1.0, 1.0),)
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that holds every parameter."""
+        return self.backbone.model
+
+    def logprobs(self, batch: Batch) -> Logprobs:
+        """Log-probability in nats of each response given its prompt, shape groups x members."""
+        layout = self.layout(batch)
+        hidden = [(term.weight, self._hidden(layout, term)) for term in self._terms]
+        value_K = token_logprobs(self.backbone.head, hidden, layout.target_K, layout.group_R[layout.row_K])
+        groups, members, _ = batch.ids_GMT.shape
+        ones_K = torch.ones_like(value_K)
+        return Logprobs(
+            total_GM=sum_by_member(value_K, layout.member_K, groups, members),
+            tokens_GM=sum_by_member(ones_K, layout.member_K, groups, members),
+        )
+
+    def hidden_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
+        """Outputs of blocks `layers` (1 = the first block) at the response tokens: layers x tokens x width.
+
+        Tokens stand in the order of the batch's members. The pass stops behind the highest layer. Raises ConfigError for a
+        layer outside 1..L.
+        """
+        trunk, name = self.backbone.blocks()
+        blocks = getattr(trunk, name)
+        if not layers or min(layers) < 1 or max(layers) > len(blocks):
+            raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
+        layout = self.layout(batch)
+        kept: dict[int, Tensor] = {}
+        hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
+        try:
+            with self.backbone.cut_after(max(layers)), self.knob.at(self._single(layout)):
+                self._trunk(layout)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
+
+    def respond(
+        self, prompts: Sequence[str], *, strength: float | Sequence[float] = 1.0, sampling: Sampling, seed: int
+    ) -> list[str]:
+        """Answers each prompt at one strength, or at one strength per prompt.
+
+        A row's text depends on its prompt, its strength, the seed and its place in `prompts`, not on the batch it ran in.
+        Raises ControlError for a strength that is not a finite number or a list of the wrong length.
+        """
+        strengths = _strengths(strength, len(prompts))
+        encoded = self.backbone.codec.prompts(prompts)
+        room = self.backbone.context - sampling.max_new_tokens
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) > room:
+                raise ConfigError(
+                    f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
+                    f" holds {self.backbone.context}; shorten it or lower max_new_tokens."
+                )
+        generator = torch.Generator().manual_seed(seed)
+        uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(self.backbone.device)
+        texts = [""] * len(prompts)
+        with torch.inference_mode():
+            for rows in self._decode_batches(strengths):
+                settings = torch.tensor([strengths[row] for row in rows], device=self.backbone.device)
+                value: Strength = settings if self.knob.per_row and len(set(settings.tolist())) > 1 else strengths[rows[0]]
+                chosen = [encoded[row] for row in rows]
+                terms = self.knob.terms(value)
+                answers = decode(self.backbone, chosen, terms, self.knob.at, sampling, uniform_BT[rows])
+                for row, ids in zip(rows, answers, strict=True):
+                    texts[row] = self.backbone.codec.decode(ids)
+        return texts
+
+    @contextmanager
+    def at(self, strength: Strength) -> Iterator[None]:
+        """Every verb inside runs at this strength: a number, or a tensor with one number per group of the batch."""
+        before, self._terms = self._terms, self.knob.terms(strength)
+        try:
+            yield
+        finally:
+            self._terms = before
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Every verb inside is the untouched backbone's, bit for bit."""
+        before, self._terms = self._terms, (Term(1.0, 1.0),)
+        try:
+            with self.knob.off():
+                yield
+        finally:
+            self._terms = before
+
+    @contextmanager
+    def only(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Inside, exactly these parameters take gradients."""
+        chosen = set(parameters)
+        before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        try:
+            for parameter in before:
+                parameter.requires_grad_(parameter in chosen)
+            yield
+        finally:
+            for parameter, required in before.items():
+                parameter.requires_grad_(required)
+
+    def layout(self, batch: Batch) -> Layout:
+        """How this policy lays a batch into rows."""
+        if self.shared_prefix and can_share(batch):
+            return one_row_per_group(batch, self.backbone.model.dtype)
+        return one_row_per_member(batch)
+
+    def _hidden(self, layout: Layout, term: Term) -> Tensor:
+        """Final hidden states that predict the response tokens, tokens x width."""
+        with self.knob.at(_by_row(term.setting, layout)):
+            return self._trunk(layout)[layout.row_K, layout.time_K]
+
+    def _trunk(self, layout: Layout) -> Tensor:
+        output = self.backbone.trunk(
+            input_ids=layout.ids_RT, attention_mask=layout.mask_R1TT, position_ids=layout.positions_RT, use_cache=False
+        )
+        hidden_RTD: Tensor = output.last_hidden_state
+        return hidden_RTD
+
+    def _single(self, layout: Layout) -> Strength:
+        if len(self._terms) > 1:
+            raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
+        return _by_row(self._terms[0].setting, layout)
+
+    def _decode_batches(self, strengths: list[float]) -> Iterator[list[int]]:
+        """Row numbers that are generated together: all rows where the knob takes them mixed, else one strength at a time."""
+        rows = list(range(len(strengths)))
+        sets = [rows] if self.knob.per_row else [[r for r in rows if strengths[r] == s] for s in dict.fromkeys(strengths)]
+        for chosen in sets:
+            for start in range(0, len(chosen), DECODE_ROWS):
+                yield chosen[start : start + DECODE_ROWS]
+
+
+def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        kept[layer] = output if isinstance(output, Tensor) else output[0]
+
+    return hook
+
+
+def _by_row(setting: Strength, layout: Layout) -> Strength:
+    return setting[layout.group_R] if isinstance(setting, Tensor) else setting
+
+
+def _strengths(strength: float | Sequence[float], count: int) -> list[float]:
+    values = [float(strength)] * count if isinstance(strength, (int, float)) else [float(value) for value in strength]
+    if len(values) != count:
+        raise ControlError(f"{len(values)} strengths were given for {count} prompts; give one number, or one per prompt.")
+    if not all(math.isfinite(value) for value in values):
+        raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
+    return values

@@ -1,0 +1,34 @@
+"""The sheets of the `tracking` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignlab.errors import ConfigError
+
+
+@dataclass
+class OffConfig:
+    """No tracker; the ledger is always written."""
+
+    name: str
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
+
+
+@dataclass
+class WandbConfig:
+    """`mode`: auto (online when logged in, else offline) | online | offline | disabled. `group`: null = the run's name."""
+
+    name: str
+    project: str
+    entity: str | None
+    mode: str
+    group: str | None
+    timeout_seconds: float
+
+    def check(self) -> None:
+        """Raises ConfigError for a mode that does not exist."""
+        if self.mode not in ("auto", "online", "offline", "disabled"):
+            raise ConfigError(f"tracking.mode={self.mode!r} is not known; choose auto, online, offline or disabled.")

@@ -1,0 +1,1 @@
+"""Training: stages, their objectives, the one trainer, and the session they run in."""

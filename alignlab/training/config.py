@@ -1,0 +1,80 @@
+"""The sheets that say how a stage trains, and on what machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from alignlab.errors import ConfigError
+
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
+@dataclass
+class FitConfig:
+    """One training stage. `epochs` or `steps`: exactly one, the other null. `batch`: groups (rows or pairs) per optimiser
+    step. `max_grad_norm` 0: no clipping. `loss_on`: response | all (the prompt counts too)."""
+
+    epochs: float | None
+    steps: int | None
+    batch: int
+    learning_rate: float
+    schedule: str
+    warmup_fraction: float
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_grad_norm: float
+    loss_on: str
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for settings that cannot train."""
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigError(f"{where}: give epochs or steps, and null for the other; now {self.epochs=} and {self.steps=}.")
+        if (self.steps is not None and self.steps < 1) or (self.epochs is not None and self.epochs <= 0):
+            raise ConfigError(f"{where}: nothing to train with {self.steps=}, {self.epochs=}; give at least one step.")
+        if self.batch < 1:
+            raise ConfigError(f"{where}.batch={self.batch} must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"{where}.learning_rate={self.learning_rate} must be above 0.")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"{where}.schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}.")
+        if self.loss_on not in ("response", "all"):
+            raise ConfigError(f"{where}.loss_on={self.loss_on!r} is not known; choose response or all.")
+
+    def total_steps(self, groups: int) -> int:
+        """Optimiser steps for so many groups."""
+        return self.steps if self.steps is not None else max(1, math.ceil(float(self.epochs or 0) * groups / self.batch))
+
+
+@dataclass
+class TrainerConfig:
+    """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = the whole
+    batch. `shared_prefix`: compute the common prompt of a pair once. `extra`: further transformers.TrainingArguments."""
+
+    name: str
+    device: str
+    micro_batch: int | None
+    shared_prefix: bool
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    log_every_steps: int
+    threads: int | None
+    extra: dict[str, Any]
+
+    def check(self) -> None:
+        """Raises ConfigError for a device or a number that does not exist."""
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"trainer.device={self.device!r} is not known; choose auto, cpu or cuda.")
+        for key in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1.")
+
+    def micro(self, batch: int) -> int:
+        """Groups per forward pass; raises ConfigError where they do not divide the batch."""
+        micro = min(self.micro_batch or batch, batch)
+        if batch % micro:
+            raise ConfigError(f"trainer.micro_batch={micro} does not divide the stage's batch of {batch}; take a divisor.")
+        return micro

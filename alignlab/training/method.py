@@ -1,0 +1,56 @@
+"""What a method is: an ordered list of stages over one tuner, starting from pretrained or from new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from alignlab.data.encode import Account
+    from alignlab.data.source import Source
+    from alignlab.models.policy import Policy
+    from alignlab.models.text import Codec
+    from alignlab.records import EncodedGroup
+    from alignlab.training.session import Session
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is about to do: the rows it will see, their account, its optimiser steps and what else is worth saying."""
+
+    groups: Sequence[EncodedGroup]
+    account: Account
+    steps: int
+    note: str
+
+
+class Stage(Protocol):
+    """A unit of work with a name. It learns, or it looks."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the method; also its folder and the first half of its metrics' names."""
+
+    @property
+    def moves(self) -> str:
+        """tuner | everything | nothing."""
+
+    def prepare(self, source: Source, codec: Codec, limits: Any) -> Work:
+        """Reads and encodes its rows; no weights yet."""
+
+    def run(self, policy: Policy, work: Work, session: Session) -> None:
+        """Does the work, from the last checkpoint if there is one."""
+
+    def restore(self, policy: Policy, folder: Path) -> None:
+        """Puts back what an earlier, finished run of this stage left in its folder."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """`start`: pretrained | random weights."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    start: str = "pretrained"

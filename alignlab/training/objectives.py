@@ -1,0 +1,79 @@
+"""What a stage minimises: functions (policy, batch) -> Loss. Values and metrics are the batch's share of its step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignlab.models.logprobs import Logprobs
+from alignlab.models.policy import Policy
+from alignlab.records import Batch, Loss
+from alignlab.training.losses import PREFERENCE_LOSSES
+
+Objective = Callable[[Policy, Batch], Loss]
+
+
+def nll(policy: Policy, batch: Batch) -> Loss:
+    """Mean negative log-likelihood of the response tokens of the step, in nats per token."""
+    total = policy.logprobs(batch).total_GM.sum()
+    return Loss(-total / batch.step_tokens, {})
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A preference loss on pairs (member 0 chosen, member 1 rejected).
+
+    `length_norm`: sum | mean, whether a response counts by its total or its per-token log-probability. `reference`: base
+    (tuner off), start (the stage's first weights, from the cache) or none. `likelihood`: weight of an added per-token
+    negative log-likelihood of the chosen response.
+    """
+
+    loss: str
+    beta: float
+    smoothing: float
+    length_norm: str
+    reference: str
+    likelihood: float
+
+    def __call__(self, policy: Policy, batch: Batch) -> Loss:
+        """The loss and what has to be watched beside it; falling chosen log-probabilities are common, see the card."""
+        scores = policy.logprobs(batch)
+        value_GM = self._value(scores.total_GM, scores)
+        reference_GM = self._reference(policy, batch, scores)
+        reward_GM = self.beta * (value_GM - reference_GM)
+        gap_G = _margin(value_GM) - _margin(reference_GM)
+        loss_G = PREFERENCE_LOSSES[self.loss](gap_G, self.beta, self.smoothing)
+        if self.likelihood:
+            loss_G = loss_G - self.likelihood * scores.mean_GM[:, 0]
+        share = 1 / batch.step_groups
+        correct_G = (gap_G > 0).float() + 0.5 * (gap_G == 0).float()
+        metrics = {
+            "accuracy": correct_G,
+            "reward_margin": _margin(reward_GM),
+            "chosen_nats": scores.total_GM[:, 0],
+            "rejected_nats": scores.total_GM[:, 1],
+            "chosen_nats_per_token": scores.mean_GM[:, 0],
+            "rejected_nats_per_token": scores.mean_GM[:, 1],
+            "chosen_tokens": scores.tokens_GM[:, 0],
+            "rejected_tokens": scores.tokens_GM[:, 1],
+        }
+        return Loss(loss_G.sum() * share, {name: value.detach().sum() * share for name, value in metrics.items()})
+
+    def _value(self, total_GM: Tensor, scores: Logprobs) -> Tensor:
+        return total_GM / scores.tokens_GM.clamp(min=1) if self.length_norm == "mean" else total_GM
+
+    def _reference(self, policy: Policy, batch: Batch, scores: Logprobs) -> Tensor:
+        """The reference's value of each response; from the cache if the batch carries it."""
+        if self.reference == "none":
+            return torch.zeros_like(scores.total_GM)
+        if batch.reference_GM is not None:
+            return self._value(batch.reference_GM, scores)
+        with torch.no_grad(), policy.off():
+            return self._value(policy.logprobs(batch).total_GM, scores)
+
+
+def _margin(value_GM: Tensor) -> Tensor:
+    return value_GM[:, 0] - value_GM[:, 1]

@@ -1,0 +1,139 @@
+"""The one transformers.Trainer of the project: trains any objective, checkpoints what moves, reports to the session."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from alignlab.errors import ConfigError, DivergedError
+from alignlab.models.policy import Policy
+from alignlab.records import Batch, Loss
+from alignlab.training.checkpoint import latest, mark
+from alignlab.training.config import FitConfig
+from alignlab.training.objectives import Objective
+from alignlab.training.progress import ShowProgress
+from alignlab.training.session import Session
+from alignlab.tuners.tuner import Tuner
+
+
+class Step(nn.Module):
+    """Policy and objective as one module, so that what wraps the model (DDP, FSDP) sees every pass of the objective."""
+
+    def __init__(self, policy: Policy, objective: Objective) -> None:
+        super().__init__()
+        self.model = policy.model
+        self.policy = policy
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> Loss:
+        """The objective's loss on one batch."""
+        return self.objective(self.policy, batch.to(self.policy.backbone.device))
+
+
+class FitTrainer(Trainer):
+    """Losses are shares of their step and add up, so nothing is divided by the number of accumulated batches."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, step: Step, stage: str, tuner: Tuner, session: Session, steps: Any, args: TrainingArguments) -> None:
+        self._stage, self._tuner, self._session = stage, tuner, session
+        self._metrics: dict[str, Tensor] = {}
+        self._logged_at = 0
+        self._progress = ShowProgress(stage)
+        super().__init__(model=step, args=args, train_dataset=steps, data_collator=_first, callbacks=[self._progress])
+        self.remove_callback(PrinterCallback)
+
+    def fit(self) -> None:
+        """Trains from the last complete checkpoint, or from the start."""
+        checkpoint = latest(Path(str(self.args.output_dir)))
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self._progress.close()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
+        loss: Loss = model(**inputs)
+        if not math.isfinite(loss.value.item()):
+            kept = latest(Path(str(self.args.output_dir)))
+            raise DivergedError(
+                f"stage {self._stage}: the loss is {loss.value.item()} at step {self.state.global_step + 1}; the last good"
+                f" checkpoint is {kept.name if kept else 'the start'}. Lower the learning rate or look at the rows"
+                f" {', '.join(inputs['batch'].rows[:3])}."
+            )
+        for name, value in loss.metrics.items():
+            self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value
+        return loss.value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Loss, rate, gradient norm and the objective's own metrics (means over the steps since the last line)."""
+        if "loss" in logs:
+            steps = max(1, self.state.global_step - self._logged_at)
+            self._logged_at = self.state.global_step
+            own = {name: value.item() / steps for name, value in self._metrics.items()}
+            self._metrics.clear()
+            self._session.log(self._stage, self.state.global_step, {**logs, **own})
+        super().log(logs, start_time)
+
+    def get_train_dataloader(self) -> Any:
+        """Micro-batches in the order they were planned; nothing shuffles them again."""
+        loader = torch.utils.data.DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_first)  # type: ignore[arg-type, var-annotated]
+        return self.accelerator.prepare(loader)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """What the stage moves, and no frozen weight (T6)."""
+        self._tuner.save(Path(str(output_dir or self.args.output_dir)))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._tuner.load(Path(resume_from_checkpoint))
+        self._logged_at = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+
+
+def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
+    """The Trainer's arguments, every number from a sheet; raises ConfigError for an unknown key in trainer.extra."""
+    trainer = session.trainer
+    given: dict[str, Any] = dict(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=fit.batch // trainer.micro(fit.batch),
+        learning_rate=fit.learning_rate,
+        lr_scheduler_type=fit.schedule,
+        warmup_steps=math.ceil(fit.warmup_fraction * steps),
+        weight_decay=fit.weight_decay,
+        adam_beta1=fit.adam_beta1,
+        adam_beta2=fit.adam_beta2,
+        adam_epsilon=fit.adam_epsilon,
+        max_grad_norm=fit.max_grad_norm,
+        optim="adamw_torch",
+        seed=session.seed,
+        data_seed=session.seed,
+        logging_steps=trainer.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=trainer.checkpoint_every_steps,
+        save_total_limit=trainer.keep_checkpoints,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=session.device == "cpu",
+        dataloader_pin_memory=session.device != "cpu",
+    )
+    try:
+        return TrainingArguments(**{**given, **trainer.extra})
+    except TypeError as error:
+        raise ConfigError(f"trainer.extra: {error}; its keys are those of transformers.TrainingArguments.") from error
+
+
+def _first(items: list[Any]) -> Any:
+    """A planned micro-batch is one item of the data set."""
+    return items[0]

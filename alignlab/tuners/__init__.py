@@ -1,0 +1,50 @@
+"""What is learned on top of a backbone: one table; the parts that need torch are imported when one is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignlab.registry import Entry, Registry
+from alignlab.tuners.config import BitfitConfig, FullConfig, Ia3Config, LoraConfig, RedTunerConfig
+
+
+def _full(config: FullConfig, model: Any) -> Any:
+    from alignlab.tuners.weights import full
+
+    return full(config, model)
+
+
+def _bitfit(config: BitfitConfig, model: Any) -> Any:
+    from alignlab.tuners.weights import bitfit
+
+    return bitfit(config, model)
+
+
+def _lora(config: LoraConfig, model: Any) -> Any:
+    from alignlab.tuners.lora import build
+
+    return build(config, model)
+
+
+def _ia3(config: Ia3Config, model: Any) -> Any:
+    from alignlab.tuners.ia3 import build
+
+    return build(config, model)
+
+
+def _red(config: RedTunerConfig, model: Any) -> Any:
+    from alignlab.tuners.red.tuner import build
+
+    return build(config, model)
+
+
+TUNERS = Registry(
+    "tuner",
+    {
+        "full": Entry(FullConfig, _full),
+        "bitfit": Entry(BitfitConfig, _bitfit),
+        "lora": Entry(LoraConfig, _lora),
+        "ia3": Entry(Ia3Config, _ia3),
+        "red": Entry(RedTunerConfig, _red),
+    },
+)

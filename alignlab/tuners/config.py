@@ -1,0 +1,66 @@
+"""The sheets of the `tuner` group: what is learned, and at which rates. Light: no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignlab.errors import ConfigError
+
+
+@dataclass
+class TunerConfig:
+    """Rates are AdamW learning rates: `likelihood_rate` for objectives on log-probabilities, `preference_rate` for pairs.
+
+    They stand with the tuner because what moves decides the rate: RED and LoRA differ by a factor of ten under one loss.
+    """
+
+    name: str
+    likelihood_rate: float
+    preference_rate: float
+
+    def check(self) -> None:
+        """Raises ConfigError for rates that cannot train."""
+        for key in ("likelihood_rate", "preference_rate"):
+            if not 0 < getattr(self, key) < 10:
+                raise ConfigError(f"tuner.{key}={getattr(self, key)} must lie between 0 and 10.")
+
+
+@dataclass
+class FullConfig(TunerConfig):
+    """Every weight of the backbone."""
+
+
+@dataclass
+class BitfitConfig(TunerConfig):
+    """Every bias of the backbone."""
+
+
+@dataclass
+class LoraConfig(TunerConfig):
+    """Low-rank updates. `targets`: names of linear maps; an empty list means all of them but the head. `alpha`/`rank` scales the update."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str]
+
+
+@dataclass
+class Ia3Config(TunerConfig):
+    """Learned factors on keys, values and the feed-forward's inner activation, at peft's own places."""
+
+
+@dataclass
+class RedTunerConfig(TunerConfig):
+    """Representation editing. `edit`: both | scale | shift. `place`: ffn (RED) | plus (RED+, five outputs per block)."""
+
+    edit: str
+    place: str
+
+    def check(self) -> None:
+        """Raises ConfigError for an edit or a place that does not exist."""
+        super().check()
+        if self.edit not in ("both", "scale", "shift"):
+            raise ConfigError(f"tuner.edit={self.edit!r} is not known; choose both, scale or shift.")
+        if self.place not in ("ffn", "plus"):
+            raise ConfigError(f"tuner.place={self.place!r} is not known; choose ffn (RED) or plus (RED+).")

@@ -1,0 +1,48 @@
+"""LoRA (arXiv 2106.09685) as peft builds it; the knob scales the update, one strength per row if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import peft
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alignlab.models.knob import Strength
+from alignlab.tuners.config import LoraConfig
+from alignlab.tuners.peft_tuner import PeftTuner
+
+
+class LoraTuner(PeftTuner):
+    """W x + s * (alpha / r) B A x."""
+
+    @contextmanager
+    def at(self, setting: Strength) -> Iterator[None]:
+        """The update times `setting`; a tensor holds one number per row."""
+        if isinstance(setting, float) and setting == 1.0:
+            yield
+            return
+        factor = setting[:, None, None] if isinstance(setting, Tensor) else setting
+        before = [dict(layer.scaling) for layer in self.layers]
+        try:
+            for layer, scaling in zip(self.layers, before, strict=True):
+                layer.scaling = {name: scale * factor for name, scale in scaling.items()}
+            yield
+        finally:
+            for layer, scaling in zip(self.layers, before, strict=True):
+                layer.scaling = scaling
+
+
+def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
+    """Attaches LoRA to the named linear maps, or to all but the head."""
+    return LoraTuner(
+        model,
+        peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.targets) or "all-linear",
+        ),
+    )

@@ -1,0 +1,69 @@
+"""What all tuners that peft attaches have in common: attach, switch off, save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from alignlab.errors import ModelError
+from alignlab.models.knob import Strength, Term
+from alignlab.tuners.tuner import one_pass
+
+
+class PeftTuner:
+    """A peft adapter; each kind adds its `at`."""
+
+    per_row = True
+
+    def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
+        try:
+            # low_cpu_mem_usage would leave the adapter on the meta device; fp32 adapters over any base are asked for.
+            self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ModelError(f"peft cannot attach {config.peft_type}: {error}") from error
+        self.layers: list[Any] = [m for m in self.module.modules() if isinstance(m, BaseTunerLayer)]
+        self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+        return list(self._learned)
+
+    def terms(self, strength: Strength) -> tuple[Term, ...]:
+        """One pass at this strength."""
+        return one_pass(strength)
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        """The edit scaled."""
+        raise TypeError(f"{type(self).__name__} does not say what a strength means: {setting}")
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
+        for layer in self.layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer._disable_adapters = False
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors, loadable with PeftModel.from_pretrained."""
+        # "auto" would ask the hub for the base's config and may write whole embeddings beside the adapter (P5).
+        self.module.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def load(self, folder: Path) -> None:
+        """Reads the adapter's tensors back."""
+        result = set_peft_model_state_dict(self.module, load_peft_weights(str(folder), device="cpu"))
+        if result.unexpected_keys:
+            raise ModelError(
+                f"{folder} holds tensors that this adapter has no place for: {result.unexpected_keys[:3]}."
+            )

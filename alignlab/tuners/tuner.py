@@ -1,0 +1,66 @@
+"""What every tuner is once it sits in a backbone: some parameters, a knob, and a folder it can be kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.errors import ControlError
+from alignlab.models.knob import Knob, Strength, Term
+
+
+class Tuner(Knob, Protocol):
+    """A tuner that is attached. Building one puts it in place, as the identity."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that plain tools expect: a PeftModel, or the backbone itself."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what is learned, as safetensors."""
+
+    def load(self, folder: Path) -> None:
+        """Reads back what `save` wrote."""
+
+
+def one_pass(strength: Strength) -> tuple[Term, ...]:
+    """The terms of a tuner whose edit is scaled: a single pass of weight 1."""
+    return (Term(1.0, strength),)
+
+
+@contextmanager
+def between(pairs: Iterable[tuple[nn.Parameter, Tensor]], strength: Strength) -> Iterator[None]:
+    """Inside, each parameter is origin + strength * (parameter - origin), exact at 0 and 1.
+
+    Raises ControlError for one strength per row: a weight is shared by all rows of a batch.
+    """
+    if isinstance(strength, Tensor):
+        if strength.numel() != 1 and not bool((strength == strength[0]).all()):
+            raise ControlError("this tuner takes one strength per batch, not one per row.")
+        strength = float(strength.reshape(-1)[0])
+    if strength == 1.0:
+        yield
+        return
+    trained = [(parameter, parameter.data) for parameter, _ in pairs]
+    try:
+        for parameter, origin in pairs:
+            start = origin.to(parameter.device, parameter.dtype)
+            parameter.data = start if strength == 0.0 else start + strength * (parameter.data - start)
+        yield
+    finally:
+        for parameter, data in trained:
+            parameter.data = data
+
+
+def origins(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter beside a copy of what it is now; nothing is copied on the meta device."""
+    with torch.no_grad():
+        return [(p, p.detach() if p.is_meta else p.detach().clone()) for p in parameters]
