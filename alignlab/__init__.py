@@ -1,1 +1,28 @@
-"""alignlab"""
+"""alignlab: parameter-efficient alignment of language models, with one strength dial for every method.
+
+`import alignlab` alone stays light and makes our tuners known to peft; what is named below is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from alignlab.tuners.peft_hook import install
+
+if TYPE_CHECKING:
+    from alignlab.assembly import load
+    from alignlab.models.policy import Policy
+    from alignlab.tuners.red import RedConfig
+
+__all__ = ["Policy", "RedConfig", "load"]
+
+_HOMES = {"Policy": "alignlab.models.policy", "RedConfig": "alignlab.tuners.red", "load": "alignlab.assembly"}
+
+install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'alignlab' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -158,17 +158,17 @@ def _pretrained(config: ModelConfig, architecture: Any) -> PreTrainedModel:
     )
 
 
-def _from(auto: Any, config: ModelConfig, **more: Any) -> Any:
+def _from(auto: Any, sheet: ModelConfig, /, **more: Any) -> Any:
     """Loads from a folder or the hub; failures keep their cause and say what to do."""
     transformers_logging.disable_progress_bar()
-    where = config.path if config.source == "hub" else str(config.location)
-    if config.source == "hub":
-        more["revision"] = config.revision
+    where = sheet.path if sheet.source == "hub" else str(sheet.location)
+    if sheet.source == "hub":
+        more["revision"] = sheet.revision
     try:
-        return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
+        return auto.from_pretrained(where, trust_remote_code=sheet.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:
-        advice = "check the network, the name and your access" if config.source == "hub" else "check the folder"
-        raise ModelError(f"model={config.name}: {where} could not be loaded ({error}); {advice}.") from error
+        advice = "check the network, the name and your access" if sheet.source == "hub" else "check the folder"
+        raise ModelError(f"model={sheet.name}: {where} could not be loaded ({error}); {advice}.") from error
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from alignlab.tracking.config import WandbConfig
 from alignlab.tracking.tracker import Identity, NoTracker, Tracker
@@ -77,9 +79,16 @@ def _mode(config: WandbConfig) -> Any:
     wanted = os.environ.get("WANDB_MODE") or config.mode
     if wanted != "auto":
         return wanted
-    import wandb
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
 
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+
+def _has_login() -> bool:
+    """Whether `wandb login` has left a key for its host in the user's netrc."""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _media(rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> dict[str, Any]:

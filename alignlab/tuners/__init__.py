@@ -38,10 +38,14 @@ def _red(config: RedTunerConfig, model: Any) -> Any:
     return build(config, model)
 
 
+def _every_weight(_config: FullConfig) -> frozenset[str]:
+    return frozenset({"every weight"})
+
+
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _full),
+        "full": Entry(FullConfig, _full, offers=_every_weight),
         "bitfit": Entry(BitfitConfig, _bitfit),
         "lora": Entry(LoraConfig, _lora),
         "ia3": Entry(Ia3Config, _ia3),

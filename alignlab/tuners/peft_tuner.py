@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,8 +26,10 @@ class PeftTuner:
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         try:
-            # low_cpu_mem_usage would leave the adapter on the meta device; fp32 adapters over any base are asked for.
-            self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
+            with warnings.catch_warnings():
+                # peft asks a property that transformers 5 has renamed
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"peft cannot attach {config.peft_type}: {error}") from error
         self.layers: list[Any] = [m for m in self.module.modules() if isinstance(m, BaseTunerLayer)]

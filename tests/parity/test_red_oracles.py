@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alignlab.tuners.red import RedConfig
 from peft import BeftConfig, IA3Config, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from alignlab.tuners.red import RedConfig
 
 pytestmark = pytest.mark.parity
 

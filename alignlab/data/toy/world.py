@@ -11,7 +11,7 @@ from alignlab.errors import DataError
 from alignlab.records import Preference, Response
 
 SPLITS = ("train", "test")
-CANDIDATES = 4  # stories drawn for each prompt of a pair
+CANDIDATES = 5  # stories drawn for each prompt of a pair
 HELD_OUT = 6  # every sixth combination of character and object belongs to the test split
 LENGTH_CUES = (None, *LENGTHS)
 
@@ -31,7 +31,7 @@ def combinations(split: str) -> list[tuple[str, str]]:
 def pairs(split: str, count: int, seed: int) -> list[Preference]:
     """Pairs for prompts without a mood cue, a third of them with each length cue or none.
 
-    Of four stories drawn freely, equally long by plan, the most cheerful is chosen and one that is less so is rejected.
+    Of five stories drawn freely, equally long by plan, the most cheerful is chosen and one that is less so is rejected.
     """
     random = Random(f"pairs/{split}/{seed}")
     known = combinations(split)

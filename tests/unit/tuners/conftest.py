@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import alignlab.tuners.red  # noqa: F401  # registers RED
 import pytest
 import torch
-from alignlab.tuners.red import RedLayer
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -23,6 +22,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from alignlab.tuners.red import RedConfig, RedLayer
 
 WIDTH, BLOCKS, VOCABULARY = 32, 2, 96
 SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "vocab_size": VOCABULARY}
@@ -98,3 +99,20 @@ def train() -> Callable[[nn.Module], nn.Module]:
         return model
 
     return draw
+
+
+@pytest.fixture
+def tuned(build: Callable[[str], PreTrainedModel], train: Callable[[nn.Module], nn.Module]) -> PeftModel:
+    """A Llama with an edit that looks trained."""
+    return train(get_peft_model(build("llama"), RedConfig()))
+
+
+@pytest.fixture
+def hand() -> RedLayer:
+    """d = 2, a base that returns its input, s = (0.5, 3), l = (1, 1)."""
+    base = nn.Linear(2, 2, bias=False)
+    base.weight.data = torch.eye(2)
+    layer = RedLayer(base, "default", RedConfig())
+    layer.red_edit["default"].scale.data = torch.tensor([0.5, 3.0])
+    layer.red_edit["default"].shift.data = torch.tensor([1.0, 1.0])
+    return layer

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from alignlab.errors import ModelError
-from alignlab.models.export import export_plain
-from alignlab.tuners.red import RedConfig, red_plus_targets, strength
 from peft import BeftConfig, IA3Config, LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from alignlab.errors import ModelError
+from alignlab.models.export import export_plain
+from alignlab.tuners.red import RedConfig, red_plus_targets, strength
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]
@@ -29,12 +30,6 @@ CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     "lora": lambda: LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
 }
-
-
-@pytest.fixture
-def tuned(build: Build, train: Train) -> PeftModel:
-    """A Llama with an edit that looks trained."""
-    return train(get_peft_model(build("llama"), RedConfig()))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "roberta"])
@@ -51,7 +46,9 @@ def test_plain_reload_answers_as_the_tuned_model(
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
-def test_every_kind_that_merges_is_exported(build: Build, logits: Logits, train: Train, tmp_path: Path, kind: str) -> None:
+def test_every_kind_that_merges_is_exported(
+    build: Build, logits: Logits, train: Train, tmp_path: Path, kind: str
+) -> None:
     tuned = train(get_peft_model(build("llama"), CONFIGS[kind]()))
 
     export_plain(tuned, None, tmp_path / "plain")
@@ -114,7 +111,7 @@ def test_half_precision_stays_half_precision(build: Build, train: Train, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "family, bias",
+    ("family", "bias"),
     [("t5", r"decoder\.block\.0\.layer\.2\.DenseReluDense\.wo\.bias"), ("mistral", r"layers\.0\.mlp\.down_proj\.bias")],
 )
 def test_no_place_for_the_shift_is_refused_and_leaves_nothing(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alignlab.tuners.red import RedConfig, red_plus_targets
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -20,6 +19,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from alignlab.tuners.red import RedConfig, red_plus_targets
 
 
 def _roberta(width: int, blocks: int, heads: int) -> PreTrainedModel:
@@ -56,7 +57,7 @@ def _trainable(model: str, config: PeftConfig) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize(
-    "model, count, tensors",
+    ("model", "count", "tensors"),
     [
         ("llama-2-7b", 262_144, 64),
         ("gpt2-medium", 49_152, 48),
@@ -73,7 +74,7 @@ def test_red_count(model: str, count: int, tensors: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "model, family, count, tensors",
+    ("model", "family", "count", "tensors"),
     [
         ("roberta-base", "roberta", 92_160, 120),
         ("roberta-large", "roberta", 245_760, 240),
@@ -113,7 +114,7 @@ def test_ratio_to_full_fine_tuning_of_llama() -> None:
 
 
 @pytest.mark.parametrize(
-    "model, rank, targets, ratio",
+    ("model", "rank", "targets", "ratio"),
     [("llama-2-7b", 16, ["q_proj", "v_proj"], 32.0), ("roberta-large", 8, ["query", "value"], 16.0)],
 )
 def test_ratio_to_lora(model: str, rank: int, targets: list[str], ratio: float) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from alignlab.errors import ControlError, ModelError
-from alignlab.tuners.red import RedConfig, RedLayer, red_plus_targets, strength
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from alignlab.errors import ControlError, ModelError
+from alignlab.tuners.red import RedConfig, RedLayer, red_plus_targets, strength
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from alignlab.errors import ModelError
-from alignlab.tuners.peft_types import grow, register
-from alignlab.tuners.red import RedConfig, RedLayer, RedModel
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraModel
 from peft.utils import PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+
+from alignlab.errors import ModelError
+from alignlab.tuners.peft_types import grow, register
+from alignlab.tuners.red import RedConfig, RedLayer, RedModel
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]

@@ -1,0 +1,208 @@
+"""The typed run: sheets laid on top of each other come in as one mapping and go out as dataclasses that fit together.
+
+`parse` is the only door. It refuses keys that no sheet has, values of the wrong type, and parts that do not fit each
+other, each in one sentence and before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from alignlab.data import SOURCES
+from alignlab.data.config import DataConfig
+from alignlab.errors import ConfigError
+from alignlab.evaluation import CONTROLS, EVALUATIONS, SUITES
+from alignlab.evaluation.config import ControlConfig, EvaluationConfig
+from alignlab.methods import METHODS
+from alignlab.models import MODELS
+from alignlab.models.config import ModelConfig
+from alignlab.registry import Entry, Registry, nearest
+from alignlab.tracking import TRACKERS
+from alignlab.training.config import TrainerConfig
+from alignlab.tuners import TUNERS
+from alignlab.tuners.config import TunerConfig
+
+
+@dataclass
+class PathsConfig:
+    """`runs`: where run folders go. `data`, `models`: local folders, null where there are none."""
+
+    runs: str
+    data: str | None
+    models: str | None
+
+
+@dataclass
+class LaunchConfig:
+    """Where a job runs. local: here."""
+
+    name: str
+
+
+def _same(config: Any) -> Any:
+    return config
+
+
+GROUPS: Mapping[str, Registry] = {
+    "method": METHODS,
+    "tuner": TUNERS,
+    "model": MODELS,
+    "data": SOURCES,
+    "control": CONTROLS,
+    "evaluation": EVALUATIONS,
+    "trainer": Registry("trainer", {"default": Entry(TrainerConfig, _same)}),
+    "tracking": TRACKERS,
+    "launch": Registry("launch", {"local": Entry(LaunchConfig, _same)}),
+}
+NO_INFLUENCE = ("seed", "force", "folder", "paths", "tracking", "launch")
+"""Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run that fits together. `plain` is the same as nested dicts, for files; `left_out`: suites without their data."""
+
+    seed: int
+    force: bool
+    folder: str | None
+    paths: PathsConfig
+    method: Any
+    tuner: TunerConfig
+    model: ModelConfig
+    data: DataConfig
+    control: ControlConfig
+    evaluation: EvaluationConfig
+    trainer: TrainerConfig
+    tracking: Any
+    launch: LaunchConfig
+    suites: tuple[str, ...]
+    left_out: Mapping[str, str]
+    plain: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight characters that change with anything that changes the result, the seed aside."""
+        decisive = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        """method-tuner-model-data."""
+        return "-".join((self.method.name, self.tuner.name, self.model.name, self.data.name))
+
+
+def parse(raw: DictConfig) -> RunConfig:
+    """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
+    plain = _resolved(raw)
+    top = {"seed": int, "force": bool, "folder": str, "experiment": str, "paths": PathsConfig, **GROUPS}
+    _refuse_strays("", plain, top)
+    parts = {group: _part(group, plain, registry) for group, registry in GROUPS.items()}
+    offered = _offered(parts)
+    _check_fit(parts, offered)
+    suites, left_out = _fitting_suites(parts["evaluation"], parts["data"], offered)
+    return RunConfig(
+        seed=_simple(plain, "seed", int),
+        force=_simple(plain, "force", bool),
+        folder=plain.get("folder"),
+        paths=_typed("paths", plain["paths"], PathsConfig),
+        suites=suites,
+        left_out=left_out,
+        plain={key: value for key, value in plain.items() if key != "experiment"},
+        **parts,
+    )
+
+
+def _resolved(raw: DictConfig) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; give it one on the command line.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    return typing.cast("dict[str, Any]", resolved)
+
+
+def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
+    sheet = plain.get(group)
+    if not isinstance(sheet, dict) or "name" not in sheet:
+        raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
+    part = _typed(group, sheet, registry[str(sheet["name"])].config)
+    if hasattr(part, "check"):
+        part.check()
+    return part
+
+
+def _typed(where: str, sheet: Mapping[str, Any], schema: type) -> Any:
+    """A sheet as its dataclass."""
+    _refuse_strays(where, sheet, {field.name: field for field in dataclasses.fields(schema)}, schema)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(sheet)))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{where}.{error.full_key} has no value; its sheet or the command line must give one.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any], schema: type | None = None) -> None:
+    """Raises ConfigError for a key that no sheet has, however it came in (`+key=value` included)."""
+    hints = typing.get_type_hints(schema) if schema else {}
+    for key, value in given.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            close = nearest(str(key), known)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise ConfigError(f"unknown key {path}; {hint}known here: {', '.join(known)}.")
+        inner = hints.get(key)
+        if isinstance(value, dict) and dataclasses.is_dataclass(inner):
+            _refuse_strays(path, value, {field.name: field for field in dataclasses.fields(inner)}, typing.cast(type, inner))
+
+
+def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = plain[key]
+    if type(value) is not kind:
+        raise ConfigError(f"{key}={value!r} must be {'a whole number' if kind is int else 'true or false'}.")
+    return value
+
+
+def _offered(parts: Mapping[str, Any]) -> frozenset[str]:
+    words = (GROUPS[group][part.name].offers(part) for group, part in parts.items())
+    return frozenset().union(*words)
+
+
+def _check_fit(parts: Mapping[str, Any], offered: frozenset[str]) -> None:
+    for group, part in parts.items():
+        missing = GROUPS[group][part.name].needs - offered
+        if missing:
+            raise ConfigError(
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which neither data={parts['data'].name} nor"
+                f" tuner={parts['tuner'].name} offers; {_who_offers(missing)}."
+            )
+
+
+def _who_offers(words: frozenset[str]) -> str:
+    known = {
+        "pairs": "try data=toy, hh_rlhf or ultrafeedback",
+        "chosen": "try data=toy, hh_rlhf or ultrafeedback",
+        "corpus": "only data=toy has one",
+        "every weight": "take tuner=full",
+    }
+    return "; ".join(known.get(word, f"nothing offers {word!r}") for word in sorted(words))
+
+
+def _fitting_suites(
+    evaluation: EvaluationConfig, data: DataConfig, offered: frozenset[str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The suites that the data can serve, and for the others what is missing."""
+    missing = {name: SUITES[name].needs - offered for name in evaluation.suites}
+    left_out = {name: f"needs {' and '.join(sorted(words))}, data={data.name} has none" for name, words in missing.items() if words}
+    return tuple(name for name in evaluation.suites if name not in left_out), left_out

@@ -1,0 +1,53 @@
+"""The report of a run: one JSON file, and a table for the person at the keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from alignlab.evaluation.sweep import Row, headline
+from alignlab.tracking.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report is, its headline number (None without evaluation), and its rows."""
+
+    path: Path
+    value: float | None
+    rows: Sequence[Row]
+
+
+def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
+    """Writes report.json: who the run is, its headline, and a list of rows."""
+    first = headline(rows) if rows else None
+    shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
+    path = ledger.write("report.json", {**names, "headline": shown, "results": [asdict(row) for row in rows]})
+    return Report(path, first.value if first else None, rows)
+
+
+def show(report: Report, console: Console) -> None:
+    """Metrics down, strengths across, each with its interval."""
+    if not report.rows:
+        return
+    strengths = list(dict.fromkeys(row.strength for row in report.rows))
+    table = Table(title="results (value with 95 % interval)", title_justify="left")
+    table.add_column("metric")
+    table.add_column("n", justify="right")
+    for strength in strengths:
+        table.add_column(f"strength {strength:g}", justify="right")
+    cells = {(row.suite, row.metric, row.strength): row for row in report.rows}
+    for suite, metric in dict.fromkeys((row.suite, row.metric) for row in report.rows):
+        found = [cells.get((suite, metric, strength)) for strength in strengths]
+        n = next(row.n for row in found if row)
+        table.add_row(f"{suite}/{metric}", str(n), *(_cell(row) for row in found))
+    console.print(table)
+
+
+def _cell(row: Row | None) -> str:
+    return f"{row.value:.3f} [dim]({row.low:.3f} to {row.high:.3f})[/dim]" if row else "missing"

@@ -1,0 +1,27 @@
+"""The plan that is printed before anything heavy: what will happen to which rows and parameters."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from alignlab.assembly import Plan, folder_of
+
+
+def show(plan: Plan, console: Console) -> None:
+    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out."""
+    config = plan.config
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("run", f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}")
+    share = 100 * plan.learned / plan.parameters
+    table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
+    for stage, work in zip(plan.method.stages, plan.works, strict=True):
+        table.add_row(f"stage {stage.name}", f"{work.steps} steps, {work.note}; moves {stage.moves}")
+        table.add_row("", work.account.sentence())
+    strengths = ", ".join(f"{strength:g}" for strength in config.control.strengths)
+    suites = ", ".join(config.suites) or "none"
+    table.add_row("evaluation", f"{suites}; at strengths {strengths}" if config.suites else suites)
+    for suite, reason in config.left_out.items():
+        table.add_row("", f"left out: {suite} ({reason})")
+    table.add_row("folder", str(folder_of(config)))
+    console.print(table)

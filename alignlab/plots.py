@@ -1,0 +1,64 @@
+"""Figures of a run, from its ledger and its rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignlab.evaluation.sweep import Row
+from alignlab.tracking.ledger import Ledger
+
+WIDTH, HEIGHT = 4.2, 3.2
+"""Inches of one panel."""
+
+
+def draw_curves(ledger: Ledger, path: Path) -> Path:
+    """One panel per stage: loss against optimiser step."""
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for entry in ledger.history():
+        for key, value in entry.items():
+            if key.endswith("/loss"):
+                curves[key.removesuffix("/loss")].append((entry["step"], value))
+    figure, panels = _panels(max(1, len(curves)))
+    for panel, (stage, points) in zip(panels, sorted(curves.items()), strict=False):
+        steps, losses = zip(*sorted(points), strict=True)
+        panel.plot(steps, losses, linewidth=1.2)
+        panel.set(title=stage, xlabel="optimiser step", ylabel="loss")
+    return _saved(figure, path)
+
+
+def draw_dial(rows: Sequence[Row], path: Path) -> Path:
+    """What turns and what must not: the first two metrics of the first suite against strength, with intervals."""
+    first = [row for row in rows if row.suite == rows[0].suite]
+    metrics = list(dict.fromkeys(row.metric for row in first))[:2]
+    figure, panels = _panels(len(metrics))
+    for panel, metric in zip(panels, metrics, strict=True):
+        chosen = sorted((row for row in first if row.metric == metric), key=lambda row: row.strength)
+        strengths = [row.strength for row in chosen]
+        values = [row.value for row in chosen]
+        panel.fill_between(strengths, [row.low for row in chosen], [row.high for row in chosen], alpha=0.2, linewidth=0)
+        panel.plot(strengths, values, marker="o")
+        panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength")
+        panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey")
+    return _saved(figure, path)
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    # The figure class is used directly: pyplot would pick a display and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH * count, HEIGHT), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=130)
+    return path

@@ -1,0 +1,67 @@
+"""One run: compose the sheets, build the parts, run the stages, evaluate, report. `python run.py --help` lists the groups."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from alignlab.command_line import sentence, show_words
+from alignlab.config import parse
+from alignlab.errors import AlignlabError
+
+
+@hydra.main(config_path="conf", config_name="run", version_base="1.3")
+def main(raw: DictConfig) -> float | None:
+    """One job of Hydra. A single job ends with its sentence; in a sweep, Hydra collects the errors of its jobs."""
+    try:
+        return run(raw)
+    except AlignlabError as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {error}")
+        raise
+
+
+def run(raw: DictConfig) -> float | None:
+    """Returns the headline number, so that a sweeper can optimise it."""
+    config = parse(raw)  # no torch up to here: every config error answers at once
+
+    from rich.console import Console
+
+    from alignlab import assembly, plan
+    from alignlab.evaluation import report
+
+    console = Console()
+    done = assembly.finished(config)
+    if done is not None:
+        console.print("this run is finished; force=true repeats it")
+        print(f"report: {done}")
+        return None
+
+    with assembly.open_session(config) as session:
+        planned = assembly.make_plan(config)
+        plan.show(planned, console)
+        policy = assembly.build_policy(config, planned.method.start, session.device)
+        assembly.run_stages(planned, policy, session)
+        rows = assembly.evaluate(planned, policy, session)
+        made = assembly.report(planned, rows, session)
+    report.show(made, console)
+    print(f"report: {made.path}")
+    return made.value
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
+    show_words(logging.INFO)
+    try:
+        main()
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        sys.exit(f"error: {said}")
