@@ -15,6 +15,9 @@ from alignlab.command_line import sentence, show_words
 from alignlab.config import parse
 from alignlab.errors import AlignlabError
 
+PIPED_WIDTH = 132
+"""Columns where the output goes to a file."""
+
 
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
 def main(raw: DictConfig) -> float | None:
@@ -36,7 +39,7 @@ def run(raw: DictConfig) -> float | None:
     from alignlab import assembly, plan
     from alignlab.evaluation import report
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     done = assembly.finished(config)
     if done is not None:
         console.print("this run is finished; force=true repeats it")

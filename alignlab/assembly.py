@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.config import GROUPS, RunConfig, parse
 from alignlab.data.encode import Limits
@@ -22,6 +22,7 @@ from alignlab.evaluation.suite import Bench
 from alignlab.evaluation.sweep import Row, sweep
 from alignlab.models.backbone import load as load_backbone
 from alignlab.models.backbone import load_codec, skeleton
+from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.plots import draw_curves, draw_dial
@@ -72,9 +73,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     device = _device(config.trainer.device)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    session = Session(
-        folder, Path(config.paths.runs) / ".store", ledger, tracker, config.trainer, device, config.seed
-    )
+    session = Session(folder, Path(config.paths.runs) / ".store", ledger, tracker, config.trainer, device, config.seed)
     try:
         yield session
     except BaseException as error:
@@ -168,12 +167,22 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
     if not status or status["state"] != "done":
         state = status["state"] if status else "not a run folder"
         raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
-    config = parse(OmegaConf.create((folder / "config.yaml").read_text(encoding="utf-8")))
+    config = parse(DictConfig(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
     method: Method = GROUPS["method"][config.method.name].build(config.method)
     policy = build_policy(config, method.start, _device(device))
     for stage in method.stages:
         stage.restore(policy, folder / "stages" / stage.name)
     return policy
+
+
+def export(folder: Path, to: Path, dtype: str) -> float:
+    """A run as a plain checkpoint; returns the largest difference of logits between the run and the reloaded checkpoint.
+
+    Raises ModelError where the tuner has no plain form in this architecture (see its card).
+    """
+    policy = load(folder, device="cpu")
+    tuned = getattr(policy.knob, "module", policy.model)
+    return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))
 
 
 def _refuse_other(ledger: Ledger, config: RunConfig) -> None:

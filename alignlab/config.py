@@ -204,5 +204,7 @@ def _fitting_suites(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The suites that the data can serve, and for the others what is missing."""
     missing = {name: SUITES[name].needs - offered for name in evaluation.suites}
-    left_out = {name: f"needs {' and '.join(sorted(words))}, data={data.name} has none" for name, words in missing.items() if words}
+    left_out = {
+        name: f"needs {' and '.join(sorted(words))}, data={data.name} has none" for name, words in missing.items() if words
+    }
     return tuple(name for name in evaluation.suites if name not in left_out), left_out

@@ -12,7 +12,10 @@ def show(plan: Plan, console: Console) -> None:
     """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out."""
     config = plan.config
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("run", f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}")
+    table.add_row(
+        "run",
+        f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}",
+    )
     share = 100 * plan.learned / plan.parameters
     table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):

@@ -41,8 +41,8 @@ def plan(groups: Sequence[EncodedGroup], *, steps: int, step_groups: int, micro_
         generator.shuffle(cut)
         for step in cut:
             tokens = sum(groups[index].response_tokens for index in step)
-            for begin in range(0, step_groups, micro_groups):
-                shares.append(Share(tuple(step[begin : begin + micro_groups]), step_groups, tokens))
+            micro_batches = (step[begin : begin + micro_groups] for begin in range(0, step_groups, micro_groups))
+            shares += [Share(tuple(members), step_groups, tokens) for members in micro_batches]
         done += count
     return shares
 
@@ -98,9 +98,7 @@ class Batches(Dataset[dict[str, Batch]]):
     def __getitem__(self, index: int) -> dict[str, Batch]:
         share = self._shares[index]
         members = [self._groups[member] for member in share.members]
-        return {
-            "batch": collate(members, pad=self._pad, step_groups=share.step_groups, step_tokens=share.step_tokens)
-        }
+        return {"batch": collate(members, pad=self._pad, step_groups=share.step_groups, step_tokens=share.step_tokens)}
 
 
 def _epochs(count: int, generator: random.Random) -> Iterator[int]:

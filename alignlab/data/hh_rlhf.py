@@ -33,7 +33,9 @@ def pairs(lines: Iterable[tuple[str, dict[str, Any]]], differing_prompts: str) -
         if record is not None:
             records.append(record)
         elif differing_prompts == "error":
-            raise DataError(f"{row}: the prompts of chosen and rejected differ; set data.differing_prompts=drop to leave it out.")
+            raise DataError(
+                f"{row}: the prompts of chosen and rejected differ; set data.differing_prompts=drop to leave it out."
+            )
         else:
             differing += 1
     return Split(tuple(records), {"prompts of the pair differ": differing} if differing else {})

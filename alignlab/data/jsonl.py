@@ -50,5 +50,3 @@ def _records(lines: Iterable[tuple[str, dict[str, Any]]]) -> Iterable[Preference
             yield pointwise(row, fields)
         else:
             raise DataError(f"{row}: needs 'chosen' and 'rejected', or 'response'; the line has {', '.join(fields)}.")
-
-

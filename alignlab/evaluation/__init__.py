@@ -41,6 +41,4 @@ def _same(config: Any) -> Any:
 
 
 CONTROLS = Registry("control", {"trained": Entry(ControlConfig, _same), "dial": Entry(ControlConfig, _same)})
-EVALUATIONS = Registry(
-    "evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")}
-)
+EVALUATIONS = Registry("evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")})

@@ -41,9 +41,7 @@ class Fluency:
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
         """Negative log-likelihood of each text under the backbone, nats per token, EOS included."""
         policy = self._bench.policy
-        pairs = [
-            Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()
-        ]
+        pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
         encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
         groups = [EncodedGroup(str(number), (example,)) for number, example in enumerate(encoded)]
         values = [0.0] * len(groups)

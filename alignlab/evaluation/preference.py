@@ -12,7 +12,7 @@ from alignlab.data.encode import encode
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import Bench
 from alignlab.records import Batch, EncodedGroup
-from alignlab.training.views import pair
+from alignlab.data.views import pair
 
 ROWS_PER_PASS = 32
 TIE_NATS = 1e-4

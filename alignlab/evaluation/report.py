@@ -37,10 +37,10 @@ def show(report: Report, console: Console) -> None:
         return
     strengths = list(dict.fromkeys(row.strength for row in report.rows))
     table = Table(title="results (value with 95 % interval)", title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     table.add_column("n", justify="right")
     for strength in strengths:
-        table.add_column(f"strength {strength:g}", justify="right")
+        table.add_column(f"strength {strength:g}", justify="right", no_wrap=True)
     cells = {(row.suite, row.metric, row.strength): row for row in report.rows}
     for suite, metric in dict.fromkeys((row.suite, row.metric) for row in report.rows):
         found = [cells.get((suite, metric, strength)) for strength in strengths]
@@ -50,4 +50,4 @@ def show(report: Report, console: Console) -> None:
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.value:.3f} [dim]({row.low:.3f} to {row.high:.3f})[/dim]" if row else "missing"
+    return f"{row.value:.3f} [dim]{row.low:.3f}..{row.high:.3f}[/dim]" if row else "missing"

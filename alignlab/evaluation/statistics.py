@@ -31,9 +31,7 @@ def bootstrap(metric: str, values: Sequence[float], show: Callable[[float], floa
     if len(array) < 2 or np.ptp(array) == 0:
         return Measurement(metric, show(mean), len(array), show(mean), show(mean))
     generator = np.random.default_rng(0)
-    result = resample(
-        (array,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=generator
-    )
+    result = resample((array,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=generator)
     interval = result.confidence_interval
     return Measurement(metric, show(mean), len(array), show(float(interval.low)), show(float(interval.high)))
 

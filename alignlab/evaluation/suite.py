@@ -37,7 +37,6 @@ class Bench:
             self._answers[strength] = (prompts, texts)
         return self._answers[strength]
 
-
     def _prompts(self) -> list[str]:
         """The first prompts of the evaluation split that leave room for an answer; how many did not is logged."""
         room = self.policy.backbone.context - self.config.max_new_tokens

@@ -15,8 +15,5 @@ def _load(config: ModelConfig, *, start: str, seed: int, device: str) -> object:
 _ENTRY = Entry(ModelConfig, _load)
 MODELS = Registry(
     "model",
-    {
-        name: _ENTRY
-        for name in ("tiny", "tiny_gpt2", "local", "gpt2_medium", "llama2_7b", "llama32_3b", "qwen25_7b")
-    },
+    dict.fromkeys(("tiny", "tiny_gpt2", "local", "gpt2_medium", "llama2_7b", "llama32_3b", "qwen25_7b"), _ENTRY),
 )

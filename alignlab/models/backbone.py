@@ -119,7 +119,15 @@ def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
     files: list[Any] = []
     if config.source != "hub":
         files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weights(config)]
-    words = [config.source, config.path, config.revision, config.dtype, start, seed if start == "random" else None, files]
+    words = [
+        config.source,
+        config.path,
+        config.revision,
+        config.dtype,
+        start,
+        seed if start == "random" else None,
+        files,
+    ]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 

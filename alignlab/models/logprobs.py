@@ -29,9 +29,7 @@ class Logprobs:
         return self.total_GM / self.tokens_GM.clamp(min=1)
 
 
-def token_logprobs(
-    head: Callable[[Tensor], Tensor], passes: Passes, target_K: Tensor, group_K: Tensor
-) -> Tensor:
+def token_logprobs(head: Callable[[Tensor], Tensor], passes: Passes, target_K: Tensor, group_K: Tensor) -> Tensor:
     """log p(target) in nats, fp32, of K tokens under the mixture of some passes: (weight, hidden_KD) each.
 
     A weight is a number, or a tensor with one per group (group_K says whose token it is). Logits exist for one chunk at a
@@ -60,9 +58,7 @@ def sum_by_member(values_K: Tensor, member_K: Tensor, groups: int, members: int)
     return values_K.new_zeros(groups * members).index_add(0, member_K, values_K).reshape(groups, members)
 
 
-def _scores(
-    head: Callable[[Tensor], Tensor], target_K: Tensor, weights: list[float | Tensor], hidden: list[Tensor]
-) -> Tensor:
+def _scores(head: Callable[[Tensor], Tensor], target_K: Tensor, weights: list[float | Tensor], hidden: list[Tensor]) -> Tensor:
     logits_KV = _mixed(head, weights, hidden)
     return -F.cross_entropy(logits_KV, target_K, reduction="none")
 

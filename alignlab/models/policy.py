@@ -95,8 +95,8 @@ class Policy:
                 chosen = [encoded[row] for row in rows]
                 terms = self.knob.terms(value)
                 answers = decode(self.backbone, chosen, terms, self.knob.at, sampling, uniform_BT[rows])
-                for row, ids in zip(rows, answers, strict=True):
-                    texts[row] = self.backbone.codec.decode(ids)
+                for row, new_ids in zip(rows, answers, strict=True):
+                    texts[row] = self.backbone.codec.decode(new_ids)
         return texts
 
     @contextmanager

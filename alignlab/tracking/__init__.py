@@ -17,4 +17,6 @@ def _wandb(config: WandbConfig, identity: Identity) -> Tracker:
     return open_run(config, identity)
 
 
+__all__ = ["TRACKERS", "Identity", "Tracker"]
+
 TRACKERS = Registry("tracking", {"off": Entry(OffConfig, _off), "wandb": Entry(WandbConfig, _wandb)})

@@ -65,7 +65,10 @@ def open_run(config: WandbConfig, identity: Identity) -> Tracker:
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
-                silent=True, x_transaction_log_flush_interval=FLUSH_SECONDS, console="off", init_timeout=config.timeout_seconds
+                silent=True,
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
+                console="off",
+                init_timeout=config.timeout_seconds,
             ),
         )
     except Exception as error:

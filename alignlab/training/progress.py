@@ -46,7 +46,14 @@ class ShowProgress(TrainerCallback):
         elif state.global_step % max(1, state.max_steps // PLAIN_LINES) == 0:
             begun, first = self._begun
             left = (time.monotonic() - begun) / (state.global_step - first) * (state.max_steps - state.global_step)
-            log.info("%s: step %d/%d, loss %.4f, %.0f s left", self._stage, state.global_step, state.max_steps, self._loss, left)
+            log.info(
+                "%s: step %d/%d, loss %.4f, %.0f s left",
+                self._stage,
+                state.global_step,
+                state.max_steps,
+                self._loss,
+                left,
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes the bar."""

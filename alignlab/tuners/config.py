@@ -37,7 +37,7 @@ class BitfitConfig(TunerConfig):
 
 @dataclass
 class LoraConfig(TunerConfig):
-    """Low-rank updates. `targets`: names of linear maps; an empty list means all of them but the head. `alpha`/`rank` scales the update."""
+    """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means all of them but the head."""
 
     rank: int
     alpha: float

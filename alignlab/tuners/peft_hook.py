@@ -25,9 +25,7 @@ def install() -> None:
 class _PeftFinder(MetaPathFinder):
     """Finds peft where the other finders find it, and has its loader register our rooms after the real import."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != "peft":
             return None
         for finder in sys.meta_path:
@@ -65,5 +63,5 @@ def _register_rooms() -> None:
     for room in ROOMS:
         try:
             importlib.import_module(room)
-        except Exception as error:  # noqa: BLE001  # whatever went wrong, peft itself is intact
+        except Exception as error:  # whatever went wrong, peft itself is intact
             warnings.warn(f"{room} could not be registered with this peft: {error}", RuntimeWarning, stacklevel=2)

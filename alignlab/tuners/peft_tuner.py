@@ -67,6 +67,4 @@ class PeftTuner:
         """Reads the adapter's tensors back."""
         result = set_peft_model_state_dict(self.module, load_peft_weights(str(folder), device="cpu"))
         if result.unexpected_keys:
-            raise ModelError(
-                f"{folder} holds tensors that this adapter has no place for: {result.unexpected_keys[:3]}."
-            )
+            raise ModelError(f"{folder} holds tensors that this adapter has no place for: {result.unexpected_keys[:3]}.")

@@ -58,9 +58,7 @@ class WeightsTuner:
         """Reads the learned tensors back."""
         tensors = load_file(folder / FILE)
         if tensors.keys() != self._named.keys():
-            raise ModelError(
-                f"{folder / FILE} holds other tensors than this tuner learns; it belongs to another model."
-            )
+            raise ModelError(f"{folder / FILE} holds other tensors than this tuner learns; it belongs to another model.")
         for name, parameter in self._named.items():
             parameter.data.copy_(tensors[name])
 

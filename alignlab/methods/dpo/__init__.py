@@ -44,21 +44,21 @@ class DpoConfig:
         if self.smoothing and self.loss in ("ipo", "hinge"):
             raise ConfigError(f"method.smoothing has no meaning for method.loss={self.loss}; set it to 0.")
         if self.loss == "robust" and self.smoothing >= 0.5:
-            raise ConfigError("method.smoothing must be below 0.5 for method.loss=robust, whose loss divides by 1 - 2 smoothing.")
+            raise ConfigError(
+                "method.smoothing must be below 0.5 for method.loss=robust, whose loss divides by 1 - 2 smoothing."
+            )
         if self.prefer.loss_on != "response":
             raise ConfigError("method.prefer.loss_on must be response: a shared prompt says nothing about a preference.")
 
 
 def build(config: DpoConfig) -> Method:
     """`prefer`: the tuner, on pairs, by a preference loss."""
-    from alignlab.training import views
+    from alignlab.data import views
     from alignlab.training.method import Method
     from alignlab.training.objectives import Preference
     from alignlab.training.stages import TrainStage
 
-    objective = Preference(
-        config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood
-    )
+    objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
     # Where a stage starts is gone after its first step, so `start` is always computed beforehand.
     beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
     cached = config.reference if beforehand else None

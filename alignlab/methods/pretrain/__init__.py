@@ -26,7 +26,7 @@ class PretrainConfig:
 
 def build(config: PretrainConfig) -> Method:
     """`fit`: every weight, drawn anew from the seed, on the corpus."""
-    from alignlab.training import views
+    from alignlab.data import views
     from alignlab.training.method import Method
     from alignlab.training.objectives import nll
     from alignlab.training.stages import TrainStage

@@ -26,7 +26,7 @@ class SftConfig:
 
 def build(config: SftConfig) -> Method:
     """`fit`: the tuner, on chosen responses, by mean negative log-likelihood per token."""
-    from alignlab.training import views
+    from alignlab.data import views
     from alignlab.training.method import Method
     from alignlab.training.objectives import nll
     from alignlab.training.stages import TrainStage

@@ -105,6 +105,14 @@ def test_output_has_the_dtype_of_the_base(tuned: PeftModel, logits: Logits) -> N
     assert logits(tuned.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_loaded_tensors_are_lifted_even_where_they_are_assigned() -> None:
+    edit = RedEdit(2, "both")
+
+    edit.load_state_dict({name: torch.ones(2).bfloat16() for name in ("scale", "shift")}, assign=True)
+
+    assert {vector.dtype for vector in edit.parameters()} == {torch.float32}
+
+
 def _scale_after_training(layer: RedLayer, steps: int = 100) -> Tensor:
     optimizer = torch.optim.AdamW(layer.red_edit.parameters(), lr=1e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
