@@ -9,10 +9,10 @@ from torch import Tensor
 
 from alignlab.data.batching import in_order, whole
 from alignlab.data.encode import encode
+from alignlab.data.views import pair
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import Bench
 from alignlab.records import Batch, EncodedGroup
-from alignlab.data.views import pair
 
 ROWS_PER_PASS = 32
 TIE_NATS = 1e-4

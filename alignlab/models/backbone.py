@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -129,12 +129,6 @@ def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
         files,
     ]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
-
-
-def head_logits(backbone: Backbone, hidden_KD: Tensor) -> Tensor:
-    """Logits of some hidden states."""
-    logits: Tensor = backbone.head(hidden_KD)
-    return logits
 
 
 def _weights(config: ModelConfig) -> list[Any]:

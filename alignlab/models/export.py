@@ -23,11 +23,17 @@ BIAS_OPTIONS = ("mlp_bias", "attention_bias")
 """The switches by which a transformers configuration gives biases to layers that usually have none."""
 
 
-def export_plain(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> float:
+def export_plain(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> float:
     """Write the merged model to `folder`, to load without alignlab or peft; return the largest logit difference.
 
-    Merges the active adapter into a copy, at its present strength. The difference is between the tuned model and the
-    checkpoint read back from disk, on a few token ids. Either the whole folder appears or nothing does.
+    Merges the active adapter into a copy, at its present strength, then casts to `dtype` (None: as it is). The difference
+    is between the tuned model and the checkpoint read back from disk, on a few token ids. A model without an adapter is
+    written as it is. Either the whole folder appears or nothing does.
 
     Raises:
         ModelError: the folder is in use, the adapter does not merge, the architecture has no place for a merged bias,
@@ -35,10 +41,13 @@ def export_plain(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase | Non
     """
     if folder.exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} already holds files; export into a new folder.")
-    tuned = copy.deepcopy(peft_model).eval()
+    tuned = copy.deepcopy(model).eval()
     batch = _probe(tuned.config, tuned.device)
     expected = _logits(tuned, batch)
+    own_tolerance = TOLERANCE[tuned.dtype]
     plain = _merged(tuned)
+    plain.to(dtype or plain.dtype)  # type: ignore[arg-type]  # transformers annotates the device only
+    allowed = max(own_tolerance, TOLERANCE[plain.dtype]) * max(1.0, float(expected.abs().max()))
     _give_biases_a_place(plain)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
@@ -48,21 +57,23 @@ def export_plain(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase | Non
             tokenizer.save_pretrained(written)
         difference = float((_logits(_read_back(plain, written), batch) - expected).abs().max())
         # `not <=` so that a NaN is refused too.
-        if not difference <= TOLERANCE[plain.dtype] * max(1.0, float(expected.abs().max())):
+        if not difference <= allowed:
             raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
         written.rename(folder)
     return difference
 
 
-def _merged(tuned: PeftModel) -> PreTrainedModel:
+def _merged(tuned: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    config = getattr(tuned, "active_peft_config", None)
+    if config is None:
+        return tuned
     merge = getattr(tuned.base_model, "merge_and_unload", None)
-    kind = tuned.active_peft_config.peft_type
     if merge is None:
-        raise ModelError(f"a {kind} adapter does not merge into the weights; keep it beside its backbone.")
+        raise ModelError(f"a {config.peft_type} adapter does not merge into the weights; keep it beside its backbone.")
     try:
         plain: PreTrainedModel = merge()
     except (NotImplementedError, ValueError) as error:
-        raise ModelError(f"this {kind} adapter does not merge into its backbone: {error}") from error
+        raise ModelError(f"this {config.peft_type} adapter does not merge into its backbone: {error}") from error
     return plain
 
 

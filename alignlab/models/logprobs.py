@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Passes = Sequence[tuple["float | Tensor", Tensor]]
+
+@dataclass(frozen=True)
+class Pass:
+    """One weighted forward pass, up to its hidden states. `head` makes logits of them, with the tuner set as in the pass."""
+
+    weight: float | Tensor
+    head: Callable[[Tensor], Tensor]
+    hidden_KD: Tensor
+
+    def piece(self, tokens: slice) -> Pass:
+        """The same for some of the tokens; a weight per token is cut likewise."""
+        weight = self.weight[tokens] if isinstance(self.weight, Tensor) else self.weight
+        return Pass(weight, self.head, self.hidden_KD[tokens])
+
 
 CHUNK_TOKENS = 2048
 """Response tokens whose logits exist at the same time; at 128k vocabulary and fp32 about 1 GB."""
@@ -29,26 +42,18 @@ class Logprobs:
         return self.total_GM / self.tokens_GM.clamp(min=1)
 
 
-def token_logprobs(head: Callable[[Tensor], Tensor], passes: Passes, target_K: Tensor, group_K: Tensor) -> Tensor:
-    """log p(target) in nats, fp32, of K tokens under the mixture of some passes: (weight, hidden_KD) each.
+def token_logprobs(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
+    """log p(target) in nats, fp32, of K tokens under the mixture of some passes; weights are numbers, or one per token.
 
-    A weight is a number, or a tensor with one per group (group_K says whose token it is). Logits exist for one chunk at a
-    time and are made again for the gradient.
+    Logits exist for one chunk at a time and are made again for the gradient.
     """
-    weights = [weight[group_K] if isinstance(weight, Tensor) else weight for weight, _ in passes]
-    hidden = [hidden_KD for _, hidden_KD in passes]
     if len(target_K) <= CHUNK_TOKENS:
-        return _scores(head, target_K, weights, hidden)
-    recompute = torch.is_grad_enabled() and any(hidden_KD.requires_grad for hidden_KD in hidden)
+        return _scores(passes, target_K)
+    recompute = torch.is_grad_enabled() and any(each.hidden_KD.requires_grad for each in passes)
     parts = []
     for begin in range(0, len(target_K), CHUNK_TOKENS):
         piece = slice(begin, begin + CHUNK_TOKENS)
-        inputs = (
-            head,
-            target_K[piece],
-            [weight[piece] if isinstance(weight, Tensor) else weight for weight in weights],
-            [hidden_KD[piece] for hidden_KD in hidden],
-        )
+        inputs = ([each.piece(piece) for each in passes], target_K[piece])
         parts.append(checkpoint(_scores, *inputs, use_reentrant=False) if recompute else _scores(*inputs))
     return torch.cat(parts)
 
@@ -58,16 +63,17 @@ def sum_by_member(values_K: Tensor, member_K: Tensor, groups: int, members: int)
     return values_K.new_zeros(groups * members).index_add(0, member_K, values_K).reshape(groups, members)
 
 
-def _scores(head: Callable[[Tensor], Tensor], target_K: Tensor, weights: list[float | Tensor], hidden: list[Tensor]) -> Tensor:
-    logits_KV = _mixed(head, weights, hidden)
-    return -F.cross_entropy(logits_KV, target_K, reduction="none")
+def _scores(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
+    return -F.cross_entropy(_mixed(passes), target_K, reduction="none")
 
 
-def _mixed(head: Callable[[Tensor], Tensor], weights: list[float | Tensor], hidden: list[Tensor]) -> Tensor:
+def _mixed(passes: Sequence[Pass]) -> Tensor:
     """Weighted sum of logits in fp32; a single pass of weight 1 is left as it is."""
-    if len(hidden) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
-        return head(hidden[0]).float()
-    columns = [weight[:, None] if isinstance(weight, Tensor) else weight for weight in weights]
-    return sum(  # type: ignore[return-value]
-        weight * head(hidden_KD).float() for weight, hidden_KD in zip(columns, hidden, strict=True)
-    )
+    first = passes[0]
+    if len(passes) == 1 and isinstance(first.weight, float) and first.weight == 1.0:
+        return first.head(first.hidden_KD).float()
+    logits_KV = torch.zeros((), device=first.hidden_KD.device)
+    for each in passes:
+        weight = each.weight[:, None] if isinstance(each.weight, Tensor) else each.weight
+        logits_KV = logits_KV + weight * each.head(each.hidden_KD).float()
+    return logits_KV

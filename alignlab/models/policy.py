@@ -14,7 +14,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, decode
 from alignlab.models.knob import Knob, Strength, Term
 from alignlab.models.layout import Layout, can_share, one_row_per_group, one_row_per_member
-from alignlab.models.logprobs import Logprobs, sum_by_member, token_logprobs
+from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
 from alignlab.records import Batch
 
 DECODE_ROWS = 256
@@ -38,8 +38,7 @@ class Policy:
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members."""
         layout = self.layout(batch)
-        hidden = [(term.weight, self._hidden(layout, term)) for term in self._terms]
-        value_K = token_logprobs(self.backbone.head, hidden, layout.target_K, layout.group_R[layout.row_K])
+        value_K = token_logprobs([self._pass(layout, term) for term in self._terms], layout.target_K)
         groups, members, _ = batch.ids_GMT.shape
         ones_K = torch.ones_like(value_K)
         return Logprobs(
@@ -137,10 +136,18 @@ class Policy:
             return one_row_per_group(batch, self.backbone.model.dtype)
         return one_row_per_member(batch)
 
-    def _hidden(self, layout: Layout, term: Term) -> Tensor:
-        """Final hidden states that predict the response tokens, tokens x width."""
+    def _pass(self, layout: Layout, term: Term) -> Pass:
+        """One term's hidden states at the positions that predict the response tokens."""
         with self.knob.at(_by_row(term.setting, layout)):
-            return self._trunk(layout)[layout.row_K, layout.time_K]
+            hidden_KD = self._trunk(layout)[layout.row_K, layout.time_K]
+
+        def head(some_kD: Tensor) -> Tensor:
+            # The tuner may have changed the head too, so it runs at the term's setting.
+            with self.knob.at(term.setting):
+                return self.backbone.head(some_kD)
+
+        weight = term.weight[layout.group_R[layout.row_K]] if isinstance(term.weight, Tensor) else term.weight
+        return Pass(weight, head, hidden_KD)
 
     def _trunk(self, layout: Layout) -> Tensor:
         output = self.backbone.trunk(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import Ia3Config
-from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 from alignlab.tuners.tuner import between
 
 
@@ -26,4 +26,4 @@ class Ia3Tuner(PeftTuner):
 
 def build(_config: Ia3Config, model: PreTrainedModel) -> Ia3Tuner:
     """Attaches IA3 where peft's own table puts it for this kind of model."""
-    return Ia3Tuner(model, peft.IA3Config(task_type="CAUSAL_LM"))
+    return Ia3Tuner(model, peft.IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=stores_transposed(model)))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import LoraConfig
-from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 
 
 class LoraTuner(PeftTuner):
@@ -43,6 +43,7 @@ def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
+            fan_in_fan_out=stores_transposed(model),
             target_modules=list(config.targets) or "all-linear",
         ),
     )

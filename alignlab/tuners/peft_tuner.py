@@ -13,10 +13,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.tuner import one_pass
+
+
+def stores_transposed(model: nn.Module) -> bool:
+    """Whether the model's linear maps are GPT-2's Conv1D, which store their weight in x out; peft wants to be told."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 class PeftTuner:

@@ -113,8 +113,8 @@ class RedLayer(nn.Module, BaseTunerLayer):
         base = self._base()
         width_D = base.nf if isinstance(base, Conv1D) else base.out_features
         self.red_edit[adapter_name] = RedEdit(width_D, config.edit)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        BaseTunerLayer._move_adapter_to_device_of_base_layer(self, adapter_name)
+        BaseTunerLayer.set_adapter(self, self._active(), inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output (B, ..., D), edited in float32 and cast back to its own dtype.
@@ -180,12 +180,15 @@ class RedLayer(nn.Module, BaseTunerLayer):
         # Conv1D reads the same way, but for its width and the layout of its weight.
         return cast("nn.Linear", self.base_layer)
 
+    def _active(self) -> list[str]:
+        return cast("list[str]", self.active_adapters)
+
     def _edit(self, name: str) -> RedEdit:
         return cast("RedEdit", self.red_edit[name])
 
     def _edited(self, output: Tensor, at: Strength) -> Tensor:
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
-        for name in self.active_adapters:
+        for name in self._active():
             if name in self.red_edit:
                 wide = self._edit(name)(wide, at)
         # Without the cast back the residual stream turns float32 and the next half-precision layer fails.

@@ -32,9 +32,7 @@ MAKERS: dict[str, tuple[type[PreTrainedModel], Callable[[], PreTrainedConfig]]] 
     "mistral": (MistralForCausalLM, lambda: MistralConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
     "gpt2": (
         GPT2LMHeadModel,
-        lambda: GPT2Config(
-            n_embd=WIDTH, n_layer=BLOCKS, n_head=4, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0
-        ),
+        lambda: GPT2Config(n_embd=WIDTH, n_layer=BLOCKS, n_head=4, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0),
     ),
     "roberta": (
         RobertaForSequenceClassification,

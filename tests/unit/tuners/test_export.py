@@ -46,9 +46,7 @@ def test_plain_reload_answers_as_the_tuned_model(
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
-def test_every_kind_that_merges_is_exported(
-    build: Build, logits: Logits, train: Train, tmp_path: Path, kind: str
-) -> None:
+def test_every_kind_that_merges_is_exported(build: Build, logits: Logits, train: Train, tmp_path: Path, kind: str) -> None:
     tuned = train(get_peft_model(build("llama"), CONFIGS[kind]()))
 
     export_plain(tuned, None, tmp_path / "plain")
@@ -110,6 +108,23 @@ def test_half_precision_stays_half_precision(build: Build, train: Train, tmp_pat
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
 
 
+def test_other_dtype_on_request(tuned: PeftModel, tmp_path: Path) -> None:
+    difference = export_plain(tuned, None, tmp_path / "plain", torch.bfloat16)
+
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    assert difference > 0
+    assert tuned.dtype == torch.float32
+
+
+def test_model_without_an_adapter_is_written_as_it_is(build: Build, logits: Logits, tmp_path: Path) -> None:
+    difference = export_plain(build("t5"), None, tmp_path / "plain")
+
+    reloaded = type(build("t5")).from_pretrained(tmp_path / "plain").eval()
+    assert torch.equal(logits(reloaded), logits(build("t5")))
+    assert difference == 0
+
+
 @pytest.mark.parametrize(
     ("family", "bias"),
     [("t5", r"decoder\.block\.0\.layer\.2\.DenseReluDense\.wo\.bias"), ("mistral", r"layers\.0\.mlp\.down_proj\.bias")],
@@ -126,9 +141,7 @@ def test_no_place_for_the_shift_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("family", ["t5", "mistral"])
-def test_scale_alone_is_exported_anywhere(
-    build: Build, logits: Logits, train: Train, tmp_path: Path, family: str
-) -> None:
+def test_scale_alone_is_exported_anywhere(build: Build, logits: Logits, train: Train, tmp_path: Path, family: str) -> None:
     tuned = train(get_peft_model(build(family), RedConfig(edit="scale")))
 
     export_plain(tuned, None, tmp_path / "plain")

@@ -52,9 +52,7 @@ def test_trained_edit_moves_the_logits(build: Build, logits: Logits, train: Trai
     assert (logits(tuned) - before).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("edit", "learned"), [("both", {"scale", "shift"}), ("scale", {"scale"}), ("shift", {"shift"})]
-)
+@pytest.mark.parametrize(("edit", "learned"), [("both", {"scale", "shift"}), ("scale", {"scale"}), ("shift", {"shift"})])
 def test_edit_learns_what_it_says(edit: str, learned: set[str]) -> None:
     layer = RedEdit(3, edit)
 

@@ -38,9 +38,7 @@ def saved(build: Build, train: Train, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reloaded_adapter_answers_bit_for_bit(
-    build: Build, logits: Logits, train: Train, tmp_path: Path, family: str
-) -> None:
+def test_reloaded_adapter_answers_bit_for_bit(build: Build, logits: Logits, train: Train, tmp_path: Path, family: str) -> None:
     tuned = train(get_peft_model(build(family), RedConfig()))
     _save(tuned, tmp_path)
 

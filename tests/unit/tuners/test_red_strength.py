@@ -20,9 +20,7 @@ Train = Callable[[nn.Module], nn.Module]
 FAMILIES = ("llama", "gpt2", "roberta", "t5")
 
 
-@pytest.mark.parametrize(
-    ("at", "expected"), [(1.0, (1.5, -5.0)), (0.5, (1.25, -3.5)), (0.0, (1.0, -2.0)), (2.0, (2.0, -8.0))]
-)
+@pytest.mark.parametrize(("at", "expected"), [(1.0, (1.5, -5.0)), (0.5, (1.25, -3.5)), (0.0, (1.0, -2.0)), (2.0, (2.0, -8.0))])
 def test_hand_example(hand: RedLayer, at: float, expected: tuple[float, float]) -> None:
     with strength(hand, at):
         edited = hand(torch.tensor([[1.0, -2.0]]))

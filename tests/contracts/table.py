@@ -1,0 +1,95 @@
+"""The one table of settings that every contract test runs over. An exception to a contract is a column, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.data.batching import whole
+from alignlab.models.backbone import Backbone
+from alignlab.models.policy import Policy
+from alignlab.records import Batch, EncodedGroup, Example
+from alignlab.tuners import TUNERS
+
+PAIRS = (
+    ("Tell a story about Tom and a kite.", "Tom was happy.", "Tom was sad and lost his kite. He went home."),
+    ("Tell a short story about Anna.", "Anna found a red ball. She was proud.", "Anna fell."),
+    ("Tell a story.", "Once there was a dog.", "The cat was angry. The end."),
+    ("Tell a gloomy story about Sam and a boat.", "Sam lost the boat.", "Sam saw a boat. It was glad."),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tuner on a backbone. `per_row`: whether rows of one batch may differ in strength."""
+
+    tuner: str
+    backbone: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    per_row: bool = True
+
+    def __str__(self) -> str:
+        extra = "-".join(str(value) for value in self.settings.values())
+        return "-".join(filter(None, (self.tuner, self.backbone, extra)))
+
+
+_LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []}
+CASES = (
+    Case("full", "llama", per_row=False),  # a weight is shared by all rows
+    Case("full", "gpt2", per_row=False),
+    Case("bitfit", "gpt2", per_row=False),  # not on llama, which has no biases
+    Case("lora", "llama", _LORA),
+    Case("lora", "gpt2", _LORA),
+    Case("ia3", "llama", per_row=False),  # peft's layer multiplies by one vector
+    Case("ia3", "gpt2", per_row=False),
+    Case("red", "llama", {"edit": "both", "place": "ffn"}),
+    Case("red", "gpt2", {"edit": "both", "place": "ffn"}),
+    Case("red", "llama", {"edit": "scale", "place": "ffn"}),
+    Case("red", "llama", {"edit": "shift", "place": "ffn"}),
+    Case("red", "llama", {"edit": "both", "place": "plus"}),
+)
+
+
+def attach(case: Case, backbone: Backbone, *, seed: int = 0) -> Policy:
+    """A policy whose tuner is new, so it is the identity."""
+    entry = TUNERS[case.tuner]
+    config = entry.config(name=case.tuner, likelihood_rate=1e-2, preference_rate=1e-2, **case.settings)
+    torch.manual_seed(seed)
+    return Policy(backbone, entry.build(config, backbone.model))
+
+
+def trained(case: Case, backbone: Backbone) -> Policy:
+    """A policy whose tuner holds numbers as a training could have left them."""
+    policy = attach(case, backbone)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.knob.parameters():  # type: ignore[attr-defined]
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def groups(policy: Policy, pairs: Sequence[tuple[str, str, str]] = PAIRS) -> list[EncodedGroup]:
+    """Pairs as ids."""
+    made = []
+    for number, (prompt, chosen, rejected) in enumerate(pairs):
+        examples = [Example(prompt, chosen), Example(prompt, rejected)]
+        rows = [f"pair {number}"] * 2
+        made.append(EncodedGroup(rows[0], tuple(policy.backbone.codec.examples(examples, rows))))
+    return made
+
+
+def batch(policy: Policy, pairs: Sequence[tuple[str, str, str]] = PAIRS) -> Batch:
+    """Pairs as one batch."""
+    return whole(groups(policy, pairs), policy.backbone.codec.pad)
+
+
+def logits(policy: Policy) -> Tensor:
+    """Logits of the backbone's own forward pass on a few ids."""
+    ids = torch.arange(3, 19).reshape(2, 8)
+    with torch.no_grad():
+        result: Tensor = policy.model(ids).logits
+    return result
