@@ -112,8 +112,8 @@ def parse(raw: DictConfig) -> RunConfig:
     return RunConfig(
         seed=_simple(plain, "seed", int),
         force=_simple(plain, "force", bool),
-        folder=plain.get("folder"),
-        paths=_typed("paths", plain["paths"], PathsConfig),
+        folder=None if plain.get("folder") is None else _simple(plain, "folder", str),
+        paths=_typed("paths", plain.get("paths") or {}, PathsConfig),
         suites=suites,
         left_out=left_out,
         plain={key: value for key, value in plain.items() if key != "experiment"},
@@ -168,9 +168,10 @@ def _refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any
 
 
 def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = plain[key]
+    value = plain.get(key)
     if type(value) is not kind:
-        raise ConfigError(f"{key}={value!r} must be {'a whole number' if kind is int else 'true or false'}.")
+        wanted = {int: "a whole number", bool: "true or false", str: "a text"}[kind]
+        raise ConfigError(f"{key}={value!r} must be {wanted}.")
     return value
 
 

@@ -85,8 +85,8 @@ class EncodedGroup:
 
     @property
     def response_tokens(self) -> int:
-        """Response tokens of all members together."""
-        return sum(len(member.ids) - member.start for member in self.members)
+        """Response tokens of all members together; a first token has nothing that predicts it and is not counted."""
+        return sum(len(member.ids) - max(member.start, 1) for member in self.members)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ class FilesConfig(DataConfig):
     train: str
     test: str
 
+    def check(self) -> None:
+        """Raises ConfigError for a path without its files."""
+        super().check()
+        if self.path is not None:
+            self.files(self.train)
+            self.files(self.test)
+
     def files(self, pattern: str) -> list[Path]:
         """The files that a pattern names; raises ConfigError where there are none."""
         root = Path(str(self.path))
@@ -80,6 +87,12 @@ class FramedConfig(HubConfig):
     """Plain questions on the hub, written into `frame` (one {prompt})."""
 
     frame: str
+
+    def check(self) -> None:
+        """Raises ConfigError for a frame that does not hold the question."""
+        super().check()
+        if self.frame.count("{prompt}") != 1:
+            raise ConfigError(f"data.frame={self.frame!r} must hold {{prompt}} exactly once.")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from alignlab.data.source import Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, EncodedGroup, Example, View
+from alignlab.records import Encoded, EncodedGroup, Example, Group, View
 
 Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 """(examples, their row names) -> ids with BOS and EOS in place."""
@@ -54,7 +54,7 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
             groups.append(group)
     examples = [example for group in groups for example in group.members]
     flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
-    encoded = [EncodedGroup(group.row, tuple(next(flat) for _ in group.members)) for group in groups]
+    encoded = [_group(group, [next(flat) for _ in group.members]) for group in groups]
 
     kept: list[EncodedGroup] = []
     cut = 0
@@ -70,6 +70,14 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account
+
+
+def _group(group: Group, members: Sequence[Encoded]) -> EncodedGroup:
+    """The members of one prompt answer from the same token on, also where only one of them merged the prompt's last."""
+    if len({example.prompt for example in group.members}) == 1:
+        start = min(member.start for member in members)
+        members = [replace(member, start=start) for member in members]
+    return EncodedGroup(group.row, tuple(members))
 
 
 def _fit(group: EncodedGroup, limits: Limits) -> EncodedGroup | None:

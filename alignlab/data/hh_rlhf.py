@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from alignlab.data.config import HhConfig
@@ -42,7 +43,7 @@ def pairs(lines: Iterable[tuple[str, dict[str, Any]]], differing_prompts: str) -
 
 
 def _split(config: HhConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
-    lines = read(config.files(pattern), limit) if config.path else _hub(config, hub_split, limit)
+    lines = read(config.files(pattern), limit) if config.path else islice(_hub(config, hub_split, limit), limit)
     return pairs(lines, config.differing_prompts)
 
 

@@ -22,4 +22,4 @@ def rows(
             " data.path, a folder with the files."
         ) from error
     for number in range(len(table) if limit is None else min(limit, len(table))):
-        yield f"{name}/{split}:{number + 1}", dict(table[number])
+        yield f"{'/'.join(filter(None, (name, folder, split)))}:{number + 1}", dict(table[number])

@@ -29,7 +29,6 @@ def offers(config: JsonlConfig) -> frozenset[str]:
     """`pairs` and `chosen`, or `labels`, by the first line of the training file."""
     if config.path is None:
         raise ConfigError("data=jsonl needs data.path: a folder that holds the files named by data.train and data.test.")
-    config.files(config.test)
     for _, fields in read(config.files(config.train), limit=1):
         return frozenset({"pairs", "chosen"}) if "chosen" in fields else frozenset({"labels", "chosen"})
     raise ConfigError(f"data.path={config.path}: the training file is empty; give it at least one line.")

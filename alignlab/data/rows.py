@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,12 @@ def read(files: Sequence[Path], limit: int | None) -> Iterator[tuple[str, dict[s
     """Yields (file:line, object) of each line that is not blank; raises DataError for one that does not parse."""
     count = 0
     for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if limit is not None and count >= limit:
-                    return
-                if line.strip():
-                    count += 1
-                    yield f"{file.name}:{number}", _parse(line, f"{file.name}:{number}")
+        for number, line in enumerate(_lines(file), start=1):
+            if limit is not None and count >= limit:
+                return
+            if line.strip():
+                count += 1
+                yield f"{file.name}:{number}", _parse(line, f"{file.name}:{number}")
 
 
 def dialogue_pair(row: str, chosen: str, rejected: str) -> Preference | None:
@@ -52,6 +52,14 @@ def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
         raise DataError(f"{row}: 'score' must be a number but is {score!r}.")
     response = Response(text(fields, "response", row), None if label is None else str(label), score)
     return Preference(row, text(fields, "prompt", row), (response,))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{file.name}: cannot be read as text ({error}); look at the file, or write it again.") from error
 
 
 def _parse(line: str, row: str) -> dict[str, Any]:

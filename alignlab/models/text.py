@@ -84,10 +84,9 @@ class Codec:
         cut = _common(prompt, both)
         if not self._special.isdisjoint(both[cut:]):
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
-        ids = (*self.head, *both, self.eos)
-        if ids[:2] == (*self.head, *self.head) and self.head:
-            raise DataError(f"{row}: the prompt begins with a second BOS; remove it or set model.template.bos=false.")
-        return Encoded(ids, start=len(self.head) + cut, moved=cut < len(prompt))
+        if not set(self.head).isdisjoint(both[:cut]):
+            raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
+        return Encoded((*self.head, *both, self.eos), start=len(self.head) + cut, moved=cut < len(prompt))
 
 
 def _common(left: list[int], right: list[int]) -> int:

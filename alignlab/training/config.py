@@ -71,6 +71,9 @@ class TrainerConfig:
         for key in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1.")
+        for key in ("micro_batch", "threads"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1, or null.")
 
     def micro(self, batch: int) -> int:
         """Groups per forward pass; raises ConfigError where they do not divide the batch."""

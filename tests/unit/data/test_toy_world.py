@@ -110,7 +110,8 @@ def test_records_depend_on_the_seed_alone(draw: Callable[[int], list[Preference]
     same = draw(1) == draw(1)
     different = draw(1) != draw(2)
 
-    assert same and different
+    assert same
+    assert different
     assert getstate() == before
 
 

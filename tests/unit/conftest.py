@@ -1,0 +1,140 @@
+"""Small parts that many unit tests arrange: policies, batches, sheets, sessions and composed configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import nn
+
+from alignlab.data.batching import whole
+from alignlab.models.backbone import Backbone
+from alignlab.models.knob import Strength, Term
+from alignlab.models.policy import Policy
+from alignlab.records import Batch, EncodedGroup, Example
+from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.tracker import NoTracker
+from alignlab.training.config import FitConfig, TrainerConfig
+from alignlab.training.session import Session
+from alignlab.tuners import TUNERS
+
+CONF = Path(__file__).parents[2] / "conf"
+PAIRS = (
+    ("Tell a story about Tom and a kite.", "Tom was happy.", "Tom was sad and lost his kite. He went home."),
+    ("Tell a short story about Anna.", "Anna found a red ball. She was proud.", "Anna fell."),
+    ("Tell a story.", "Once there was a dog.", "The cat was angry. The end."),
+    ("Tell a gloomy story about Sam and a boat.", "Sam lost the boat.", "Sam saw a boat. It was glad."),
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
+    "red": {"edit": "both", "place": "ffn"},
+    "full": {},
+}
+
+
+class NoKnob:
+    """A backbone that nothing was attached to: one pass, whatever the strength."""
+
+    per_row = True
+
+    def terms(self, strength: Strength) -> tuple[Term, ...]:
+        return (Term(1.0, 1.0),)
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def off(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def plain(backbone: Backbone) -> Policy:
+    """The backbone alone."""
+    return Policy(backbone, NoKnob())
+
+
+def attached(tuner: str, backbone: Backbone, *, spread: float = 0.1) -> Policy:
+    """A backbone with a tuner whose numbers were moved away from the identity; spread 0 leaves it new."""
+    entry = TUNERS[tuner]
+    config = entry.config(name=tuner, likelihood_rate=1e-2, preference_rate=1e-2, **SETTINGS[tuner])
+    torch.manual_seed(0)
+    policy = Policy(backbone, entry.build(config, backbone.model))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in learned(policy):
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def learned(policy: Policy) -> list[nn.Parameter]:
+    """The tuner's parameters."""
+    parameters: list[nn.Parameter] = policy.knob.parameters()  # type: ignore[attr-defined]
+    return parameters
+
+
+def encoded(backbone: Backbone, pairs: Sequence[tuple[str, str, str]] = PAIRS) -> list[EncodedGroup]:
+    """Pairs as groups of ids."""
+    rows = [f"pair {number}" for number in range(len(pairs))]
+    examples = [Example(prompt, answer) for prompt, *answers in pairs for answer in answers]
+    flat = iter(backbone.codec.examples(examples, [row for row in rows for _ in range(2)]))
+    return [EncodedGroup(row, (next(flat), next(flat))) for row in rows]
+
+
+def batch_of(backbone: Backbone, pairs: Sequence[tuple[str, str, str]] = PAIRS) -> Batch:
+    """Pairs as one batch that is a step by itself."""
+    return whole(encoded(backbone, pairs), backbone.codec.pad)
+
+
+def fit_config(**changes: Any) -> FitConfig:
+    """A small training stage: six steps of two groups."""
+    values: dict[str, Any] = {
+        "epochs": None,
+        "steps": 6,
+        "batch": 2,
+        "learning_rate": 1e-2,
+        "schedule": "linear",
+        "warmup_fraction": 0.2,
+        "weight_decay": 0.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 1.0,
+        "loss_on": "response",
+    }
+    return FitConfig(**{**values, **changes})
+
+
+def trainer_config(**changes: Any) -> TrainerConfig:
+    """A CPU trainer that checkpoints every other step."""
+    values: dict[str, Any] = {
+        "name": "default",
+        "device": "cpu",
+        "micro_batch": None,
+        "shared_prefix": True,
+        "checkpoint_every_steps": 2,
+        "keep_checkpoints": 2,
+        "log_every_steps": 1,
+        "threads": None,
+        "extra": {},
+    }
+    return TrainerConfig(**{**values, **changes})
+
+
+def session_in(folder: Path, **changes: Any) -> Session:
+    """A session without a tracker."""
+    return Session(folder, folder / ".store", Ledger(folder), NoTracker(), trainer_config(**changes), "cpu", seed=0)
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Composes a run in this process, on a stand-in for a local model: `composed("method=dpo", "data=toy")`."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    stand_in = ["model=local", f"model.path={tmp_path / 'model'}"]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield lambda *words: compose("run", overrides=[*stand_in, *words])

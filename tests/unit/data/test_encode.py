@@ -1,0 +1,161 @@
+"""Groups to ids: which rows are kept, cut, dropped or refused, and the account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from alignlab.data.encode import Account, Limits, encode
+from alignlab.data.source import Split
+from alignlab.data.views import chosen, every, pair
+from alignlab.errors import DataError
+from alignlab.records import Encoded, Example, Preference, Response
+
+BOS, EOS = 0, 1
+
+
+def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
+    """One token per letter, BOS in front, EOS behind."""
+    return [
+        Encoded((BOS, *map(ord, example.prompt + example.response), EOS), 1 + len(example.prompt), "~" in example.response)
+        for example in examples
+    ]
+
+
+def split_of(*pairs: tuple[str, str, str], left_out: dict[str, int] | None = None) -> Split:
+    records = tuple(Preference.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1))
+    return Split(records, left_out or {})
+
+
+def limits(max_tokens: int, too_long: str = "error", head_tokens: int = 1) -> Limits:
+    return Limits(max_tokens, too_long, head_tokens)
+
+
+def test_every_row_that_fits_is_kept_as_it_is() -> None:
+    split = split_of(("ab", "cd", "e"), ("f", "g", "h"))
+
+    groups, account = encode(split, pair, letters, limits(6))
+
+    assert [group.row for group in groups] == ["file:1", "file:2"]
+    assert groups[0].members[0] == Encoded((BOS, *map(ord, "abcd"), EOS), 3)
+    assert account == Account(read=2, kept=2, dropped={}, cut=0, moved=0)
+
+
+def test_a_row_of_exactly_the_limit_fits_and_one_token_more_is_an_error_that_names_it() -> None:
+    split = split_of(("ab", "c", "d"), ("ab", "cd", "e"))  # 5 tokens and 6
+
+    with pytest.raises(DataError, match=r"file:2: 6 tokens, but a row may have 5; set data.too_long=drop"):
+        encode(split, pair, letters, limits(5))
+
+
+def test_drop_leaves_the_long_row_out_and_counts_it() -> None:
+    split = split_of(("ab", "c", "d"), ("ab", "cd", "e"))
+
+    groups, account = encode(split, pair, letters, limits(5, "drop"))
+
+    assert [group.row for group in groups] == ["file:1"]
+    assert account.dropped == {"longer than 5 tokens": 1}
+
+
+def test_cutting_takes_the_prompt_from_the_left_keeps_bos_and_never_touches_a_response() -> None:
+    split = split_of(("abcd", "ef", "g"))  # 8 tokens and 7
+
+    groups, account = encode(split, pair, letters, limits(6, "cut_prompt_left"))
+
+    assert groups[0].members == (
+        Encoded((BOS, *map(ord, "cdef"), EOS), start=3),
+        Encoded((BOS, *map(ord, "cdg"), EOS), start=3),
+    )
+    assert account.cut == 1
+
+
+def test_without_bos_cutting_begins_at_the_first_token() -> None:
+    split = Split((Preference("file:1", "abcd", (Response("e"),)),))
+
+    groups, _ = encode(split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left", 0))
+
+    assert groups[0].members == (Encoded((*map(ord, "cde"), EOS), start=2),)
+
+
+def test_a_row_whose_response_would_have_to_be_cut_is_dropped_and_counted() -> None:
+    split = split_of(("ab", "cdefg", "h"), ("ab", "c", "d"))  # 9 tokens: without the whole prompt still 7
+
+    groups, account = encode(split, pair, letters, limits(6, "cut_prompt_left"))
+
+    assert [group.row for group in groups] == ["file:2"]
+    assert account.dropped == {"longer than 6 tokens": 1}
+    assert account.cut == 0
+
+
+def test_a_cut_prompt_keeps_at_least_one_token_of_its_own() -> None:
+    split = split_of(("ab", "cde", "f"), ("ab", "cd", "e"))  # 7 tokens: 2 too many; 6 tokens: 1 too many
+
+    groups, _ = encode(split, pair, letters, limits(5, "cut_prompt_left"))
+
+    assert [group.row for group in groups] == ["file:2"]
+    assert groups[0].members[0].ids == (BOS, *map(ord, "bcd"), EOS)
+
+
+def test_where_no_row_is_left_the_error_tells_the_counts() -> None:
+    split = split_of(("ab", "cd", "e"), ("ab", "cd", "e"), left_out={"prompts of the pair differ": 3})
+
+    with pytest.raises(DataError, match=r"5 rows read, 0 kept, 3 dropped: prompts of the pair differ; 2 dropped: longer than 5"):
+        encode(split, pair, letters, limits(5, "drop"))
+
+
+def test_an_empty_split_is_an_error() -> None:
+    with pytest.raises(DataError, match="no row is left to work on"):
+        encode(Split(()), pair, letters, limits(5))
+
+
+def test_records_that_hold_nothing_for_the_view_are_counted() -> None:
+    single = Preference("file:1", "a", (Response("b", label="bad"),))
+    split = Split((single, Preference.pair("file:2", "a", "b", "c")))
+
+    groups, account = encode(split, pair, letters, limits(9))
+
+    assert [group.row for group in groups] == ["file:2"]
+    assert account.dropped == {"nothing in it for this stage": 1}
+
+
+def test_members_of_one_prompt_answer_from_the_same_token_on() -> None:
+    split = split_of(("ab", "c", "d"))
+    merged = [Encoded((BOS, 9, EOS), start=1, moved=True), Encoded((BOS, 7, 8, 6, EOS), start=3)]
+
+    groups, account = encode(split, pair, lambda examples, rows: merged, limits(9))
+
+    assert [member.start for member in groups[0].members] == [1, 1]
+    assert account.moved == 1
+
+
+def test_rows_left_out_while_reading_stay_in_the_account() -> None:
+    split = split_of(("a", "b", "c"), left_out={"prompts of the pair differ": 2})
+
+    _, account = encode(split, chosen, letters, limits(9))
+
+    assert (account.read, account.kept) == (3, 1)
+    assert account.dropped == {"prompts of the pair differ": 2}
+
+
+def test_rows_with_a_token_across_the_boundary_are_counted_once_per_row() -> None:
+    split = split_of(("a", "~b", "~c"), ("a", "b", "c"))
+
+    _, account = encode(split, pair, letters, limits(9))
+
+    assert account.moved == 1
+
+
+@pytest.mark.parametrize(
+    ("account", "sentence"),
+    [
+        (Account(5, 5, {}, 0, 0), "5 rows read, 5 kept, none dropped"),
+        (
+            Account(9, 6, {"longer than 8 tokens": 2, "prompts of the pair differ": 1}, 4, 3),
+            "9 rows read, 6 kept, 2 dropped: longer than 8 tokens; 1 dropped: prompts of the pair differ;"
+            " 4 prompts cut on the left; in 3 a token spans prompt and response",
+        ),
+    ],
+)
+def test_the_account_is_one_sentence(account: Account, sentence: str) -> None:
+    assert account.sentence() == sentence

@@ -1,0 +1,131 @@
+"""A user's own file: pairs, dialogues or single responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignlab.data.config import JsonlConfig
+from alignlab.data.jsonl import build, offers
+from alignlab.errors import ConfigError, DataError
+from alignlab.records import Preference, Response
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def folder_of(tmp_path: Path, *lines: dict[str, Any]) -> Path:
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "train.jsonl").write_text(content, encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text(json.dumps(PAIR) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def config(path: Path | None, **changes: Any) -> JsonlConfig:
+    values: dict[str, Any] = {
+        "name": "jsonl",
+        "max_tokens": None,
+        "too_long": "error",
+        "limit": None,
+        "test_limit": None,
+        "path": path and str(path),
+        "train": "train*.jsonl*",
+        "test": "test*.jsonl*",
+        "differing_prompts": "error",
+    }
+    return JsonlConfig(**{**values, **changes})
+
+
+def test_pairs_become_records_named_by_their_line(tmp_path: Path) -> None:
+    source = build(config(folder_of(tmp_path, PAIR, {**PAIR, "prompt": "q"})))
+
+    records = source.split("train").records
+
+    assert records == (Preference.pair("train.jsonl:1", "p", "c", "r"), Preference.pair("train.jsonl:2", "q", "c", "r"))
+
+
+def test_single_responses_keep_label_and_score(tmp_path: Path) -> None:
+    lines = [{"prompt": "p", "response": "a", "label": "good"}, {"prompt": "p", "response": "b", "score": 2}]
+    source = build(config(folder_of(tmp_path, *lines)))
+
+    records = source.split("train").records
+
+    assert [record.responses for record in records] == [(Response("a", label="good"),), (Response("b", score=2),)]
+
+
+def test_dialogues_without_a_prompt_are_cut_at_their_last_answer(tmp_path: Path) -> None:
+    start = "\n\nHuman: a\n\nAssistant:"
+    source = build(config(folder_of(tmp_path, {"chosen": start + " yes", "rejected": start + " no"})))
+
+    records = source.split("train").records
+
+    assert records == (Preference.pair("train.jsonl:1", start, " yes", " no"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ({"prompt": "p", "chosen": "c"}, "train.jsonl:2: 'rejected' must be a text but is NoneType"),
+        ({"prompt": "p", "chosen": "c", "rejected": ""}, "train.jsonl:2: 'rejected' is empty"),
+        ({"prompt": "p"}, "train.jsonl:2: needs 'chosen' and 'rejected', or 'response'; the line has prompt"),
+        ({"chosen": "c", "rejected": "r"}, "train.jsonl:2: 'prompt' must be a text"),
+    ],
+)
+def test_a_line_that_lacks_a_key_is_named(tmp_path: Path, line: dict[str, Any], sentence: str) -> None:
+    source = build(config(folder_of(tmp_path, PAIR, line)))
+
+    with pytest.raises(DataError, match=sentence):
+        source.split("train")
+
+
+def test_one_file_serves_training_and_evaluation(tmp_path: Path) -> None:
+    source = build(config(folder_of(tmp_path, PAIR) / "train.jsonl"))
+
+    assert source.split("train").records == source.split("test").records
+
+
+def test_a_split_is_read_once(tmp_path: Path) -> None:
+    source = build(config(folder_of(tmp_path, PAIR)))
+    first = source.split("train")
+
+    (tmp_path / "train.jsonl").unlink()
+
+    assert source.split("train") is first
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    source = build(config(folder_of(tmp_path, PAIR)))
+
+    with pytest.raises(ConfigError, match="has no split 'corpus'; it has train, test"):
+        source.split("corpus")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [(PAIR, {"pairs", "chosen"}), ({"prompt": "p", "response": "r", "label": "good"}, {"labels", "chosen"})],
+)
+def test_what_a_file_offers_is_read_from_its_first_line(tmp_path: Path, line: dict[str, Any], words: set[str]) -> None:
+    assert offers(config(folder_of(tmp_path, line))) == words
+
+
+def test_an_empty_training_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the training file is empty"):
+        offers(config(folder_of(tmp_path)))
+
+
+def test_no_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data=jsonl needs data\.path"):
+        offers(config(None))
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "sentence"),
+    [("nowhere", "train*", "nowhere does not exist"), (".", "rows*", r"holds no file 'rows\*'; set data.train")],
+)
+def test_a_path_without_its_files_is_refused(tmp_path: Path, path: str, pattern: str, sentence: str) -> None:
+    folder_of(tmp_path, PAIR)
+
+    with pytest.raises(ConfigError, match=sentence):
+        config(tmp_path / path).files(pattern)

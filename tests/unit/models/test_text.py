@@ -1,0 +1,158 @@
+"""Text to ids: one BOS at most, exactly one EOS per response, whatever the tokenizer does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from alignlab.errors import ConfigError, DataError
+from alignlab.models.text import Codec, Template
+from alignlab.records import Example
+
+BOS, EOS, PAD = 0, 1, 2
+PIECES = ("<s>", "</s>", "<pad>", *"abcd ", "ab", "\n", "U", "A", ":")
+ROW = "train.jsonl:7"
+PLAIN = Template("{prompt}", chat=False, bos=True)
+CHAT = "<s>{% for m in messages %}U:{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+
+
+def tokenizer(*, merges: Sequence[tuple[str, str]] = (), bos_by_itself: bool = False, **special: str) -> PreTrainedTokenizerFast:
+    """Letters as tokens; `merges` join two of them."""
+    made = Tokenizer(BPE(vocab={piece: index for index, piece in enumerate(PIECES)}, merges=list(merges)))
+    if bos_by_itself:
+        made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **special}
+    )
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(PIECES.index(letter) for letter in text)
+
+
+def test_an_example_is_bos_prompt_response_eos() -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    (encoded,) = codec.examples([Example("ab", "cd")], [ROW])
+
+    assert encoded.ids == (BOS, *ids_of("abcd"), EOS)
+    assert (encoded.start, encoded.moved) == (3, False)
+
+
+def test_a_tokenizer_that_adds_bos_by_itself_adds_no_second_one() -> None:
+    codec = Codec(tokenizer(bos_by_itself=True), PLAIN)
+
+    (encoded,) = codec.examples([Example("a", "b")], [ROW])
+    (prompt,) = codec.prompts(["a"])
+
+    assert encoded.ids == (BOS, *ids_of("ab"), EOS)
+    assert prompt == (BOS, *ids_of("a"))
+
+
+def test_a_template_without_bos_leaves_it_out_even_where_the_tokenizer_would_add_it() -> None:
+    codec = Codec(tokenizer(bos_by_itself=True), Template("{prompt}", chat=False, bos=False))
+
+    (encoded,) = codec.examples([Example("a", "b")], [ROW])
+
+    assert encoded.ids == (*ids_of("ab"), EOS)
+    assert encoded.start == 1
+
+
+def test_where_pad_is_eos_the_response_still_ends_with_one_eos() -> None:
+    codec = Codec(tokenizer(pad_token="</s>"), PLAIN)
+
+    (encoded,) = codec.examples([Example("a", "b")], [ROW])
+
+    assert codec.pad == codec.eos == EOS
+    assert encoded.ids.count(EOS) == 1
+
+
+def test_a_tokenizer_without_pad_is_padded_with_eos() -> None:
+    made = tokenizer()
+    made.pad_token = None
+
+    codec = Codec(made, PLAIN)
+
+    assert codec.pad == EOS
+
+
+@pytest.mark.parametrize("response", ["", " ", "\n"])
+def test_an_empty_response_is_refused_with_its_row(response: str) -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    with pytest.raises(DataError, match=f"{ROW}: the response is empty"):
+        codec.examples([Example("a", "b"), Example("a", response)], ["train.jsonl:6", ROW])
+
+
+@pytest.mark.parametrize("response", ["b</s>", "b</s>c", "<s>b"])
+def test_bos_or_eos_written_out_in_a_response_is_refused_with_its_row(response: str) -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    with pytest.raises(DataError, match=f"{ROW}: the response holds a BOS or EOS token as text"):
+        codec.examples([Example("a", response)], [ROW])
+
+
+@pytest.mark.parametrize("prompt", ["<s>a", "a<s>b"])
+def test_a_second_bos_in_a_prompt_is_refused_with_its_row(prompt: str) -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    with pytest.raises(DataError, match=f"{ROW}: the prompt .* second BOS"):
+        codec.examples([Example(prompt, "c")], [ROW])
+
+
+def test_a_token_that_spans_prompt_and_response_belongs_to_the_response_and_is_marked() -> None:
+    codec = Codec(tokenizer(merges=[("a", "b")]), PLAIN)
+
+    spanning, clean = codec.examples([Example("ca", "bd"), Example("c", "bd")], [ROW, ROW])
+
+    assert spanning.ids == (BOS, PIECES.index("c"), PIECES.index("ab"), PIECES.index("d"), EOS)
+    assert (spanning.start, spanning.moved) == (2, True)
+    assert (clean.start, clean.moved) == (2, False)
+
+
+def test_the_template_is_written_around_the_prompt() -> None:
+    codec = Codec(tokenizer(), Template("U:{prompt}\nA:", chat=False, bos=True))
+
+    (prompt,) = codec.prompts(["ab"])
+
+    assert prompt == (BOS, *ids_of("U:ab\nA:"))
+
+
+def test_a_chat_template_writes_the_turn_and_its_bos_once() -> None:
+    made = tokenizer()
+    made.chat_template = CHAT
+    codec = Codec(made, Template("{prompt}", chat=True, bos=True))
+
+    (encoded,) = codec.examples([Example("ab", "c")], [ROW])
+
+    assert encoded.ids == (BOS, *ids_of("U:ab\nA:c"), EOS)
+    assert encoded.start == 1 + len("U:ab\nA:")
+
+
+def test_decoding_leaves_special_tokens_out() -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    text = codec.decode([BOS, *ids_of("ab"), EOS, PAD])
+
+    assert text.replace(" ", "") == "ab"
+
+
+@pytest.mark.parametrize(
+    ("template", "missing", "sentence"),
+    [
+        (PLAIN, "eos_token", "no EOS token"),
+        (PLAIN, "bos_token", "no BOS token; set model.template.bos=false"),
+        (Template("{prompt}", chat=True, bos=True), "chat_template", "no chat template; set model.template.chat=false"),
+    ],
+)
+def test_a_tokenizer_that_lacks_what_the_template_needs_is_refused(template: Template, missing: str, sentence: str) -> None:
+    made = tokenizer()
+    setattr(made, missing, None)
+
+    with pytest.raises(ConfigError, match=sentence):
+        Codec(made, template)
