@@ -1,0 +1,188 @@
+"""What a stage minimises, on made-up log-probabilities by hand and on a small model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignlab.data.batching import collate, whole
+from alignlab.models.backbone import Backbone
+from alignlab.models.logprobs import Logprobs
+from alignlab.models.policy import Policy
+from alignlab.records import Batch
+from alignlab.training.objectives import Objective, Preference, nll
+from tests.unit.conftest import attached, batch_of, encoded
+
+TOTAL_GM = torch.tensor([[-4.0, -6.0], [-3.0, -2.0]])
+REFERENCE_GM = torch.tensor([[-5.0, -5.0], [-4.0, -3.0]])
+TOKENS_GM = torch.tensor([[2.0, 3.0], [3.0, 1.0]])
+# Margins 2 and -1, of the reference 0 and -1: gaps 2 and 0. Per token 0 and 1, of the reference -5/6 and 5/3.
+DPO = Preference("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
+
+
+class Made:
+    """A policy that answers with made-up numbers: other ones while it is off."""
+
+    def __init__(self) -> None:
+        self.total_GM, self.passes = TOTAL_GM.clone().requires_grad_(), 0
+
+    def logprobs(self, batch: Batch) -> Logprobs:
+        self.passes += 1
+        return Logprobs(self.total_GM, TOKENS_GM)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        before, self.total_GM = self.total_GM, REFERENCE_GM
+        yield
+        self.total_GM = before
+
+
+def batch(reference_GM: Tensor | None = None, *, step_groups: int = 2, step_tokens: int = 9) -> Batch:
+    empty = torch.zeros(2, 2)
+    return Batch(torch.zeros(2, 2, 4), empty, empty, empty[0], ("a", "b"), step_groups, step_tokens, reference_GM)
+
+
+def softplus(value: float) -> float:
+    """-log sigmoid(-value)."""
+    return math.log1p(math.exp(value))
+
+
+def value_of(objective: Objective, given: Batch) -> float:
+    return objective(Made(), given).value.item()  # type: ignore[arg-type]
+
+
+def test_nll_is_nats_per_response_token_of_the_step() -> None:
+    assert value_of(nll, batch(step_tokens=9)) == pytest.approx(15 / 9)
+
+
+def test_dpo_is_the_mean_over_the_pairs_of_the_step() -> None:
+    assert value_of(DPO, batch()) == pytest.approx((softplus(-1) + math.log(2)) / 2)
+    assert value_of(DPO, batch(step_groups=8)) == pytest.approx((softplus(-1) + math.log(2)) / 8)
+
+
+def test_without_a_reference_the_policy_s_own_margin_counts() -> None:
+    objective = replace(DPO, reference="none")
+
+    assert value_of(objective, batch()) == pytest.approx((softplus(-1) + softplus(0.5)) / 2)
+
+
+def test_normalised_by_length_a_response_counts_per_token_in_policy_and_reference() -> None:
+    objective = replace(DPO, length_norm="mean")
+
+    assert value_of(objective, batch()) == pytest.approx((softplus(-0.5 * 5 / 6) + softplus(0.5 * 2 / 3)) / 2)
+
+
+def test_a_cached_reference_is_used_instead_of_a_second_pass() -> None:
+    policy = Made()
+
+    loss = DPO(policy, batch(REFERENCE_GM - torch.tensor([1.0, 0.0])))  # type: ignore[arg-type]
+
+    assert policy.passes == 1
+    assert loss.value.item() == pytest.approx((softplus(-1.5) + softplus(-0.5)) / 2)  # gaps 3 and 1
+
+
+@pytest.mark.parametrize("length_norm", ["sum", "mean"])
+def test_a_cached_reference_gives_the_loss_of_a_computed_one(length_norm: str) -> None:
+    objective = replace(DPO, length_norm=length_norm)
+
+    assert value_of(objective, batch(REFERENCE_GM)) == value_of(objective, batch())
+
+
+def test_the_likelihood_term_adds_the_chosen_response_per_token() -> None:
+    objective = replace(DPO, likelihood=0.1)
+
+    # chosen per token: -2 and -1
+    assert value_of(objective, batch()) == pytest.approx(value_of(DPO, batch()) + 0.1 * (2 + 1) / 2)
+
+
+def test_the_reference_takes_no_gradient() -> None:
+    policy = Made()
+
+    DPO(policy, batch()).value.backward()  # type: ignore[arg-type]
+
+    # d/dx of softplus(-x / 2) / 2 is -sigmoid(-x / 2) / 4 at gaps 2 and 0
+    slope = [1 / (1 + math.e) / 4, 1 / 8]
+    assert policy.total_GM.grad is not None
+    torch.testing.assert_close(policy.total_GM.grad, torch.tensor([[-slope[0], slope[0]], [-slope[1], slope[1]]]))
+
+
+def test_metrics_are_means_over_the_pairs_and_a_tie_is_half_right() -> None:
+    metrics = {name: value.item() for name, value in DPO(Made(), batch()).metrics.items()}  # type: ignore[arg-type]
+
+    assert metrics == pytest.approx(
+        {
+            "accuracy": 0.75,
+            "reward_margin": 0.5,
+            "chosen_nats": -3.5,
+            "rejected_nats": -4.0,
+            "chosen_nats_per_token": -1.5,
+            "rejected_nats_per_token": -2.0,
+            "chosen_tokens": 2.5,
+            "rejected_tokens": 2.0,
+        }
+    )
+
+
+def test_metrics_carry_no_graph() -> None:
+    metrics = DPO(Made(), batch()).metrics  # type: ignore[arg-type]
+
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("length_norm", ["sum", "mean"])
+@pytest.mark.parametrize("loss", ["sigmoid", "robust"])
+def test_the_first_loss_is_ln_2(llama: Backbone, loss: str, length_norm: str) -> None:
+    policy = attached("lora", llama, spread=0.0)
+    objective = replace(DPO, loss=loss, length_norm=length_norm, smoothing=0.1)
+
+    value = objective(policy, batch_of(llama)).value
+
+    assert value.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_first_loss_of_ipo_is_its_squared_target(llama: Backbone) -> None:
+    policy = attached("lora", llama, spread=0.0)
+
+    value = replace(DPO, loss="ipo", beta=0.1)(policy, batch_of(llama)).value
+
+    assert value.item() == pytest.approx(25.0, abs=1e-3)  # (0 - 1 / 0.2) ** 2
+
+
+@pytest.mark.parametrize("objective", [nll, DPO, replace(DPO, likelihood=0.3, length_norm="mean")], ids=["nll", "dpo", "both"])
+def test_the_shares_of_a_step_add_up_to_the_step(llama: Backbone, objective: Objective) -> None:
+    policy = attached("lora", llama)
+    groups = encoded(llama)
+    step = whole(groups, llama.codec.pad)
+    totals: dict[str, Any] = {"pad": llama.codec.pad, "step_groups": step.step_groups, "step_tokens": step.step_tokens}
+
+    at_once = objective(policy, step)
+    shares = [objective(policy, collate(groups[begin : begin + 2], **totals)) for begin in (0, 2)]
+
+    torch.testing.assert_close(shares[0].value + shares[1].value, at_once.value, atol=1e-5, rtol=1e-5)
+    for name, value in at_once.metrics.items():
+        torch.testing.assert_close(shares[0].metrics[name] + shares[1].metrics[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_the_base_reference_is_the_untouched_backbone(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    given = batch_of(llama)
+    untouched = _margin_without_tuner(policy, given)
+    own = policy.logprobs(given).total_GM
+
+    loss = DPO(policy, given)
+
+    gap_G = own[:, 0] - own[:, 1] - untouched
+    assert loss.metrics["reward_margin"].item() == pytest.approx(0.5 * gap_G.mean().item(), abs=1e-5)
+
+
+def _margin_without_tuner(policy: Policy, given: Batch) -> Tensor:
+    with policy.off():
+        total_GM = policy.logprobs(given).total_GM
+    return total_GM[:, 0] - total_GM[:, 1]
