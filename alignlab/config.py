@@ -42,6 +42,14 @@ class PathsConfig:
 
 
 @dataclass
+class SizingConfig:
+    """Which sizing sheets were laid over the tuner's and the method's own numbers; null = none."""
+
+    tuner: str | None
+    method: str | None
+
+
+@dataclass
 class LaunchConfig:
     """Where a job runs. local: here."""
 
@@ -75,6 +83,7 @@ class RunConfig:
     force: bool
     folder: str | None
     paths: PathsConfig
+    sizing: SizingConfig
     method: Any
     tuner: TunerConfig
     model: ModelConfig
@@ -103,7 +112,7 @@ class RunConfig:
 def parse(raw: DictConfig) -> RunConfig:
     """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
     plain = _resolved(raw)
-    top = {"seed": int, "force": bool, "folder": str, "experiment": str, "paths": PathsConfig, **GROUPS}
+    top = {"seed": int, "force": bool, "folder": str, "experiment": str, "paths": PathsConfig, "sizing": SizingConfig, **GROUPS}
     _refuse_strays("", plain, top)
     parts = {group: _part(group, plain, registry) for group, registry in GROUPS.items()}
     offered = _offered(parts)
@@ -114,6 +123,7 @@ def parse(raw: DictConfig) -> RunConfig:
         force=_simple(plain, "force", bool),
         folder=None if plain.get("folder") is None else _simple(plain, "folder", str),
         paths=_typed("paths", plain.get("paths") or {}, PathsConfig),
+        sizing=_typed("sizing", plain.get("sizing") or {}, SizingConfig),
         suites=suites,
         left_out=left_out,
         plain={key: value for key, value in plain.items() if key != "experiment"},

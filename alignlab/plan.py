@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignlab.assembly import Plan, folder_of
+from alignlab.config import RunConfig
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -18,6 +19,7 @@ def show(plan: Plan, console: Console) -> None:
     )
     share = 100 * plan.learned / plan.parameters
     table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
+    table.add_row("numbers", _sheets(config))
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         table.add_row(f"stage {stage.name}", f"{work.steps} steps, {work.note}; moves {stage.moves}")
         table.add_row("", work.account.sentence())
@@ -28,3 +30,10 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
+
+
+def _sheets(config: RunConfig) -> str:
+    """Where rates and steps came from, the command line aside."""
+    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name} (the paper's)"
+    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name} (the paper's)"
+    return f"rates from {rates}, steps and batch from {steps}"

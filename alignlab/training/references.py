@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def with_references(
     """
     path = store / "references" / f"{_key(groups, weights)}.safetensors"
     with torch.no_grad(), inside:
-        stored = load_file(path)["total_NM"] if path.is_file() else None
+        stored = _stored(path)
         if stored is not None and _agrees(groups, stored, policy):
             log.info("reference log-probabilities: read from the store")
             return _joined(groups, stored)
@@ -47,6 +48,14 @@ def with_references(
     save_file({"total_NM": total_NM}, unfinished)
     unfinished.replace(path)
     return _joined(groups, total_NM)
+
+
+def _stored(path: Path) -> Tensor | None:
+    """What an earlier run left; None where there is no file or it cannot be read."""
+    try:
+        return load_file(path)["total_NM"] if path.is_file() else None
+    except (SafetensorError, KeyError):
+        return None
 
 
 def _key(groups: Sequence[EncodedGroup], weights: str) -> str:

@@ -1,0 +1,69 @@
+"""What the sheets of a stage and of the trainer refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from alignlab.errors import ConfigError
+from tests.unit.conftest import fit_config, trainer_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": None}, "method.fit: give epochs or steps"),
+        ({"epochs": 1.0}, "method.fit: give epochs or steps"),
+        ({"steps": 0}, "nothing to train with"),
+        ({"steps": None, "epochs": 0.0}, "nothing to train with"),
+        ({"batch": 0}, "method.fit.batch=0 must be at least 1"),
+        ({"learning_rate": 0.0}, "method.fit.learning_rate=0.0 must be above 0"),
+        ({"learning_rate": float("nan")}, "method.fit.learning_rate=nan must be above 0"),
+        ({"schedule": "cosinus"}, "method.fit.schedule='cosinus' is not known; choose one of linear, cosine"),
+        ({"loss_on": "prompt"}, "method.fit.loss_on='prompt' is not known; choose response or all"),
+    ],
+)
+def test_a_stage_that_cannot_train_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        fit_config(**changes).check("method.fit")
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"steps": 7, "epochs": None}, 7),
+        ({"steps": None, "epochs": 2.0, "batch": 4}, 5),
+        ({"steps": None, "epochs": 0.5, "batch": 4}, 2),  # 1.25 steps, rounded up
+        ({"steps": None, "epochs": 1.0, "batch": 64}, 1),
+    ],
+)
+def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
+    assert fit_config(**changes).total_steps(10) == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "tpu"}, "trainer.device='tpu' is not known"),
+        ({"checkpoint_every_steps": 0}, "trainer.checkpoint_every_steps=0 must be at least 1"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints=0 must be at least 1"),
+        ({"log_every_steps": 0}, "trainer.log_every_steps=0 must be at least 1"),
+        ({"micro_batch": 0}, "trainer.micro_batch=0 must be at least 1, or null"),
+        ({"micro_batch": -2}, "trainer.micro_batch=-2 must be at least 1, or null"),
+        ({"threads": 0}, "trainer.threads=0 must be at least 1, or null"),
+    ],
+)
+def test_a_trainer_that_cannot_run_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        trainer_config(**changes).check()
+
+
+@pytest.mark.parametrize(("micro_batch", "taken"), [(None, 8), (2, 2), (8, 8), (64, 8)])
+def test_a_micro_batch_is_at_most_the_batch(micro_batch: int | None, taken: int) -> None:
+    assert trainer_config(micro_batch=micro_batch).micro(8) == taken
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.micro_batch=3 does not divide the stage's batch of 8; take a divisor"):
+        trainer_config(micro_batch=3).micro(8)
