@@ -199,9 +199,12 @@ def _trl(pairs: int, cached: bool, order: list[int] | None = None) -> Any:
         train_sampling_strategy="sequential" if order else "random",
         seed=0,
     )
-    with_lora = peft.get_peft_model(backbone.model, adapter)
     trainer = DPOTrainer(
-        model=with_lora, args=config, train_dataset=Dataset.from_list(texts), processing_class=backbone.codec.tokenizer
+        model=backbone.model,
+        args=config,
+        train_dataset=Dataset.from_list(texts),
+        processing_class=backbone.codec.tokenizer,
+        peft_config=adapter,
     )
     trainer.add_callback(_clock())
     return trainer

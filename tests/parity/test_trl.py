@@ -1,0 +1,151 @@
+"""Our preference objective and TRL's, an independent implementation, on the same pairs and the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from alignlab.training.objectives import Preference
+from tests.conftest import backbone
+from tests.contracts.table import PAIRS, Case, attach, batch, logits, trained
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+CASE = Case("lora", "llama", {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []})
+BETA = 0.3
+# our loss, smoothing, length norm, TRL's name; TRL averages over tokens for ipo and nowhere else
+LOSSES = [
+    ("sigmoid", 0.0, "sum", "sigmoid"),
+    ("ipo", 0.0, "mean", "ipo"),
+    ("hinge", 0.0, "sum", "hinge"),
+    ("robust", 0.1, "sum", "robust"),
+    ("sigmoid", 0.0, "mean", "sigmoid_norm"),
+]
+every_loss = pytest.mark.parametrize(("loss", "smoothing", "norm", "theirs"), LOSSES, ids=lambda value: str(value))
+
+
+def trl_trainer(policy: Any, tmp_path: Path) -> Any:
+    """TRL's trainer over the very model of a policy, with the adapter switched off as its reference."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = [{"prompt": f"{prompt}\n", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
+    config = DPOConfig(
+        output_dir=str(tmp_path),
+        beta=BETA,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=len(rows),
+    )
+    trainer = DPOTrainer(
+        model=policy.knob.module,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.backbone.codec.tokenizer,
+    )
+    # Given a trained adapter, TRL takes a copy of it as the reference; without the copy it takes the backbone, as we do.
+    trainer.model.delete_adapter("ref")
+    return trainer
+
+
+def with_bos(trainer: Any) -> dict[str, Tensor]:
+    """TRL's batch of all rows; our template puts BOS in front, the toy tokenizer leaves that to the template."""
+    rows = [{**row, "prompt_ids": [1, *row["prompt_ids"]]} for row in trainer.train_dataset]
+    return dict(trainer.data_collator(rows))
+
+
+@every_loss
+def test_the_loss_on_a_tiny_model_equals_trl(loss: str, smoothing: float, norm: str, theirs: str, tmp_path: Path) -> None:
+    policy = trained(CASE, backbone("llama"))
+    trainer = trl_trainer(policy, tmp_path)
+    trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [theirs], [1.0], smoothing
+
+    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
+    expected = trainer._compute_loss(trainer.model, with_bos(trainer), False)
+
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_loss
+def test_the_gradient_on_a_tiny_model_equals_trl(loss: str, smoothing: float, norm: str, theirs: str, tmp_path: Path) -> None:
+    policy = trained(CASE, backbone("llama"))
+    trainer = trl_trainer(policy, tmp_path)
+    trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [theirs], [1.0], smoothing
+    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+
+    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
+    mine = torch.autograd.grad(ours, learned)
+    expected = torch.autograd.grad(trainer._compute_loss(trainer.model, with_bos(trainer), False), learned)
+
+    for gradient, other in zip(mine, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-4)
+
+
+@every_loss
+def test_the_loss_of_fixed_log_probabilities_equals_trl(
+    loss: str, smoothing: float, norm: str, theirs: str, tmp_path: Path
+) -> None:
+    policy = trained(CASE, backbone("llama"))
+    trainer = trl_trainer(policy, tmp_path)
+    trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [theirs], [1.0], smoothing
+    inputs = with_bos(trainer)
+    mask = inputs["completion_mask"][:, 1:]
+    generator = torch.Generator().manual_seed(0)
+    value = -torch.rand(mask.shape, generator=generator) * mask
+    reference = -torch.rand(mask.shape, generator=generator) * mask
+    zeros = torch.zeros(mask.shape)
+
+    def fixed(log_probs: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+
+    trainer.precompute_ref_logps = True
+    chosen, rejected = reference.sum(1).chunk(2)
+    inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    expected = trainer._compute_loss(lambda **_: fixed(value), inputs, False)
+
+    fake = SimpleNamespace(logprobs=lambda _: _scores(value, mask))
+    pairs = SimpleNamespace(step_groups=len(PAIRS), reference_GM=_scores(reference, mask).total_GM)
+    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(fake, pairs).value  # type: ignore[arg-type]
+
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
+
+
+def _scores(value: Tensor, mask: Tensor) -> Any:
+    from alignlab.models.logprobs import Logprobs
+
+    halves = value.sum(1).chunk(2)
+    return Logprobs(torch.stack(halves, dim=1), torch.stack(mask.sum(1).float().chunk(2), dim=1))
+
+
+def test_lora_through_our_tuner_equals_plain_peft() -> None:
+
+    ours = attach(CASE, backbone("llama"), seed=3)
+    torch.manual_seed(3)
+    plain = peft.get_peft_model(
+        backbone("llama").model,
+        peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8.0, target_modules="all-linear"),
+    )
+    ids = torch.arange(3, 19).reshape(2, 8)
+
+    for model in (ours.knob.module, plain):  # type: ignore[attr-defined]
+        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        for _ in range(3):
+            optimiser.zero_grad()
+            model(ids, labels=ids).loss.backward()
+            optimiser.step()
+
+    assert torch.equal(logits(ours), plain(ids).logits)
