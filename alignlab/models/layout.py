@@ -17,15 +17,15 @@ from alignlab.records import Batch
 class Layout:
     """Rows for one forward pass, and where in them the response tokens are predicted.
 
-    ids_RT; positions_RT and mask_R1TT (additive) are None where the model's own defaults are right: rows are padded on the
-    right, and under a causal mask no real token can see what stands behind it. row_K, time_K: where the hidden state that
-    predicts target_K stands. state_K: where the token itself stands. member_K: which of the G*M members it belongs to.
-    strength_R: index of the group of each row, for controls that differ by row.
+    ids_RT. positions_RT: None = counted from 0. mask: additive R,1,T,T, or ones R,T, since rows are padded on the right and
+    under a causal mask no real token can see what stands behind it. row_K, time_K: where the hidden state that predicts
+    target_K stands. state_K: where the token itself stands. member_K: which of the G*M members it belongs to. group_R: which
+    group a row belongs to, for strengths that differ by group.
     """
 
     ids_RT: Tensor
     positions_RT: Tensor | None
-    mask_R1TT: Tensor | None
+    mask: Tensor
     row_K: Tensor
     time_K: Tensor
     state_K: Tensor
@@ -44,7 +44,7 @@ def one_row_per_member(batch: Batch) -> Layout:
     scored_RT = (clock_T >= start_R1) & (clock_T < batch.length_GM.reshape(-1, 1))
     row_K, state_K = scored_RT.nonzero(as_tuple=True)
     group_R = torch.arange(groups, device=device).repeat_interleave(members)
-    return Layout(ids_RT, None, None, row_K, state_K - 1, state_K, ids_RT[row_K, state_K], row_K, group_R)
+    return Layout(ids_RT, None, torch.ones_like(ids_RT), row_K, state_K - 1, state_K, ids_RT[row_K, state_K], row_K, group_R)
 
 
 def one_row_per_group(batch: Batch, dtype: torch.dtype) -> Layout:

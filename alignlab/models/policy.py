@@ -151,7 +151,7 @@ class Policy:
 
     def _trunk(self, layout: Layout) -> Tensor:
         output = self.backbone.trunk(
-            input_ids=layout.ids_RT, attention_mask=layout.mask_R1TT, position_ids=layout.positions_RT, use_cache=False
+            input_ids=layout.ids_RT, attention_mask=layout.mask, position_ids=layout.positions_RT, use_cache=False
         )
         hidden_RTD: Tensor = output.last_hidden_state
         return hidden_RTD

@@ -60,12 +60,8 @@ class FitTrainer(Trainer):
         """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
         loss: Loss = model(**inputs)
         if not math.isfinite(loss.value.item()):
-            kept = latest(Path(str(self.args.output_dir)))
-            raise DivergedError(
-                f"stage {self._stage}: the loss is {loss.value.item()} at step {self.state.global_step + 1}; the last good"
-                f" checkpoint is {kept.name if kept else 'the start'}. Lower the learning rate or look at the rows"
-                f" {', '.join(inputs['batch'].rows[:3])}."
-            )
+            where = f"the loss is {loss.value.item()} at step {self.state.global_step + 1}"
+            raise self._diverged(where, f" or look at the rows {', '.join(inputs['batch'].rows[:3])}")
         for name, value in loss.metrics.items():
             self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value
         return loss.value
@@ -90,12 +86,22 @@ class FitTrainer(Trainer):
         self._tuner.save(Path(str(output_dir or self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
+        if not all(bool(parameter.isfinite().all()) for parameter in self._tuner.parameters()):
+            raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
         super()._save_checkpoint(model, trial)
         mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._tuner.load(Path(resume_from_checkpoint))
         self._logged_at = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+
+    def _diverged(self, what: str, also: str = "") -> DivergedError:
+        kept = latest(Path(str(self.args.output_dir)))
+        return DivergedError(
+            f"stage {self._stage}: {what}; the last good checkpoint is {kept.name if kept else 'the start'}."
+            f" Lower the learning rate{also}."
+        )
 
 
 def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:

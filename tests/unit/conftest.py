@@ -24,6 +24,8 @@ from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.session import Session
 from alignlab.tuners import TUNERS
 
+# Tensors here are small: threads cost more than they save, and on a busy machine they wait for each other.
+torch.set_num_threads(1)
 CONF = Path(__file__).parents[2] / "conf"
 PAIRS = (
     ("Tell a story about Tom and a kite.", "Tom was happy.", "Tom was sad and lost his kite. He went home."),

@@ -1,0 +1,51 @@
+"""A run that is killed in the middle of a stage goes on where it was, and ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+WORDS = (
+    "method=red",
+    "method.fit.steps=40",
+    "method.fit.batch=8",
+    "data.pairs=64",
+    "trainer.checkpoint_every_steps=4",
+    "evaluation=off",
+    "tracking=off",
+)
+PATIENCE_SECONDS = 240
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """`python run.py` into a folder."""
+    words = [sys.executable, str(ROOT / "run.py"), *WORDS, f"paths.runs={folder}", f"folder={folder}/run"]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    assert whole.wait(PATIENCE_SECONDS) == 0
+
+    killed = start(tmp_path / "killed")
+    stage = tmp_path / "killed" / "run" / "stages" / "fit"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not list(stage.glob("checkpoint-*/complete")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    interrupted = not (stage / "result").exists()
+    again = start(tmp_path / "killed")
+    assert again.wait(PATIENCE_SECONDS) == 0
+
+    first, second = (next((tmp_path / name / "run/stages/fit/result").glob("*.safetensors")) for name in ("whole", "killed"))
+    assert interrupted
+    assert first.read_bytes() == second.read_bytes()
+    assert load_file(first).keys() == load_file(second).keys()

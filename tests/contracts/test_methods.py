@@ -1,0 +1,173 @@
+"""What holds for every method, run through the same door as `python run.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+import alignlab
+from alignlab.errors import DivergedError, RunFolderError
+from alignlab.methods import METHODS
+from alignlab.models.decode import Sampling
+from run import run
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = (
+    "data.pairs=24",
+    "data.test_pairs=8",
+    "data.corpus=24",
+    "evaluation.prompts=4",
+    "evaluation.pairs=8",
+    "evaluation.max_new_tokens=8",
+    "control.strengths=[0.0,1.0]",
+    "tracking=off",
+    "trainer.device=cpu",
+)
+STAGE = {"sft": "fit", "red": "fit", "dpo": "prefer", "pretrain": "fit"}
+CASES = [(method, model) for method in METHODS for model in ("tiny", "tiny_gpt2")]
+every_method = pytest.mark.parametrize(("method", "model"), CASES)
+
+
+def composed(folder: Path, method: str, *overrides: str, steps: int = 2, batch: int = 8) -> DictConfig:
+    """The config of a small run of a method in a folder."""
+    stage = STAGE[method]
+    words = [f"method={method}", *SMALL, f"paths.runs={folder}", f"folder={folder}/run"]
+    words += [f"method.{stage}.epochs=null", f"method.{stage}.steps={steps}", f"method.{stage}.batch={batch}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", words)
+
+
+def learned(folder: Path, method: str) -> dict[str, torch.Tensor]:
+    """The tensors that a run left behind."""
+    result = folder / "run" / "stages" / STAGE[method] / "result"
+    return load_file(next(result.glob("*.safetensors")))
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+@every_method
+def test_a_run_leaves_a_complete_folder(method: str, model: str, tmp_path: Path) -> None:
+    run(composed(tmp_path, method, f"model={model}"))
+
+    written = {file.name for file in (tmp_path / "run").iterdir()}
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert written >= {"config.yaml", "env.json", "metrics.jsonl", "status.json", "report.json", "curves.png", "dial.png"}
+    assert status["state"] == "done"
+
+
+@every_method
+def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, tmp_path: Path) -> None:
+    run(composed(tmp_path, method, f"model={model}"))
+
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["headline"]["metric"] == "toy/reward"
+    assert set(report["results"][0]) == {"strength", "control", "suite", "metric", "value", "n", "low", "high"}
+    assert all(row["low"] <= row["value"] + 1e-9 and row["value"] <= row["high"] + 1e-9 for row in report["results"])
+
+
+@every_method
+def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_path: Path) -> None:
+    for micro in (8, 4, 1):
+        run(composed(tmp_path / str(micro), method, f"model={model}", f"trainer.micro_batch={micro}", "evaluation=off"))
+
+    whole, halves, singles = (learned(tmp_path / str(micro), method) for micro in (8, 4, 1))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(halves[name], tensor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(singles[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits(method: str, model: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(composed(tmp_path / name, method, f"model={model}"))
+
+    first, second = (learned(tmp_path / name, method) for name in ("a", "b"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    reports = [json.loads((tmp_path / name / "run" / "report.json").read_text())["results"] for name in ("a", "b")]
+    assert reports[0] == reports[1]
+
+
+@every_method
+def test_resuming_equals_never_having_stopped(method: str, model: str, tmp_path: Path) -> None:
+    words = (f"model={model}", "trainer.checkpoint_every_steps=2", "evaluation=off")
+    run(composed(tmp_path / "whole", method, *words, steps=4))
+    run(composed(tmp_path / "cut", method, *words, steps=4))
+    stage = tmp_path / "cut" / "run" / "stages" / STAGE[method]
+    (stage / "done.json").unlink()
+    (stage / "checkpoint-4" / "complete").unlink()
+    (tmp_path / "cut" / "run" / "status.json").unlink()
+
+    run(composed(tmp_path / "cut", method, *words, steps=4))
+
+    first, second = (learned(tmp_path / name, method) for name in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_method
+def test_a_loaded_run_answers_like_the_run(method: str, model: str, tmp_path: Path) -> None:
+    run(composed(tmp_path, method, f"model={model}"))
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0)
+    prompts = ["Tell a story about Tom and a kite."]
+
+    policies = [alignlab.load(tmp_path / "run") for _ in range(2)]
+    answers = [policy.respond(prompts, strength=1.0, sampling=sampling, seed=0) for policy in policies]
+
+    stage = learned(tmp_path, method)
+    held = policies[0].knob.parameters()
+    assert sum(parameter.numel() for parameter in held) == sum(tensor.numel() for tensor in stage.values())
+    assert answers[0] == answers[1]
+
+
+def test_the_first_loss_of_dpo_is_ln_2(tmp_path: Path) -> None:
+    run(composed(tmp_path, "dpo", "method.likelihood=0", "evaluation=off"))
+
+    first = next(line for line in history(tmp_path) if "prefer/loss" in line)
+    assert first["prefer/loss"] == pytest.approx(0.693147, abs=1e-4)
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(composed(tmp_path, "red", "evaluation=off"))
+    lines = len(history(tmp_path))
+
+    run(composed(tmp_path, "red", "evaluation=off"))
+
+    assert len(history(tmp_path)) == lines
+    assert "finished" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
+    run(composed(tmp_path, "red", "evaluation=off"))
+
+    with pytest.raises(RunFolderError, match="made by another config"):
+        run(composed(tmp_path, "red", "evaluation=off", "tuner.likelihood_rate=0.123"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    # fmt: off
+    words = ("method.fit.max_grad_norm=0", "tuner=full", "tuner.likelihood_rate=9.0", "trainer.checkpoint_every_steps=1",
+             "method.fit.warmup_fraction=0", "method.fit.schedule=constant", "evaluation=off", "model=tiny_gpt2")
+    # fmt: on
+    with pytest.raises(DivergedError, match=r"stage fit: the loss is (nan|inf) at step \d+; the last good checkpoint is"):
+        run(composed(tmp_path, "sft", *words, steps=200))
+
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("tuner", ["full", "lora", "ia3", "red"])
+def test_every_tuner_trains_under_likelihood_and_preference(method: str, tuner: str, tmp_path: Path) -> None:
+    run(composed(tmp_path, method, f"tuner={tuner}", "evaluation=off"))
+
+    losses = [line[f"{STAGE[method]}/loss"] for line in history(tmp_path) if f"{STAGE[method]}/loss" in line]
+    assert len(losses) == 2
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["tuner"] == tuner
