@@ -12,12 +12,18 @@ from alignlab.tuners.peft_hook import install
 
 if TYPE_CHECKING:
     from alignlab.assembly import load
+    from alignlab.models.decode import Sampling
     from alignlab.models.policy import Policy
     from alignlab.tuners.red import RedConfig
 
-__all__ = ["Policy", "RedConfig", "load"]
+__all__ = ["Policy", "RedConfig", "Sampling", "load"]
 
-_HOMES = {"Policy": "alignlab.models.policy", "RedConfig": "alignlab.tuners.red", "load": "alignlab.assembly"}
+_HOMES = {
+    "Policy": "alignlab.models.policy",
+    "RedConfig": "alignlab.tuners.red",
+    "Sampling": "alignlab.models.decode",
+    "load": "alignlab.assembly",
+}
 
 install()
 

@@ -1,4 +1,4 @@
-"""What can be done with a finished run: `python -m alignlab status|export`."""
+"""What can be done with a finished run: `python -m alignlab status|table|export`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def main(words: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="the state of every run below a folder, from its ledger")
     status.add_argument("folder", nargs="?", default="runs", type=Path)
+    table = commands.add_parser("table", help="every number of the finished runs below a folder, as CSV")
+    table.add_argument("folder", nargs="?", default="runs", type=Path)
     export = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("--to", required=True, type=Path, help="the folder to write")
@@ -28,6 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if given.command == "status":
             return _status(given.folder)
+        if given.command == "table":
+            return _table(given.folder)
         return _export(given.run, given.to, given.dtype)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,6 +46,14 @@ def _status(folder: Path) -> int:
     for path in found:
         status = Ledger(path.parent).read("status.json") or {}
         print(f"{status.get('state', 'unreadable'):9} {status.get('time', ''):26} {path.parent}  {status.get('error', '')}")
+    return 0
+
+
+def _table(folder: Path) -> int:
+    """CSV to standard output."""
+    from alignlab.tables import results
+
+    print(results(folder).to_csv(index=False), end="")
     return 0
 
 

@@ -12,6 +12,8 @@ from alignlab.tracking.ledger import Ledger
 
 WIDTH, HEIGHT = 4.2, 3.2
 """Inches of one panel."""
+SMALLEST_SPAN = 0.5
+"""Of a dial's vertical axis, so that a change within the noise does not look like a fall."""
 
 
 def draw_curves(ledger: Ledger, path: Path) -> Path:
@@ -41,6 +43,9 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
         panel.fill_between(strengths, [row.low for row in chosen], [row.high for row in chosen], alpha=0.2, linewidth=0)
         panel.plot(strengths, values, marker="o")
         panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength")
+        low, high = panel.get_ylim()
+        missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2
+        panel.set_ylim(low - missing, high + missing)
         panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey")
     return _saved(figure, path)
 

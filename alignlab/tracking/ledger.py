@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Ledger:
@@ -37,8 +37,9 @@ class Ledger:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; names are stage/quantity, `step` counts optimiser steps within the stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with (self.folder / "metrics.jsonl").open("ab+") as file:
+            line = json.dumps({"step": step, **values}) + "\n"
+            file.write((_after_cut(file) + line).encode())
 
     def history(self) -> Iterator[dict[str, Any]]:
         """Every line of metrics; a line that a kill cut short is passed over, and a repeated step's last line stands."""
@@ -53,6 +54,14 @@ class Ledger:
                 continue
             lines[entry["step"], next((key for key in entry if key != "step"), "")] = entry
         yield from lines.values()
+
+
+def _after_cut(file: BinaryIO) -> str:
+    """A line break where a kill has cut the last line short, so that the next one is not lost with it."""
+    if not file.seek(0, os.SEEK_END):
+        return ""
+    file.seek(-1, os.SEEK_END)
+    return "" if file.read() == b"\n" else "\n"
 
 
 def now() -> str:
