@@ -15,7 +15,7 @@ from alignlab.command_line import sentence, show_words
 from alignlab.config import parse
 from alignlab.errors import AlignlabError
 
-PIPED_WIDTH = 132
+PIPED_WIDTH = 140
 """Columns where the output goes to a file."""
 
 

@@ -38,7 +38,7 @@ def show(report: Report, console: Console) -> None:
     strengths = list(dict.fromkeys(row.strength for row in report.rows))
     table = Table(title="results (value with 95 % interval)", title_justify="left")
     table.add_column("metric", no_wrap=True)
-    table.add_column("n", justify="right")
+    table.add_column("n", justify="right", no_wrap=True)
     for strength in strengths:
         table.add_column(f"strength {strength:g}", justify="right", no_wrap=True)
     cells = {(row.suite, row.metric, row.strength): row for row in report.rows}

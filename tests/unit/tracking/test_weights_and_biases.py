@@ -98,7 +98,7 @@ def test_an_offline_run_can_be_read_back_with_its_identity_and_its_metrics(tmp_p
     assert run["config"]["update"]["method"] == {"beta": 0.1}
     history = [record["history"]["item"] for record in read if record["type"] == "history"]
     assert [(item["step"], item["fit/loss"]) for item in history[:2]] == [(1, 0.5), (2, 0.25)]
-    assert history[2]["results"]["nrows"] == 1
+    assert history[2]["results.nrows"] == 1
     assert [record["exit"]["exit_code"] for record in read if record["type"] == "exit"] == [1]
 
 

@@ -1,0 +1,66 @@
+"""report.json and the table that is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from alignlab.evaluation.report import show, write_report
+from alignlab.evaluation.sweep import Row
+from alignlab.tracking.ledger import Ledger
+
+ROWS = [
+    Row(0.0, "dial", "toy", "reward", 0.01, 128, -0.05, 0.06),
+    Row(1.0, "dial", "toy", "reward", 0.62, 128, 0.55, 0.69),
+    Row(1.0, "dial", "fluency", "perplexity", 3.21, 120, 3.0, 3.4),
+]
+NAMES = {"fingerprint": "0123abcd", "method": "red", "tuner": "red", "model": "tiny", "data": "toy", "seed": 0}
+
+
+def test_a_report_names_the_run_its_headline_and_its_rows(tmp_path: Path) -> None:
+    made = write_report(Ledger(tmp_path), NAMES, ROWS)
+
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert {key: content[key] for key in NAMES} == NAMES
+    assert content["headline"] == {"metric": "toy/reward", "value": 0.62}
+    assert content["results"][0] == {
+        "strength": 0.0,
+        "control": "dial",
+        "suite": "toy",
+        "metric": "reward",
+        "value": 0.01,
+        "n": 128,
+        "low": -0.05,
+        "high": 0.06,
+    }
+    assert (made.path, made.value, len(content["results"])) == (tmp_path / "report.json", 0.62, 3)
+
+
+def test_a_run_without_evaluation_has_a_report_without_a_headline(tmp_path: Path) -> None:
+    made = write_report(Ledger(tmp_path), NAMES, [])
+
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (content["headline"], content["results"], made.value) == (None, [], None)
+
+
+def test_the_table_has_a_line_per_metric_and_a_column_per_strength(tmp_path: Path) -> None:
+    console = Console(width=120, color_system=None)
+
+    with console.capture() as said:
+        show(write_report(Ledger(tmp_path), NAMES, ROWS), console)
+
+    lines = said.get().splitlines()
+    assert sum("strength 0" in line and "strength 1" in line for line in lines) == 1
+    assert sum("toy/reward" in line and "0.010 -0.050..0.060" in line and "0.620 0.550..0.690" in line for line in lines) == 1
+    assert sum("fluency/perplexity" in line and "missing" in line and "3.210" in line for line in lines) == 1
+
+
+def test_a_report_without_rows_shows_nothing(tmp_path: Path) -> None:
+    console = Console(width=120)
+
+    with console.capture() as said:
+        show(write_report(Ledger(tmp_path), NAMES, []), console)
+
+    assert said.get() == ""

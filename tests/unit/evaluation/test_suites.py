@@ -1,0 +1,234 @@
+"""Suites on a small model: held-out pairs, sampled texts, and what the oracle says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from alignlab.data.encode import Limits
+from alignlab.data.source import Judge, Source, Split
+from alignlab.errors import ConfigError
+from alignlab.evaluation.config import ControlConfig, EvaluationConfig
+from alignlab.evaluation.fluency import Fluency, _distinct
+from alignlab.evaluation.preference import Preference as PreferenceSuite
+from alignlab.evaluation.preference import _wins
+from alignlab.evaluation.statistics import Measurement
+from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.sweep import Row, headline, sweep
+from alignlab.evaluation.toy import Toy
+from alignlab.models.backbone import Backbone
+from alignlab.models.decode import Sampling
+from alignlab.models.policy import Policy
+from alignlab.records import Preference
+from tests.unit.conftest import PAIRS, attached, batch_of
+
+RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+
+
+@dataclass(frozen=True)
+class Said:
+    """A verdict."""
+
+    reward: float
+    capability: float
+
+
+def by_length(prompt: str, response: str) -> Said:
+    return Said(reward=len(response) / 100, capability=len(prompt) / 100)
+
+
+def config(**changes: Any) -> EvaluationConfig:
+    values: dict[str, Any] = {
+        "name": "quick",
+        "suites": ["toy"],
+        "prompts": 3,
+        "pairs": 4,
+        "max_new_tokens": 6,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "sampling_seed": 0,
+    }
+    return EvaluationConfig(**{**values, **changes})
+
+
+def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
+    source = Source("made", {"test": lambda: Split(RECORDS)}, judge=judge)
+    return Bench(policy, source, Limits(128, "error", 1), config(**changes))
+
+
+def named(measured: Sequence[Measurement]) -> dict[str, Measurement]:
+    return {each.metric: each for each in measured}
+
+
+@pytest.mark.parametrize(("margin", "worth"), [(2.0, 1.0), (-2.0, 0.0), (0.0, 0.5), (5e-5, 0.5), (-5e-5, 0.5), (2e-4, 1.0)])
+def test_a_preference_counts_one_none_or_half(margin: float, worth: float) -> None:
+    assert _wins(torch.tensor([margin])) == [worth]
+
+
+def test_preference_accuracy_is_the_share_of_pairs_whose_chosen_answer_is_likelier(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    scores = policy.logprobs(batch_of(llama))
+    margin_G = scores.total_GM[:, 0] - scores.total_GM[:, 1]
+    per_token_G = scores.mean_GM[:, 0] - scores.mean_GM[:, 1]
+
+    measured = named(PreferenceSuite(bench(policy)).measure(1.0))
+
+    assert measured["accuracy"].value == (margin_G > 0).float().mean().item()
+    assert measured["accuracy_per_token"].value == (per_token_G > 0).float().mean().item()
+    assert {each.n for each in measured.values()} == {4}
+
+
+def test_the_reward_margin_is_measured_against_the_untouched_backbone(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    own = policy.logprobs(batch_of(llama)).total_GM
+    with policy.off():
+        base = policy.logprobs(batch_of(llama)).total_GM
+    margin_G = (own - base)[:, 0] - (own - base)[:, 1]
+
+    measured = named(PreferenceSuite(bench(policy)).measure(1.0))
+
+    assert measured["reward_margin"].value == pytest.approx(margin_G.mean().item(), abs=1e-4)
+    assert measured["reward_accuracy"].value == (margin_G > 0).float().mean().item()
+
+
+def test_at_strength_zero_every_reward_is_a_tie(llama: Backbone) -> None:
+    measured = named(PreferenceSuite(bench(attached("lora", llama))).measure(0.0))
+
+    assert measured["reward_accuracy"] == Measurement("reward_accuracy", 0.5, 4, 0.5, 0.5)
+    assert measured["reward_margin"].value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_as_many_pairs_are_scored_as_the_sheet_says(llama: Backbone) -> None:
+    measured = PreferenceSuite(bench(attached("lora", llama), pairs=2)).measure(1.0)
+
+    assert {each.n for each in measured} == {2}
+
+
+def test_texts_are_sampled_once_per_strength_and_are_those_of_the_policy(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    made = bench(policy)
+
+    prompts, texts = made.answers(0.5)
+
+    assert prompts == [prompt for prompt, _, _ in PAIRS[:3]]
+    assert texts == policy.respond(prompts, strength=0.5, sampling=Sampling(6, 1.0, 1.0), seed=0)
+    assert made.answers(0.5)[1] is texts
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(llama: Backbone) -> None:
+    shortest = min(len(ids) for ids in llama.codec.prompts([prompt for prompt, _, _ in PAIRS]))
+
+    prompts, _ = bench(attached("lora", llama), max_new_tokens=llama.context - shortest).answers(1.0)
+
+    assert prompts == ["Tell a story."]
+
+
+def test_a_prompt_of_several_pairs_is_asked_once() -> None:
+    source = Source("made", {"test": lambda: Split(RECORDS + RECORDS)})
+
+    assert source.prompts() == [prompt for prompt, _, _ in PAIRS]
+
+
+def test_the_toy_suite_reports_the_oracles_means(llama: Backbone) -> None:
+    made = bench(attached("lora", llama))
+    prompts, texts = made.answers(1.0)
+
+    measured = named(Toy(made).measure(1.0))
+
+    assert measured["reward"].value == pytest.approx(sum(map(len, texts)) / 300)
+    assert measured["capability"].value == pytest.approx(sum(map(len, prompts)) / 300)
+
+
+def test_the_toy_suite_needs_an_oracle(llama: Backbone) -> None:
+    with pytest.raises(ConfigError, match="toy needs an oracle; data=made has none"):
+        Toy(bench(attached("lora", llama), judge=None))
+
+
+def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    made = bench(policy)
+    prompts, texts = made.answers(1.0)
+    with policy.off():
+        scores = policy.logprobs(batch_of(llama, [(prompt, text, text) for prompt, text in zip(prompts, texts, strict=True)]))
+
+    measured = named(Fluency(made).measure(1.0))
+
+    assert measured["perplexity"].value == pytest.approx(math.exp(-scores.mean_GM[:, 0].mean().item()), rel=1e-4)
+    assert measured["words"].value == pytest.approx(sum(len(text.split()) for text in texts) / 3)
+
+
+def test_empty_texts_have_no_perplexity(llama: Backbone) -> None:
+    made = bench(attached("lora", llama))
+    made._answers[1.0] = (["Tell a story."] * 2, ["", " "])
+
+    measured = named(Fluency(made).measure(1.0))
+
+    assert "perplexity" not in measured
+    assert measured["words"].value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "value"),
+    [("a b a b a", 2, 0.5), ("a b c", 2, 1.0), ("a", 2, 1.0), ("", 4, 1.0), ("a a a a a a", 4, 1 / 3)],
+)
+def test_distinct_is_the_share_of_different_n_grams(text: str, size: int, value: float) -> None:
+    assert _distinct(text.split(), size) == pytest.approx(value)
+
+
+def test_a_sweep_measures_every_suite_at_every_strength_and_logs_each_row(llama: Backbone) -> None:
+    logged: list[Row] = []
+
+    rows = sweep(bench(attached("lora", llama)), ["toy", "preference"], "dial", [0.0, 1.0], logged.append)
+
+    assert [(row.strength, row.suite) for row in rows] == [
+        *[(0.0, "toy")] * 2,
+        *[(0.0, "preference")] * 4,
+        *[(1.0, "toy")] * 2,
+        *[(1.0, "preference")] * 4,
+    ]
+    assert {row.control for row in rows} == {"dial"}
+    assert logged == rows
+
+
+def row(strength: float, suite: str, metric: str) -> Row:
+    return Row(strength, "dial", suite, metric, 0.5, 4, 0.25, 0.75)
+
+
+def test_the_headline_is_the_first_suites_metric_at_the_strength_nearest_to_one() -> None:
+    rows = [row(s, suite, metric) for s in (0.0, 0.75, 2.0) for suite, metric in (("toy", "capability"), ("toy", "reward"))]
+
+    assert headline([*rows, row(1.0, "preference", "accuracy")]) == row(0.75, "toy", "reward")
+
+
+def test_without_its_metric_there_is_no_headline() -> None:
+    assert headline([row(1.0, "fluency", "words")]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompts": 1}, "at least 2"),
+        ({"pairs": 1}, "at least 2"),
+        ({"max_new_tokens": 0}, "max_new_tokens at least 1"),
+        ({"temperature": -0.1}, "temperature=-0.1 must be >= 0"),
+        ({"top_p": 0.0}, r"top_p=0.0 in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p=1.1 in \(0, 1\]"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(**changes).check()
+
+
+@pytest.mark.parametrize(
+    ("strengths", "sentence"),
+    [([], "at least one"), ([0.0, math.nan], "finite"), ([math.inf], "finite"), ([1.0, 0.5, 1.0], "names a strength twice")],
+)
+def test_a_grid_of_strengths_that_cannot_be_read_is_refused(strengths: list[float], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ControlConfig("dial", strengths, figure=True).check()
