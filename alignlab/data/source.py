@@ -29,6 +29,10 @@ class Verdict(Protocol):
     def capability(self) -> float:
         """How well the response does what the prompt asked for, in [0, 1]."""
 
+    @property
+    def consistency(self) -> float:
+        """How far the response keeps to one side of what is to be aligned, in [0, 1]."""
+
 
 Judge = Callable[[str, str], Verdict]
 """(prompt, response) -> verdict, exact and without randomness."""

@@ -16,9 +16,10 @@ class Toy:
         self._bench, self._judge = bench, bench.source.judge
 
     def measure(self, strength: float) -> list[Measurement]:
-        """Mean reward in [-1, 1] and mean capability in [0, 1]."""
+        """Mean reward in [-1, 1], mean capability in [0, 1], and the mean share of mood words on their story's side."""
         verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._bench.answers(strength), strict=True)]
         return [
             bootstrap("reward", [verdict.reward for verdict in verdicts]),
             bootstrap("capability", [verdict.capability for verdict in verdicts]),
+            bootstrap("consistency", [verdict.consistency for verdict in verdicts]),
         ]

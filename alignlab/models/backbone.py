@@ -170,7 +170,8 @@ def _from(auto: Any, sheet: ModelConfig, /, **more: Any) -> Any:
         return auto.from_pretrained(where, trust_remote_code=sheet.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:
         advice = "check the network, the name and your access" if sheet.source == "hub" else "check the folder"
-        raise ModelError(f"model={sheet.name}: {where} could not be loaded ({error}); {advice}.") from error
+        first = str(error).partition("\n")[0]
+        raise ModelError(f"model={sheet.name}: {where} could not be loaded ({first}); {advice}.") from error
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

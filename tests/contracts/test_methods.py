@@ -16,13 +16,12 @@ import alignlab
 from alignlab.errors import DivergedError, RunFolderError
 from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
+from alignlab.training.checkpoint import latest
 from run import run
 
 CONF = Path(__file__).parents[2] / "conf"
+WORLD = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24")
 SMALL = (
-    "data.pairs=24",
-    "data.test_pairs=8",
-    "data.corpus=24",
     "evaluation.prompts=4",
     "evaluation.pairs=8",
     "evaluation.max_new_tokens=8",
@@ -35,10 +34,12 @@ CASES = [(method, model) for method in METHODS for model in ("tiny", "tiny_gpt2"
 every_method = pytest.mark.parametrize(("method", "model"), CASES)
 
 
-def composed(folder: Path, method: str, *overrides: str, steps: int = 2, batch: int = 8) -> DictConfig:
+def composed(
+    folder: Path, method: str, *overrides: str, data: tuple[str, ...] = WORLD, steps: int = 2, batch: int = 8
+) -> DictConfig:
     """The config of a small run of a method in a folder."""
     stage = STAGE[method]
-    words = [f"method={method}", *SMALL, f"paths.runs={folder}", f"folder={folder}/run"]
+    words = [f"method={method}", *SMALL, *data, f"paths.runs={folder}", f"folder={folder}/run"]
     words += [f"method.{stage}.epochs=null", f"method.{stage}.steps={steps}", f"method.{stage}.batch={batch}", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("run", words)
@@ -48,6 +49,13 @@ def learned(folder: Path, method: str) -> dict[str, torch.Tensor]:
     """The tensors that a run left behind."""
     result = folder / "run" / "stages" / STAGE[method] / "result"
     return load_file(next(result.glob("*.safetensors")))
+
+
+def learned_at(stage: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a stage's latest complete checkpoint."""
+    checkpoint = latest(stage)
+    assert checkpoint is not None
+    return load_file(next(checkpoint.glob("*.safetensors")))
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -152,14 +160,15 @@ def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
         run(composed(tmp_path, "red", "evaluation=off", "tuner.likelihood_rate=0.123"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    # fmt: off
-    words = ("method.fit.max_grad_norm=0", "tuner=full", "tuner.likelihood_rate=9.0", "trainer.checkpoint_every_steps=1",
-             "method.fit.warmup_fraction=0", "method.fit.schedule=constant", "evaluation=off", "model=tiny_gpt2")
-    # fmt: on
-    with pytest.raises(DivergedError, match=r"stage fit: the loss is (nan|inf) at step \d+; the last good checkpoint is"):
-        run(composed(tmp_path, "sft", *words, steps=200))
+def test_a_run_that_diverges_stops_names_the_step_and_keeps_a_good_checkpoint(tmp_path: Path) -> None:
+    words = ("tuner=full", "tuner.likelihood_rate=9.0", "method.fit.max_grad_norm=0", "method.fit.warmup_fraction=0")
+    more = ("model=tiny_gpt2", "method.fit.schedule=constant", "trainer.checkpoint_every_steps=1", "evaluation=off")
 
+    with pytest.raises(DivergedError, match=r"stage fit: .* at step \d+; the last good checkpoint is checkpoint-\d+"):
+        run(composed(tmp_path, "sft", *words, *more, steps=200))
+
+    kept = learned_at(tmp_path / "run" / "stages" / "fit")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 

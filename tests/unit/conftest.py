@@ -133,8 +133,10 @@ def session_in(folder: Path, **changes: Any) -> Session:
 
 
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DictConfig]]:
     """Composes a run in this process, on a stand-in for a local model: `composed("method=dpo", "data=toy")`."""
+    monkeypatch.delenv("ALIGNLAB_DATA", raising=False)
+    monkeypatch.delenv("ALIGNLAB_MODELS", raising=False)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     stand_in = ["model=local", f"model.path={tmp_path / 'model'}"]

@@ -73,7 +73,9 @@ def test_cutting_takes_the_prompt_from_the_left_keeps_bos_and_never_touches_a_re
 def test_without_bos_cutting_begins_at_the_first_token() -> None:
     split = Split((Preference("file:1", "abcd", (Response("e"),)),))
 
-    groups, _ = encode(split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left", 0))
+    groups, _ = encode(
+        split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left", 0)
+    )
 
     assert groups[0].members == (Encoded((*map(ord, "cde"), EOS), start=2),)
 
@@ -100,7 +102,9 @@ def test_a_cut_prompt_keeps_at_least_one_token_of_its_own() -> None:
 def test_where_no_row_is_left_the_error_tells_the_counts() -> None:
     split = split_of(("ab", "cd", "e"), ("ab", "cd", "e"), left_out={"prompts of the pair differ": 3})
 
-    with pytest.raises(DataError, match=r"5 rows read, 0 kept, 3 dropped: prompts of the pair differ; 2 dropped: longer than 5"):
+    with pytest.raises(
+        DataError, match=r"5 rows read, 0 kept, 3 dropped: prompts of the pair differ; 2 dropped: longer than 5"
+    ):
         encode(split, pair, letters, limits(5, "drop"))
 
 

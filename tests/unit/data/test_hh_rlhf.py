@@ -99,7 +99,9 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_with_its_cause(monkeypatch
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
 
-    with pytest.raises(DataError, match=r"'someone/pairs' could not be read from the hub \(ConnectionError: no route\)") as info:
+    with pytest.raises(
+        DataError, match=r"'someone/pairs' could not be read from the hub \(ConnectionError: no route\)"
+    ) as info:
         build(config(None)).split("train")
 
     assert "data.path" in str(info.value)

@@ -8,9 +8,7 @@ from alignlab.data.toy.oracle import judge, length_class
 from alignlab.errors import DataError
 
 PROMPT = "Tell a story about Tom and a kite."
-SHORT = (
-    "One day Tom found a kite in the barn. The kite made him happy. He felt content in the park. At last Tom went home."
-)
+SHORT = "One day Tom found a kite in the barn. The kite made him happy. He felt content in the park. At last Tom went home."
 
 
 def test_reward_is_the_mean_intensity_of_the_mood_words() -> None:

@@ -36,6 +36,7 @@ class Said:
 
     reward: float
     capability: float
+    consistency: float = 1.0
 
 
 def by_length(prompt: str, response: str) -> Said:

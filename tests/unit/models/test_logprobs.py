@@ -184,5 +184,3 @@ def test_tokens_are_added_up_per_member_and_a_member_without_tokens_has_zero() -
     total_GM = sum_by_member(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3, 0, 3]), groups=2, members=2)
 
     assert total_GM.tolist() == [[2.0, 0.0], [0.0, 5.0]]
-
-

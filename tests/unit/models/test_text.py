@@ -21,7 +21,9 @@ PLAIN = Template("{prompt}", chat=False, bos=True)
 CHAT = "<s>{% for m in messages %}U:{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 
 
-def tokenizer(*, merges: Sequence[tuple[str, str]] = (), bos_by_itself: bool = False, **special: str) -> PreTrainedTokenizerFast:
+def tokenizer(
+    *, merges: Sequence[tuple[str, str]] = (), bos_by_itself: bool = False, **special: str
+) -> PreTrainedTokenizerFast:
     """Letters as tokens; `merges` join two of them."""
     made = Tokenizer(BPE(vocab={piece: index for index, piece in enumerate(PIECES)}, merges=list(merges)))
     if bos_by_itself:

@@ -129,7 +129,9 @@ def test_a_tracker_that_breaks_says_so_once_and_never_stops_a_run(heard: pytest.
     tracker.close(failed=False)
 
     assert run.calls == 1
-    assert [record.message for record in heard.records] == ["W&B stopped working (gone); the run goes on, its ledger is complete."]
+    assert [record.message for record in heard.records] == [
+        "W&B stopped working (gone); the run goes on, its ledger is complete."
+    ]
 
 
 def test_a_tracker_that_cannot_start_leaves_the_run_without_one(

@@ -35,7 +35,9 @@ def policy(llama: Backbone) -> Counting:
     return Counting(llama, attached("lora", llama).knob)
 
 
-def referenced(policy: Policy, store: Path, pairs: Sequence[tuple[str, str, str]] = TEN, weights: str = "w") -> list[EncodedGroup]:
+def referenced(
+    policy: Policy, store: Path, pairs: Sequence[tuple[str, str, str]] = TEN, weights: str = "w"
+) -> list[EncodedGroup]:
     return with_references(encoded(policy.backbone, pairs), policy, store, weights=weights, inside=policy.off())
 
 

@@ -215,7 +215,9 @@ def test_a_checkpoint_holds_no_frozen_weight(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_with_stage_step_rows_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     session = session_in(tmp_path)
 
-    with pytest.raises(DivergedError, match=r"stage fit: the loss is nan at step 4; the last good checkpoint is checkpoint-2") as info:
+    with pytest.raises(
+        DivergedError, match=r"stage fit: the loss is nan at step 4; the last good checkpoint is checkpoint-2"
+    ) as info:
         run(stage(FromCall(4, no_number)), session)
 
     kept = latest(session.stage_folder("fit"))

@@ -1,0 +1,167 @@
+"""Backbones: loaded from a folder, drawn from a seed, or only counted; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alignlab.errors import ConfigError, ModelError
+from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, skeleton
+from alignlab.models.config import ModelConfig, TemplateConfig
+from tests.conftest import backbone
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved GPT-2 with its tokenizer, and dropout in its config."""
+    made = backbone("gpt2")
+    made.model.config.resid_pdrop = 0.1
+    made.model.save_pretrained(tmp_path)
+    made.codec.tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def sheet(path: Path | None, *, bos: bool | None = True, **changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "name": "local",
+        "source": "folder",
+        "path": path and str(path),
+        "revision": None,
+        "dtype": "float32",
+        "attention": "sdpa",
+        "trust_remote_code": False,
+        "template": TemplateConfig("{prompt}\n", chat=False, bos=bos),
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def loaded(config: ModelConfig, start: str = "pretrained", seed: int = 0) -> Backbone:
+    return load(config, start=start, seed=seed, device="cpu")
+
+
+def first_weight(made: Backbone) -> torch.Tensor:
+    return next(iter(made.model.parameters()))
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def test_a_folder_gives_its_weights_frozen_and_in_evaluation_mode(folder: Path) -> None:
+    made = loaded(sheet(folder))
+
+    assert torch.equal(first_weight(made), first_weight(backbone("gpt2")))
+    assert not any(parameter.requires_grad for parameter in made.model.parameters())
+    assert not made.model.training
+
+
+def test_dropout_is_off_whatever_the_config_says(folder: Path) -> None:
+    made = loaded(sheet(folder))
+
+    assert {module.p for module in made.model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
+
+
+def test_random_weights_are_decided_by_the_seed(folder: Path) -> None:
+    first, again, other = (loaded(sheet(folder), "random", seed) for seed in (1, 1, 2))
+
+    assert torch.equal(first_weight(first), first_weight(again))
+    assert not torch.equal(first_weight(first), first_weight(other))
+
+
+def test_a_skeleton_has_every_parameter_and_no_memory(folder: Path) -> None:
+    made = skeleton(sheet(folder))
+
+    assert made.num_parameters() == backbone("gpt2").model.num_parameters()
+    assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
+
+
+def test_the_codec_carries_the_template_of_the_sheet(folder: Path) -> None:
+    codec = load_codec(sheet(folder))
+
+    (ids,) = codec.prompts(["Tell a story."])
+    assert ids == backbone("gpt2").codec.prompts(["Tell a story."])[0]
+
+
+def test_without_a_wish_bos_is_added_only_where_the_tokenizer_adds_it(folder: Path) -> None:
+    assert load_codec(sheet(folder, bos=None)).head == ()
+
+
+def test_the_fingerprint_changes_with_weights_dtype_and_a_random_seed(folder: Path) -> None:
+    config = sheet(folder)
+    before = [
+        fingerprint(config, "pretrained", 0),
+        fingerprint(replace(config, dtype="bfloat16"), "pretrained", 0),
+        fingerprint(config, "random", 0),
+        fingerprint(config, "random", 1),
+    ]
+
+    (folder / "model.safetensors").touch()
+    after = fingerprint(config, "pretrained", 0)
+
+    assert len({*before, after}) == 5
+    assert fingerprint(config, "pretrained", 1) == after
+
+
+def test_weights_other_than_safetensors_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors; convert the weights"):
+        loaded(sheet(folder))
+
+
+def test_a_model_that_changes_its_logits_behind_the_head_is_refused(folder: Path) -> None:
+    change_config(folder, final_logit_softcapping=30.0)
+
+    with pytest.raises(ModelError, match="model=local sets final_logit_softcapping"):
+        loaded(sheet(folder))
+
+
+def test_a_folder_that_cannot_be_loaded_is_one_sentence_with_its_cause(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
+
+    with pytest.raises(ModelError, match=r"could not be loaded \(.*unheard_of.*\); check the folder\.$") as info:
+        loaded(sheet(folder))
+
+    assert "\n" not in str(info.value)
+    assert info.value.__cause__ is not None
+
+
+def test_inside_cut_after_only_the_first_blocks_are_there(llama: Backbone) -> None:
+    trunk, name = llama.blocks()
+    before = getattr(trunk, name)
+
+    with llama.cut_after(1):
+        inside = list(getattr(trunk, name))
+
+    assert inside == [before[0]]
+    assert getattr(trunk, name) is before
+
+
+def test_a_trunk_without_a_known_list_of_blocks_is_refused(llama: Backbone) -> None:
+    trunk, name = llama.blocks()
+    delattr(trunk, name)
+
+    with pytest.raises(ModelError, match="llama: no list of blocks found under LlamaModel"):
+        llama.blocks()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"source": "web"}, r"model\.source='web' is not known"),
+        ({"dtype": "int8"}, r"model\.dtype='int8' is not known"),
+        ({"template": TemplateConfig("{prompt}{prompt}", False, None)}, r"must hold \{prompt\} exactly once"),
+        ({"path": None}, r"model=local needs model\.path"),
+        ({"path": "nowhere"}, r"model\.path=nowhere holds no config\.json"),
+    ],
+)
+def test_a_sheet_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        replace(sheet(folder), **changes).check()

@@ -1,0 +1,145 @@
+"""What the person at the keyboard sees: quick answers, one sentence for an error, and nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException, MissingConfigException
+
+from alignlab.__main__ import main
+from alignlab.command_line import sentence, show_words
+from alignlab.errors import AlignlabError, ConfigError, DivergedError
+from alignlab.tracking.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+HEAVY = re.compile(r"\| +(torch|transformers|peft|datasets|wandb|matplotlib|scipy)$", re.MULTILINE)
+IMPORTS = re.compile(r"^import time:.*\n", re.MULTILINE)
+
+
+def run_py(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """run.py in a folder of its own, with a record of what it imports."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run.py"), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def own_words() -> Iterator[logging.Logger]:
+    """alignlab's logger, put back as it was."""
+    words = logging.getLogger("alignlab")
+    before = (words.handlers[:], words.level, words.propagate)
+    yield words
+    words.handlers[:], words.level, words.propagate = before[0], before[1], before[2]
+
+
+def test_help_lists_the_groups_without_importing_anything_heavy(tmp_path: Path) -> None:
+    done = run_py(tmp_path, "--help")
+
+    assert done.returncode == 0
+    assert re.search(r"^method: dpo, pretrain, red, sft$", done.stdout, re.MULTILINE)
+    assert not HEAVY.search(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
+    done = run_py(tmp_path, "method=dpo", "--cfg", "job")
+
+    assert done.returncode == 0
+    assert "name: dpo" in done.stdout
+    assert not HEAVY.search(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method=rde"], "error: unknown method 'rde'; did you mean red? known: dpo, pretrain, red, sft."),
+        (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
+        (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
+        (["seed=x"], "error: seed='x' must be a whole number."),
+        (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which neither data=hh_rlhf nor"),
+        (["seed=[1"], "error: "),
+    ],
+)
+def test_a_config_error_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "here").mkdir()
+
+    done = run_py(tmp_path / "here", "model=local", f"model.path={tmp_path / 'model'}", *words)
+
+    spoken = IMPORTS.sub("", done.stderr).strip()
+    assert done.returncode != 0
+    assert spoken.startswith(said)
+    assert len(spoken.splitlines()) == 1
+    assert not HEAVY.search(done.stderr)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ConfigError("do this."), DivergedError("do this.")])
+def test_an_error_of_alignlab_is_its_own_sentence(error: AlignlabError) -> None:
+    assert sentence(error) == "do this."
+
+
+def test_a_missing_sheet_without_alternatives_points_to_the_help() -> None:
+    error = MissingConfigException("not found", missing_cfg_file="experiment/nothing", options=None)
+
+    assert sentence(error) == "no sheet 'experiment/nothing'; `python run.py --help` lists the groups."
+
+
+def test_another_error_of_hydra_is_put_on_one_line() -> None:
+    assert sentence(HydraException("first\n   second")) == "first second"
+
+
+def test_an_error_that_is_ours_has_no_sentence() -> None:
+    assert sentence(ZeroDivisionError("oh")) is None
+
+
+def test_words_go_to_stderr_alone_and_once(own_words: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+    show_words(logging.INFO)
+    show_words(logging.INFO)
+
+    logging.getLogger("alignlab.training").info("fit: step 1/2")
+
+    assert capfd.readouterr() == ("", "fit: step 1/2\n")
+
+
+def test_status_shows_every_run_below_a_folder(
+    tmp_path: Path, own_words: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger(tmp_path / "a" / "seed-0").status("done")
+    Ledger(tmp_path / "a" / "seed-1").status("failed", error="DivergedError: the loss is nan")
+
+    code = main(["status", str(tmp_path)])
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert first.startswith("done ")
+    assert second.startswith("failed ")
+    assert second.endswith("DivergedError: the loss is nan")
+
+
+def test_status_of_a_folder_without_runs_is_an_error(
+    tmp_path: Path, own_words: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["status", str(tmp_path)])
+
+    assert code == 1
+    assert capsys.readouterr().err.startswith("error: no run below ")
+
+
+def test_a_folder_without_a_finished_run_cannot_be_exported(
+    tmp_path: Path, own_words: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger(tmp_path).status("running")
+
+    code = main(["export", str(tmp_path), "--to", str(tmp_path / "plain")])
+
+    assert code == 1
+    assert "holds no finished run (running)" in capsys.readouterr().err
+    assert not (tmp_path / "plain").exists()
