@@ -46,9 +46,9 @@ def run(raw: DictConfig) -> float | None:
         print(f"report: {done}")
         return None
 
+    planned = assembly.make_plan(config)  # bad data ends here, with nothing written
+    plan.show(planned, console)
     with assembly.open_session(config) as session:
-        planned = assembly.make_plan(config)
-        plan.show(planned, console)
         policy = assembly.build_policy(config, planned.method.start, session.device)
         assembly.run_stages(planned, policy, session)
         rows = assembly.evaluate(planned, policy, session)

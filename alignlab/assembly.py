@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -65,6 +66,8 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     folder = folder_of(config)
     ledger = Ledger(folder)
     _refuse_other(ledger, config)
+    if config.force:
+        _forget(folder)
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **config.plain})
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.plain), sort_keys=False), encoding="utf-8")
     ledger.write("env.json", environment())
@@ -196,6 +199,13 @@ def _refuse_other(ledger: Ledger, config: RunConfig) -> None:
             f"{ledger.folder} was made by another config (fingerprint {made_by['fingerprint']}, seed {made_by['seed']}; this"
             f" one is {config.fingerprint}, seed {config.seed}); give another folder or remove it."
         )
+
+
+def _forget(folder: Path) -> None:
+    """Removes what an earlier run of the same config left, so that force=true begins at the start."""
+    shutil.rmtree(folder / "stages", ignore_errors=True)
+    for name in ("metrics.jsonl", "report.json", "status.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _limits(config: RunConfig, codec: Codec, context: int) -> Limits:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 import alignlab
-from alignlab.errors import DivergedError, RunFolderError
+from alignlab.errors import DataError, DivergedError, RunFolderError
 from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
 from alignlab.training.checkpoint import latest
@@ -151,6 +151,26 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, capsys: pytest.Capture
 
     assert len(history(tmp_path)) == lines
     assert "finished" in capsys.readouterr().out
+
+
+def test_force_does_a_finished_run_again_from_the_start(tmp_path: Path) -> None:
+    run(composed(tmp_path, "red", "evaluation=off"))
+
+    run(composed(tmp_path, "red", "evaluation=off", "force=true"))
+
+    steps = [line["step"] for line in history(tmp_path) if "fit/loss" in line]
+    assert steps == [1, 2]
+
+
+def test_bad_data_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{broken\n')
+    (tmp_path / "data" / "test.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+
+    with pytest.raises(DataError, match=r"train\.jsonl:2"):
+        run(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data")))
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
