@@ -1,37 +1,20 @@
-"""Supervised fine-tuning: the likelihood of the chosen response. One stage, `fit`."""
+"""Supervised fine-tuning: the likelihood of the chosen response. One stage, `fit`; any tuner."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alignlab.data.views import chosen
+from alignlab.methods.likelihood import LikelihoodConfig, one_stage
 from alignlab.registry import Entry
-from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
 
 
-@dataclass
-class SftConfig:
-    """One likelihood stage."""
-
-    name: str
-    fit: FitConfig
-
-    def check(self) -> None:
-        """Raises ConfigError for settings that cannot train."""
-        self.fit.check("method.fit")
+def build(config: LikelihoodConfig) -> Method:
+    """`fit`: the tuner, on chosen responses."""
+    return one_stage(config, chosen)
 
 
-def build(config: SftConfig) -> Method:
-    """`fit`: the tuner, on chosen responses, by mean negative log-likelihood per token."""
-    from alignlab.data import views
-    from alignlab.training.method import Method
-    from alignlab.training.objectives import nll
-    from alignlab.training.stages import TrainStage
-
-    return Method(config.name, (TrainStage("fit", "train", views.chosen, nll, config.fit),))
-
-
-ENTRY = Entry(SftConfig, build, needs=frozenset({"chosen"}))
+ENTRY = Entry(LikelihoodConfig, build, needs=frozenset({"chosen"}))

@@ -82,6 +82,15 @@ def test_a_window_of_steps_brings_groups_of_like_length_together() -> None:
     assert padding_share(groups, shares) == 0
 
 
+def test_steps_of_a_window_do_not_come_in_order_of_length() -> None:
+    groups = [single(length) for length in range(2, 18)]
+
+    lengths = [groups[share.members[0]].length for share in plan(groups, steps=16, step_groups=1, micro_groups=1, seed=0)]
+
+    assert sorted(lengths) == list(range(2, 18))
+    assert lengths != sorted(lengths)
+
+
 def test_the_first_token_of_a_row_is_not_counted_as_a_response_token() -> None:
     group = EncodedGroup("row", (Encoded((4, 5, 6), start=0),))
 

@@ -31,15 +31,15 @@ class Made:
     """A policy that answers with made-up numbers: other ones while it is off."""
 
     def __init__(self) -> None:
-        self.total_GM, self.passes = TOTAL_GM.clone().requires_grad_(), 0
+        self.total_GM, self.base_GM, self.passes = TOTAL_GM.clone().requires_grad_(), REFERENCE_GM.clone().requires_grad_(), 0
 
     def logprobs(self, batch: Batch) -> Logprobs:
         self.passes += 1
-        return Logprobs(self.total_GM, TOKENS_GM)
+        return Logprobs(1 * self.total_GM, TOKENS_GM)
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        before, self.total_GM = self.total_GM, REFERENCE_GM
+        before, self.total_GM = self.total_GM, self.base_GM
         yield
         self.total_GM = before
 
@@ -109,6 +109,7 @@ def test_the_reference_takes_no_gradient() -> None:
 
     # d/dx of softplus(-x / 2) / 2 is -sigmoid(-x / 2) / 4 at gaps 2 and 0
     slope = [1 / (1 + math.e) / 4, 1 / 8]
+    assert policy.base_GM.grad is None
     assert policy.total_GM.grad is not None
     torch.testing.assert_close(policy.total_GM.grad, torch.tensor([[-slope[0], slope[0]], [-slope[1], slope[1]]]))
 

@@ -38,9 +38,14 @@ class StoppedError(Exception):
     """Somebody pulled the plug."""
 
 
+def counted(policy: Policy, batch: Batch) -> Loss:
+    """nll, with a metric whose shares add up to 1 in every step."""
+    return Loss(nll(policy, batch).value, {"share": torch.tensor(len(batch.rows) / batch.step_groups)})
+
+
 @dataclass
 class FromCall:
-    """nll up to a call; from there on something else."""
+    """Counted nll up to a call; from there on something else."""
 
     call: int
     otherwise: Callable[[Loss], Loss]
@@ -48,7 +53,7 @@ class FromCall:
 
     def __call__(self, policy: Policy, batch: Batch) -> Loss:
         self.made += 1
-        loss = nll(policy, batch)
+        loss = counted(policy, batch)
         return loss if self.made < self.call else self.otherwise(loss)
 
 
@@ -84,8 +89,9 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def losses(session: Session) -> list[tuple[int, float]]:
-    return [(entry["step"], entry["fit/loss"]) for entry in session.ledger.history() if "fit/loss" in entry]
+def logged(session: Session, quantity: str) -> list[tuple[int, float]]:
+    entries = [entry for entry in session.ledger.history() if f"fit/{quantity}" in entry]
+    return [(entry["step"], entry[f"fit/{quantity}"]) for entry in entries]
 
 
 def test_preparing_encodes_the_split_and_counts_the_steps() -> None:
@@ -109,7 +115,7 @@ def test_training_moves_the_tuner_and_lowers_the_loss(tmp_path: Path) -> None:
 
     run(stage(batch=4), session)  # every step holds the same four rows
 
-    steps, values = zip(*losses(session), strict=True)
+    steps, values = zip(*logged(session, "loss"), strict=True)
     assert steps == (1, 2, 3, 4, 5, 6)
     assert values[-1] < values[0]
 
@@ -139,7 +145,7 @@ def test_the_first_dpo_loss_of_a_run_is_ln_2(tmp_path: Path) -> None:
 
     run(stage(DPO, pair, cached="base"), session)
 
-    assert losses(session)[0][1] == pytest.approx(math.log(2), abs=1e-4)
+    assert logged(session, "loss")[0][1] == pytest.approx(math.log(2), abs=1e-4)
 
 
 @pytest.mark.parametrize("cached", ["base", "start"])
@@ -159,7 +165,9 @@ def test_micro_batches_add_up_to_the_step(tmp_path: Path, objective: Objective, 
     run(stage(objective, view, steps=3, batch=4, adam_epsilon=1e-3), in_parts)
 
     torch.testing.assert_close(result(tmp_path / "parts"), result(tmp_path / "whole"), atol=1e-5, rtol=1e-4)
-    assert [value for _, value in losses(in_parts)] == pytest.approx([value for _, value in losses(at_once)], abs=1e-5)
+    assert [value for _, value in logged(in_parts, "loss")] == pytest.approx(
+        [value for _, value in logged(at_once, "loss")], abs=1e-5
+    )
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
@@ -173,16 +181,17 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path) -> Non
 @pytest.mark.parametrize("stopped_at", [1, 4, 6])
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_a_stopped_stage_goes_on_as_if_it_had_never_stopped(tmp_path: Path, stopped_at: int, micro_batch: int | None) -> None:
-    run(stage(), session_in(tmp_path / "straight", micro_batch=micro_batch))
+    run(stage(counted), session_in(tmp_path / "straight", micro_batch=micro_batch))
     session = session_in(tmp_path / "stopped", micro_batch=micro_batch)
     call = stopped_at * (1 if micro_batch is None else 2)
     with pytest.raises(StoppedError):
         run(stage(FromCall(call, stop)), session)
 
-    run(stage(), session)
+    run(stage(counted), session)
 
     assert same_bits(result(tmp_path / "stopped"), result(tmp_path / "straight"))
-    assert losses(session) == losses(session_in(tmp_path / "straight"))
+    assert logged(session, "loss") == logged(session_in(tmp_path / "straight"), "loss")
+    assert logged(session, "share") == [(step, 1.0) for step in range(1, 7)]
 
 
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_taken(tmp_path: Path) -> None:
