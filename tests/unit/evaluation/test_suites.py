@@ -186,12 +186,8 @@ def test_a_sweep_measures_every_suite_at_every_strength_and_logs_each_row(llama:
 
     rows = sweep(bench(attached("lora", llama)), ["toy", "preference"], "dial", [0.0, 1.0], logged.append)
 
-    assert [(row.strength, row.suite) for row in rows] == [
-        *[(0.0, "toy")] * 2,
-        *[(0.0, "preference")] * 4,
-        *[(1.0, "toy")] * 2,
-        *[(1.0, "preference")] * 4,
-    ]
+    visited = list(dict.fromkeys((row.strength, row.suite) for row in rows))
+    assert visited == [(0.0, "toy"), (0.0, "preference"), (1.0, "toy"), (1.0, "preference")]
     assert {row.control for row in rows} == {"dial"}
     assert logged == rows
 
