@@ -8,8 +8,6 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
-# Waiting threads sleep instead of spinning: on a shared machine, spinning costs up to ten times.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check bench setup
 

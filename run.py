@@ -60,7 +60,6 @@ def run(raw: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost up to ten times on a shared machine
     show_words(logging.INFO)
     try:
         main()

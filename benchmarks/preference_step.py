@@ -4,7 +4,7 @@
 
 LoRA r=16 on all linear maps, batch 8, real HH-RLHF pairs, stories260k, two threads. Each side runs in a process of its own,
 the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident after the imports.
-Needs the extra `trl`, and real models and data (ALIGNLAB_SHARED or ../shared).
+The loss comparison gives both sides the same batches in the same order. Needs `trl` and ALIGNLAB_SHARED or ../shared.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def measure(side: str, pairs: int) -> dict[str, float]:
 
 
 def same_losses(pairs: int) -> dict[str, float]:
-    """Both sides on the same batches in the same order: the largest difference between their losses."""
+    """The largest difference between the losses of both sides."""
     ours = _ours(pairs, cached=False)
     ours.train()
     order = [index for share in ours.train_dataset._shares for index in share.members]
@@ -155,8 +155,7 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)
     objective = Preference("sigmoid", BETA, 0.0, "sum", "base", 0.0)
     policy.model.requires_grad_(False)
-    for parameter in tuner.parameters():
-        parameter.requires_grad_(True)
+    [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
     trainer = FitTrainer(Step(policy, objective), "prefer", tuner, session, batches, arguments(fit, session, folder, steps))
     trainer.add_callback(_clock())

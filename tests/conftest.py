@@ -90,3 +90,9 @@ def shared() -> Path:
     if not (folder / "models" / "stories260k").is_dir():
         pytest.skip("real models and data are not here; set ALIGNLAB_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny tensors gain nothing from a second thread, and on a shared machine waiting for it costs ten times."""
+    torch.set_num_threads(1)

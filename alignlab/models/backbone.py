@@ -57,9 +57,11 @@ class Backbone:
         return self.model.device
 
     @property
-    def takes_masks(self) -> bool:
-        """Whether attention accepts a 4-D mask, which a shared prefix needs."""
-        return str(self.model.config._attn_implementation) in ("sdpa", "eager")
+    def takes_segments(self) -> bool:
+        """Whether attention can be told who sees whom, which a shared prefix needs: plain attention to everything before."""
+        config = self.model.config
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return str(config._attn_implementation) in ("sdpa", "eager") and window is None
 
     def blocks(self) -> tuple[nn.Module, str]:
         """The module that holds the list of blocks, and the list's name."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,9 @@ from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, decode
 from alignlab.models.knob import Knob, Strength, Term
-from alignlab.models.layout import Layout, can_share, one_row_per_group, one_row_per_member
+from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
+from alignlab.models.segments import attending_in_segments
 from alignlab.records import Batch
 
 DECODE_ROWS = 256
@@ -27,8 +30,9 @@ class Policy:
     def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True) -> None:
         self.backbone = backbone
         self.knob = knob
-        self.shared_prefix = shared_prefix and backbone.takes_masks
+        self.shared_prefix = shared_prefix and backbone.takes_segments
         self._terms: tuple[Term, ...] = (Term(1.0, 1.0),)
+        self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -131,10 +135,14 @@ class Policy:
                 parameter.requires_grad_(required)
 
     def layout(self, batch: Batch) -> Layout:
-        """How this policy lays a batch into rows."""
-        if self.shared_prefix and can_share(batch):
-            return one_row_per_group(batch, self.backbone.model.dtype)
-        return one_row_per_member(batch)
+        """How this policy lays a batch into rows. Strengths that differ by group need a row for each member."""
+        by_group = any(isinstance(number, Tensor) for term in self._terms for number in (term.weight, term.setting))
+        shared = self.shared_prefix and not by_group and can_share(batch)
+        # A reference computed online meets the same batch twice in a row.
+        if self._laid is None or self._laid[0]() is not batch or self._laid[1] != shared:
+            made = without_padding(batch, self.backbone.model.dtype) if shared else one_row_per_member(batch)
+            self._laid = (weakref.ref(batch), shared, made)
+        return self._laid[2]
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
@@ -146,13 +154,24 @@ class Policy:
             with self.knob.at(term.setting):
                 return self.backbone.head(some_kD)
 
-        weight = term.weight[layout.group_R[layout.row_K]] if isinstance(term.weight, Tensor) else term.weight
+        weight = _by_row(term.weight, layout)
+        weight = weight[layout.row_K] if isinstance(weight, Tensor) else weight
         return Pass(weight, head, hidden_KD)
 
     def _trunk(self, layout: Layout) -> Tensor:
-        output = self.backbone.trunk(
-            input_ids=layout.ids_RT, attention_mask=layout.mask, position_ids=layout.positions_RT, use_cache=False
-        )
+        """Final hidden states of all rows, R,T,D."""
+        more: dict[str, Any] = {}
+        inside: AbstractContextManager[None] = nullcontext()
+        if layout.segments is not None:
+            more, inside = {"segments": layout.segments}, attending_in_segments(self.backbone.model.config)
+        with inside:
+            output = self.backbone.trunk(
+                input_ids=layout.ids_RT,
+                attention_mask=layout.mask,
+                position_ids=layout.positions_RT,
+                use_cache=False,
+                **more,
+            )
         hidden_RTD: Tensor = output.last_hidden_state
         return hidden_RTD
 
@@ -178,7 +197,10 @@ def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
 
 
 def _by_row(setting: Strength, layout: Layout) -> Strength:
-    return setting[layout.group_R] if isinstance(setting, Tensor) else setting
+    if not isinstance(setting, Tensor):
+        return setting
+    assert layout.group_R is not None  # `layout` gives rows of their own to strengths that differ
+    return setting[layout.group_R]
 
 
 def _strengths(strength: float | Sequence[float], count: int) -> list[float]:

@@ -90,7 +90,7 @@ def test_pairs_without_a_common_token_are_computed_separately(llama: Backbone) -
 
     layout = policy.layout(batch)
 
-    assert layout.mask.dim() == 2
+    assert layout.segments is None
     assert len(layout.ids_RT) == 8
 
 
