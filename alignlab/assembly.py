@@ -107,7 +107,7 @@ def make_plan(config: RunConfig) -> Plan:
     learned = sum(parameter.numel() for parameter in tuner.parameters())
     limits = _limits(config, codec, int(shape.config.max_position_embeddings))
     for stage in method.stages:
-        config.trainer.micro(stage.fit.batch) if hasattr(stage, "fit") else None
+        stage.check(config.trainer)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     return Plan(config, source, codec, limits, method, works, learned, shape.num_parameters())
 

@@ -119,7 +119,7 @@ def parse(raw: DictConfig) -> RunConfig:
     _check_fit(parts, offered)
     suites, left_out = _fitting_suites(parts["evaluation"], parts["data"], offered)
     return RunConfig(
-        seed=_simple(plain, "seed", int),
+        seed=_seed(plain),
         force=_simple(plain, "force", bool),
         folder=None if plain.get("folder") is None else _simple(plain, "folder", str),
         paths=_typed("paths", plain.get("paths") or {}, PathsConfig),
@@ -175,6 +175,13 @@ def _refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any
         inner = hints.get(key)
         if isinstance(value, dict) and dataclasses.is_dataclass(inner):
             _refuse_strays(path, value, {field.name: field for field in dataclasses.fields(inner)}, typing.cast(type, inner))
+
+
+def _seed(plain: Mapping[str, Any]) -> int:
+    seed: int = _simple(plain, "seed", int)
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must not be negative.")
+    return seed
 
 
 def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -15,6 +15,14 @@ class DataError(AlignlabError):
     """A file, line or row that cannot be used; names the file and the row."""
 
 
+class UnusablePairError(DataError):
+    """A pair that a data set may hold by mistake and that may be left out; `reason` is what it is counted under."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
 class ModelError(AlignlabError):
     """A backbone or adapter that cannot be loaded or does not fit what is asked of it."""
 

@@ -101,7 +101,7 @@ def _records(pairs: int) -> Any:
             hub="",
             revision=None,
             subsets=[],
-            differing_prompts="drop",
+            unusable_pairs="drop",
         )
     )
     codec = _backbone().codec

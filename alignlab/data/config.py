@@ -76,10 +76,11 @@ class HubConfig(FilesConfig):
 
 @dataclass
 class HhConfig(HubConfig):
-    """HH-RLHF. `subsets`: folders of the hub's layout. `differing_prompts`: error | drop."""
+    """HH-RLHF. `subsets`: folders of the hub's layout. `unusable_pairs` (prompts differ, an answer is
+    empty): error | drop, counted."""
 
     subsets: list[str]
-    differing_prompts: str
+    unusable_pairs: str
 
 
 @dataclass
@@ -99,4 +100,4 @@ class FramedConfig(HubConfig):
 class JsonlConfig(FilesConfig):
     """A user's own lines: {prompt, chosen, rejected}, {chosen, rejected} as dialogues, or {prompt, response, label|score}."""
 
-    differing_prompts: str
+    unusable_pairs: str

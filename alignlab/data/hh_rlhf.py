@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from alignlab.data.config import HhConfig
-from alignlab.data.rows import dialogue_pair, read
+from alignlab.data.rows import dialogue_pair, read, text
 from alignlab.data.source import Source, Split
-from alignlab.errors import DataError
+from alignlab.errors import UnusablePairError
 from alignlab.records import Preference
 
 
@@ -25,26 +26,23 @@ def build(config: HhConfig) -> Source:
     )
 
 
-def pairs(lines: Iterable[tuple[str, dict[str, Any]]], differing_prompts: str) -> Split:
-    """Records of dialogue pairs; those whose prompts differ are an error or are left out and counted."""
+def pairs(lines: Iterable[tuple[str, dict[str, Any]]], unusable_pairs: str) -> Split:
+    """Records of dialogue pairs; those that cannot be used are an error, or are left out and counted by reason."""
     records: list[Preference] = []
-    differing = 0
+    left_out: Counter[str] = Counter()
     for row, fields in lines:
-        record = dialogue_pair(row, str(fields.get("chosen", "")), str(fields.get("rejected", "")))
-        if record is not None:
-            records.append(record)
-        elif differing_prompts == "error":
-            raise DataError(
-                f"{row}: the prompts of chosen and rejected differ; set data.differing_prompts=drop to leave it out."
-            )
-        else:
-            differing += 1
-    return Split(tuple(records), {"prompts of the pair differ": differing} if differing else {})
+        try:
+            records.append(dialogue_pair(row, text(fields, "chosen", row), text(fields, "rejected", row)))
+        except UnusablePairError as error:
+            if unusable_pairs == "error":
+                raise
+            left_out[error.reason] += 1
+    return Split(tuple(records), dict(left_out))
 
 
 def _split(config: HhConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
     lines = read(config.files(pattern), limit) if config.path else islice(_hub(config, hub_split, limit), limit)
-    return pairs(lines, config.differing_prompts)
+    return pairs(lines, config.unusable_pairs)
 
 
 def _hub(config: HhConfig, split: str, limit: int | None) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -37,7 +37,7 @@ def offers(config: JsonlConfig) -> frozenset[str]:
 def _split(config: JsonlConfig, pattern: str, limit: int | None) -> Split:
     lines = list(read(config.files(pattern), limit))
     if lines and "prompt" not in lines[0][1]:
-        return dialogue_pairs(lines, config.differing_prompts)
+        return dialogue_pairs(lines, config.unusable_pairs)
     return Split(tuple(_records(lines)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.errors import DataError
+from alignlab.errors import DataError, UnusablePairError
 from alignlab.records import Preference, Response
 
 MARKER = "\n\nAssistant:"
@@ -28,11 +28,16 @@ def read(files: Sequence[Path], limit: int | None) -> Iterator[tuple[str, dict[s
                 yield f"{file.name}:{number}", _parse(line, f"{file.name}:{number}")
 
 
-def dialogue_pair(row: str, chosen: str, rejected: str) -> Preference | None:
-    """A record from two dialogues; None where their prompts differ. Raises DataError where there is no answer."""
+def dialogue_pair(row: str, chosen: str, rejected: str) -> Preference:
+    """A record from two dialogues; raises UnusablePairError where their prompts differ or an answer is missing."""
     prompt, answer = _cut(row, chosen)
     other_prompt, other_answer = _cut(row, rejected)
-    return Preference.pair(row, prompt, answer, other_answer) if prompt == other_prompt else None
+    if prompt != other_prompt:
+        raise UnusablePairError(
+            f"{row}: the prompts of chosen and rejected differ; set data.unusable_pairs=drop to leave it out.",
+            "prompts of the pair differ",
+        )
+    return Preference.pair(row, prompt, answer, other_answer)
 
 
 def text(fields: Mapping[str, Any], key: str, row: str) -> str:
@@ -48,7 +53,7 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
 def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
     """A record of one response with a label or a score."""
     label, score = fields.get("label"), fields.get("score")
-    if score is not None and not isinstance(score, (int, float)):
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
         raise DataError(f"{row}: 'score' must be a number but is {score!r}.")
     response = Response(text(fields, "response", row), None if label is None else str(label), score)
     return Preference(row, text(fields, "prompt", row), (response,))
@@ -76,5 +81,8 @@ def _cut(row: str, dialogue: str) -> tuple[str, str]:
     """The prompt up to and with the last marker, and the answer behind it."""
     prompt, marker, answer = dialogue.rpartition(MARKER)
     if not marker or not answer.strip():
-        raise DataError(f"{row}: no answer behind the last {MARKER.strip()!r}; mend or remove the row.")
+        raise UnusablePairError(
+            f"{row}: no answer behind the last {MARKER.strip()!r}; set data.unusable_pairs=drop to leave it out.",
+            "an answer is empty",
+        )
     return prompt + marker, answer

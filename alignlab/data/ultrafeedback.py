@@ -35,7 +35,7 @@ def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
         elif chosen == rejected:
             left_out["both answers are the same"] += 1
         else:
-            records.append(Preference.pair(row, frame.format(prompt=text(fields, "prompt", row)), chosen, rejected))
+            records.append(Preference.pair(row, frame.replace("{prompt}", text(fields, "prompt", row)), chosen, rejected))
     return Split(tuple(records), {reason: count for reason, count in left_out.items() if count})
 
 

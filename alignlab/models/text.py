@@ -24,7 +24,7 @@ class Template:
     def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
         """The prompt as the model reads it, without BOS."""
         if not self.chat:
-            return self.format.format(prompt=prompt)
+            return self.format.replace("{prompt}", prompt)
         turns = [{"role": "user", "content": prompt}]
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         bos = tokenizer.bos_token

@@ -39,6 +39,11 @@ class FitConfig:
             raise ConfigError(f"{where}.batch={self.batch} must be at least 1.")
         if not self.learning_rate > 0:
             raise ConfigError(f"{where}.learning_rate={self.learning_rate} must be above 0.")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"{where}.warmup_fraction={self.warmup_fraction} must be at least 0 and below 1.")
+        for key in ("weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{where}.{key}={getattr(self, key)} must not be negative.")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"{where}.schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}.")
         if self.loss_on not in ("response", "all"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from alignlab.models.policy import Policy
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
+    from alignlab.training.config import TrainerConfig
     from alignlab.training.session import Session
 
 
@@ -36,6 +37,9 @@ class Stage(Protocol):
     @property
     def moves(self) -> str:
         """tuner | everything | nothing."""
+
+    def check(self, trainer: TrainerConfig) -> None:
+        """Raises ConfigError where the machine's sheet does not fit this stage; before anything is read."""
 
     def prepare(self, source: Source, codec: Codec, limits: Any) -> Work:
         """Reads and encodes its rows; no weights yet."""

@@ -15,12 +15,12 @@ from alignlab.data.source import Source
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
-from alignlab.training.config import FitConfig
+from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.objectives import Objective
 from alignlab.training.references import with_references
 from alignlab.training.session import Session
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
 from alignlab.tuners.tuner import Tuner
 
 
@@ -39,6 +39,11 @@ class TrainStage:
     fit: FitConfig
     cached_reference: str | None = None
     moves: str = "tuner"
+
+    def check(self, trainer: TrainerConfig) -> None:
+        """Raises ConfigError for a micro-batch that does not divide the batch and for unknown keys in trainer.extra."""
+        trainer.micro(self.fit.batch)
+        check_extra(trainer.extra)
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
+from alignlab.registry import unknown
 from alignlab.training.checkpoint import latest, mark
 from alignlab.training.config import FitConfig
 from alignlab.training.objectives import Objective
@@ -105,7 +108,7 @@ class FitTrainer(Trainer):
 
 
 def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
-    """The Trainer's arguments, every number from a sheet; raises ConfigError for an unknown key in trainer.extra."""
+    """The Trainer's arguments, every number from a sheet."""
     trainer = session.trainer
     given: dict[str, Any] = dict(
         output_dir=str(folder),
@@ -134,10 +137,15 @@ def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> Tra
         use_cpu=session.device == "cpu",
         dataloader_pin_memory=session.device != "cpu",
     )
-    try:
-        return TrainingArguments(**{**given, **trainer.extra})
-    except TypeError as error:
-        raise ConfigError(f"trainer.extra: {error}; its keys are those of transformers.TrainingArguments.") from error
+    return TrainingArguments(**{**given, **trainer.extra})
+
+
+def check_extra(extra: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that transformers.TrainingArguments does not have."""
+    known = [field.name for field in dataclasses.fields(TrainingArguments)]
+    for key in extra:
+        if key not in known:
+            raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
 
 
 def _first(items: list[Any]) -> Any:

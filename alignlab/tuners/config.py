@@ -44,6 +44,12 @@ class LoraConfig(TunerConfig):
     dropout: float
     targets: list[str]
 
+    def check(self) -> None:
+        """Raises ConfigError for a rank or a dropout that cannot be built."""
+        super().check()
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"tuner.rank={self.rank} must be at least 1 and tuner.dropout={self.dropout} in [0, 1).")
+
 
 @dataclass
 class Ia3Config(TunerConfig):

@@ -33,7 +33,7 @@ def config(path: Path | None, **changes: Any) -> HhConfig:
         "hub": "someone/pairs",
         "revision": None,
         "subsets": ["first", "second"],
-        "differing_prompts": "drop",
+        "unusable_pairs": "drop",
     }
     return HhConfig(**{**values, **changes})
 
@@ -51,17 +51,24 @@ def test_pairs_whose_prompts_differ_are_left_out_and_counted() -> None:
 
 
 def test_pairs_whose_prompts_differ_are_an_error_where_the_sheet_says_so() -> None:
-    with pytest.raises(DataError, match=r"row 2: the prompts of chosen and rejected differ; set data.differing_prompts=drop"):
+    with pytest.raises(DataError, match=r"row 2: the prompts of chosen and rejected differ; set data.unusable_pairs=drop"):
         pairs([("row 1", GOOD), ("row 2", DIFFERING)], "error")
 
 
-def test_a_split_without_differing_prompts_has_nothing_left_out() -> None:
+def test_a_split_without_unusable_pairs_has_nothing_left_out() -> None:
     assert pairs([("row 1", GOOD)], "drop").left_out == {}
 
 
 def test_a_row_without_the_two_dialogues_is_refused() -> None:
-    with pytest.raises(DataError, match="row 1: no answer"):
+    with pytest.raises(DataError, match="row 1: 'rejected' must be a text"):
         pairs([("row 1", {"chosen": START + " yes"})], "drop")
+
+
+def test_an_empty_answer_is_left_out_and_counted() -> None:
+    split = pairs([("row 1", {"chosen": START + " yes", "rejected": START}), ("row 2", GOOD)], "drop")
+
+    assert split.left_out == {"an answer is empty": 1}
+    assert len(split.records) == 1
 
 
 def test_gzipped_files_of_a_folder_are_read_in_order(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def config(path: Path | None, **changes: Any) -> JsonlConfig:
         "path": path and str(path),
         "train": "train*.jsonl*",
         "test": "test*.jsonl*",
-        "differing_prompts": "error",
+        "unusable_pairs": "error",
     }
     return JsonlConfig(**{**values, **changes})
 

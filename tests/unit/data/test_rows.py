@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignlab.data.rows import dialogue_pair, pointwise, read, text
-from alignlab.errors import DataError
+from alignlab.errors import DataError, UnusablePairError
 from alignlab.records import Preference, Response
 
 
@@ -123,7 +123,10 @@ def test_two_dialogues_share_everything_up_to_the_last_answer() -> None:
 
 
 def test_dialogues_with_different_prompts_are_no_pair() -> None:
-    assert dialogue_pair("row", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: b") is None
+    with pytest.raises(UnusablePairError, match="row: the prompts of chosen and rejected differ") as error:
+        dialogue_pair("row", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: b")
+
+    assert error.value.reason == "prompts of the pair differ"
 
 
 @pytest.mark.parametrize("dialogue", ["no marker", "\n\nHuman: a\n\nAssistant: ", ""])

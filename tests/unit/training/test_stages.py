@@ -272,8 +272,8 @@ def test_after_a_stage_the_policy_is_as_trainable_as_before(tmp_path: Path) -> N
 def test_an_unknown_key_of_the_trainer_is_refused(tmp_path: Path) -> None:
     session = session_in(tmp_path, extra={"gradient_checkpoint": True})
 
-    with pytest.raises(ConfigError, match=r"trainer\.extra: .*'gradient_checkpoint'.*transformers\.TrainingArguments"):
-        arguments(fit_config(), session, tmp_path, 6)
+    with pytest.raises(ConfigError, match=r"trainer\.extra .*'gradient_checkpoint'; did you mean gradient_checkpointing"):
+        stage().check(session.trainer)
 
 
 def test_every_number_of_the_sheet_reaches_the_trainer(tmp_path: Path) -> None:
