@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,11 +40,13 @@ class Fluency:
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
-        """Negative log-likelihood of each text under the backbone, nats per token, EOS included."""
+        """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none."""
         policy = self._bench.policy
         pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
         encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
-        groups = [EncodedGroup(str(number), (example,)) for number, example in enumerate(encoded)]
+        groups = [
+            EncodedGroup(str(number), (replace(example, ids=example.ids[:-1]),)) for number, example in enumerate(encoded)
+        ]
         values = [0.0] * len(groups)
         with torch.inference_mode(), policy.off():
             for rows in in_order(groups, ROWS_PER_PASS):

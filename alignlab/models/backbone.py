@@ -60,6 +60,9 @@ class Backbone:
     def takes_segments(self) -> bool:
         """Whether attention can be told who sees whom, which a shared prefix needs: plain attention to everything before."""
         config = self.model.config
+        # Models outside transformers' attention interface would swallow `segments` and attend as one sequence.
+        if not self.model._supports_attention_backend:
+            return False
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         return str(config._attn_implementation) in ("sdpa", "eager") and window is None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,21 @@ def decode(
     Prompts are padded on the left. uniform_BT: one number in [0, 1) per row and step, drawn by the caller, so that a row's
     text does not depend on what else is in its batch. The mix happens in fp32 before anything else reads the logits.
     """
+    if len(terms) == 1:  # one setting for every step: turned once
+        with at(terms[0].setting):
+            return _decode(backbone, prompts, terms, lambda _: nullcontext(), sampling, uniform_BT)
+    return _decode(backbone, prompts, terms, at, sampling, uniform_BT)
+
+
+def _decode(
+    backbone: Backbone,
+    prompts: Sequence[tuple[int, ...]],
+    terms: Sequence[Term],
+    at: Callable[[Strength], AbstractContextManager[None]],
+    sampling: Sampling,
+    uniform_BT: Tensor,
+) -> list[list[int]]:
+    """The loop over steps."""
     ids_BT, mask_BT = _pad_left(prompts, backbone)
     streams = [_Stream(term) for term in terms]
     step_BT, alive_B = ids_BT, torch.ones(len(prompts), dtype=torch.bool, device=backbone.device)

@@ -99,7 +99,7 @@ class Policy:
                 terms = self.knob.terms(value)
                 answers = decode(self.backbone, chosen, terms, self.knob.at, sampling, uniform_BT[rows])
                 for row, new_ids in zip(rows, answers, strict=True):
-                    texts[row] = self.backbone.codec.decode(new_ids)
+                    texts[row] = self.backbone.codec.continuation(encoded[row], new_ids)
         return texts
 
     @contextmanager

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
+from alignlab.errors import ModelError
+
 NAME = "alignlab_segments"
 CHUNKS = 4
 """Parts into which the segments of a batch are sorted by size: more means less padding and more small calls."""
@@ -91,9 +93,15 @@ def attend(
     scaling: float | None = None,
     *,
     segments: Segments,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query, key, value 1,H,N,D (fewer heads for grouped keys) to 1,N,H,D."""
+    """transformers' attention interface: query, key, value 1,H,N,D (fewer heads for grouped keys) to 1,N,H,D.
+
+    Raises ModelError for attention that is more than softmax(QK)V.
+    """
+    special = [name for name in ("softcap", "s_aux", "sliding_window") if more.get(name) is not None]
+    if special:
+        raise ModelError(f"this model's attention uses {', '.join(special)}; set trainer.shared_prefix=false.")
     heads = query.shape[1]
     query_NHD, key_NHD, value_NHD = (_by_token(states, heads) for states in (query, key, value))
     answers = []

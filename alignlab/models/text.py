@@ -72,6 +72,12 @@ class Codec:
         """The text of some ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that some new ids add to a prompt. Tokenizers that mark spaces drop a leading one when decoded alone."""
+        before = self.decode(prompt)
+        whole = self.decode([*prompt, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []

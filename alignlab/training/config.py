@@ -73,7 +73,11 @@ class TrainerConfig:
         """Raises ConfigError for a device or a number that does not exist."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device={self.device!r} is not known; choose auto, cpu or cuda.")
-        for key in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+        if self.keep_checkpoints < 2:
+            raise ConfigError(
+                "trainer.keep_checkpoints must be at least 2: the last good one stays until the next is complete."
+            )
+        for key in ("checkpoint_every_steps", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1.")
         for key in ("micro_batch", "threads"):

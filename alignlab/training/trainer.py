@@ -24,6 +24,26 @@ from alignlab.training.session import Session
 from alignlab.tuners.tuner import Tuner
 
 
+OWNED = (
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "activation_checkpointing",
+    "seed",
+    "data_seed",
+    "report_to",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "remove_unused_columns",
+    "use_cpu",
+)
+"""Arguments that the plan of steps, resuming or the ledger depend on, or that a policy cannot honour."""
+
+
 class Step(nn.Module):
     """Policy and objective as one module, so that what wraps the model (DDP, FSDP) sees every pass of the objective."""
 
@@ -135,15 +155,19 @@ def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> Tra
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=session.device == "cpu",
-        dataloader_pin_memory=session.device != "cpu",
     )
-    return TrainingArguments(**{**given, **trainer.extra})
+    made = TrainingArguments(**{**given, **trainer.extra})
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # several devices mean several processes; the Trainer would wrap the model in DataParallel
+    return made
 
 
 def check_extra(extra: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a key that transformers.TrainingArguments does not have."""
+    """Raises ConfigError for a key that transformers.TrainingArguments does not have, or that is not for `extra`."""
     known = [field.name for field in dataclasses.fields(TrainingArguments)]
     for key in extra:
+        if key in OWNED or key.startswith("dataloader_"):
+            raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
         if key not in known:
             raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
 

@@ -56,13 +56,14 @@ class PeftTuner:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
+        before = [layer._disable_adapters for layer in self.layers]
         for layer in self.layers:
             layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer._disable_adapters = False
+            for layer, disabled in zip(self.layers, before, strict=True):
+                layer._disable_adapters = disabled
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, loadable with PeftModel.from_pretrained."""
