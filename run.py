@@ -44,12 +44,12 @@ def run(raw: DictConfig) -> float | None:
     if done is not None:
         console.print("this run is finished; force=true repeats it")
         print(f"report: {done}")
-        return None
+        return report.headline_of(done)
 
     planned = assembly.make_plan(config)  # bad data ends here, with nothing written
     plan.show(planned, console)
     with assembly.open_session(config) as session:
-        policy = assembly.build_policy(config, planned.method.start, session.device)
+        policy = assembly.policy_of(planned, session)
         assembly.run_stages(planned, policy, session)
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignlab.tuners.peft_hook import install
 
 if TYPE_CHECKING:
-    from alignlab.assembly import load
+    from alignlab.finished import load
     from alignlab.models.decode import Sampling
     from alignlab.models.policy import Policy
     from alignlab.tuners.red import RedConfig
@@ -22,7 +22,7 @@ _HOMES = {
     "Policy": "alignlab.models.policy",
     "RedConfig": "alignlab.tuners.red",
     "Sampling": "alignlab.models.decode",
-    "load": "alignlab.assembly",
+    "load": "alignlab.finished",
 }
 
 install()

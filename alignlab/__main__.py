@@ -59,7 +59,7 @@ def _table(folder: Path) -> int:
 
 def _export(run: Path, to: Path, dtype: str) -> int:
     """Merges what was learned into the backbone and writes a plain checkpoint."""
-    from alignlab.assembly import export
+    from alignlab.finished import export
 
     difference = export(run, to, dtype)
     print(f"exported to {to}; largest difference of logits {difference:.3g}")

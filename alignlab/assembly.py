@@ -12,18 +12,16 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig
 
-from alignlab.config import GROUPS, RunConfig, parse
+from alignlab.config import GROUPS, RunConfig
 from alignlab.data.encode import Limits
 from alignlab.data.source import Source
-from alignlab.errors import RunFolderError
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.evaluation import SUITES
 from alignlab.evaluation.report import Report, write_report
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.suite import Bench, HeldOut, held_out_pairs
 from alignlab.evaluation.sweep import Row, sweep
-from alignlab.models.backbone import load as load_backbone
 from alignlab.models.backbone import load_codec, skeleton
-from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.plots import draw_curves, draw_dial
@@ -46,6 +44,7 @@ class Plan:
     limits: Limits
     method: Method
     works: tuple[Work, ...]
+    held_out: HeldOut | None
     learned: int
     parameters: int
 
@@ -68,12 +67,12 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     _refuse_other(ledger, config)
     if config.force:
         _forget(folder)
+    device = device_of(config.trainer.device)
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **config.plain})
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.plain), sort_keys=False), encoding="utf-8")
     ledger.write("env.json", environment())
     ledger.status("running")
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
-    device = _device(config.trainer.device)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     session = Session(folder, Path(config.paths.runs) / ".store", ledger, tracker, config.trainer, device, config.seed)
@@ -103,21 +102,35 @@ def make_plan(config: RunConfig) -> Plan:
     method = GROUPS["method"][config.method.name].build(config.method)
     codec = load_codec(config.model)
     shape = skeleton(config.model)
+    parameters = shape.num_parameters()
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, shape)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
     limits = _limits(config, codec, int(shape.config.max_position_embeddings))
     for stage in method.stages:
         stage.check(config.trainer)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
-    return Plan(config, source, codec, limits, method, works, learned, shape.num_parameters())
+    asked = any("pairs" in SUITES[suite].needs for suite in config.suites)
+    held_out = held_out_pairs(source, codec, limits) if asked else None
+    if config.suites:
+        source.prompts()
+    return Plan(config, source, codec, limits, method, works, held_out, learned, parameters)
 
 
-def build_policy(config: RunConfig, start: str, device: str) -> Policy:
+def build_policy(model: Any, tuner: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
-    backbone = load_backbone(config.model, start=start, seed=config.seed, device=device)
-    torch.manual_seed(config.seed)
-    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, backbone.model)
-    return Policy(backbone, tuner, shared_prefix=config.trainer.shared_prefix)
+    backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device)
+    torch.manual_seed(seed)
+    return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model), shared_prefix=shared_prefix)
+
+
+def policy_of(plan: Plan, session: Session) -> Policy:
+    """The policy that a plan asks for."""
+    config = plan.config
+    shared_prefix = config.trainer.shared_prefix
+    start = plan.method.start
+    return build_policy(
+        config.model, config.tuner, start=start, seed=config.seed, device=session.device, shared_prefix=shared_prefix
+    )
 
 
 def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
@@ -136,7 +149,7 @@ def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
 def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
     """Every fitting suite at every strength of the control."""
     config = plan.config
-    bench = Bench(policy, plan.source, plan.limits, config.evaluation)
+    bench = Bench(policy, plan.source, plan.held_out, config.evaluation)
     if not config.suites:
         return []
     return sweep(bench, config.suites, config.control.name, config.control.strengths, _log_row(session))
@@ -150,7 +163,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         **{group: getattr(config, group).name for group in ("method", "tuner", "model", "data")},
         "seed": config.seed,
         "parameters": {"learned": plan.learned, "all": plan.parameters},
-        "rows": {s.name: asdict(w.account) for s, w in zip(plan.method.stages, plan.works, strict=True)},
+        "rows": {
+            **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
+            **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
+        },
     }
     made = write_report(session.ledger, names, rows)
     figures = [draw_curves(session.ledger, session.folder / "curves.png")]
@@ -160,38 +176,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     return made
 
 
-def load(folder: str | Path, device: str = "auto") -> Policy:
-    """The policy of a finished run: `load("runs/.../seed-0").respond(prompts, strength=..., ...)`.
-
-    Raises RunFolderError where the folder holds no finished run.
-    """
-    folder = Path(folder)
-    status = Ledger(folder).read("status.json")
-    if not status or status["state"] != "done":
-        state = status["state"] if status else "not a run folder"
-        raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
-    config = parse(DictConfig(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
-    method: Method = GROUPS["method"][config.method.name].build(config.method)
-    policy = build_policy(config, method.start, _device(device))
-    for stage in method.stages:
-        stage.restore(policy, folder / "stages" / stage.name)
-    return policy
-
-
-def export(folder: Path, to: Path, dtype: str) -> float:
-    """A run as a plain checkpoint; returns the largest difference of logits between the run and the reloaded checkpoint.
-
-    Raises ModelError where the tuner has no plain form in this architecture (see its card).
-    """
-    policy = load(folder, device="cpu")
-    tuned = getattr(policy.knob, "module", policy.model)
-    return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))
-
-
 def _refuse_other(ledger: Ledger, config: RunConfig) -> None:
     made_by = ledger.read("config.json")
     if made_by is None:
-        if ledger.folder.is_dir() and any(ledger.folder.iterdir()):
+        if ledger.folder.is_dir() and any(file.suffix != ".part" for file in ledger.folder.iterdir()):
             raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
         return
     if (made_by["fingerprint"], made_by["seed"]) != (config.fingerprint, config.seed):
@@ -213,7 +201,9 @@ def _limits(config: RunConfig, codec: Codec, context: int) -> Limits:
 
 
 def _identity(config: RunConfig, folder: Path) -> Identity:
-    shown: dict[str, Any] = {key: value for key, value in config.plain.items() if key != "paths"}
+    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder")}
+    for group in ("model", "data"):  # local paths stay on this machine
+        shown[group] = {key: value for key, value in config.plain[group].items() if key != "path"}
     return Identity(
         id=f"{config.fingerprint}-{config.seed}",
         name=f"{config.title}-{config.seed}",
@@ -225,7 +215,9 @@ def _identity(config: RunConfig, folder: Path) -> Identity:
     )
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda, but torch sees no GPU here; choose auto or cpu.")
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,8 @@ class RunConfig:
     @property
     def fingerprint(self) -> str:
         """Eight characters that change with anything that changes the result, the seed aside."""
-        decisive = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
+        decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
+        decisive["contents"] = [self.model.stamp(), self.data.stamp()]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -114,7 +115,10 @@ def parse(raw: DictConfig) -> RunConfig:
     plain = _resolved(raw)
     top = {"seed": int, "force": bool, "folder": str, "experiment": str, "paths": PathsConfig, "sizing": SizingConfig, **GROUPS}
     _refuse_strays("", plain, top)
-    parts = {group: _part(group, plain, registry) for group, registry in GROUPS.items()}
+    parts = parts_of(raw, tuple(GROUPS))
+    for part in parts.values():
+        if hasattr(part, "check"):
+            part.check()
     offered = _offered(parts)
     _check_fit(parts, offered)
     suites, left_out = _fitting_suites(parts["evaluation"], parts["data"], offered)
@@ -129,6 +133,12 @@ def parse(raw: DictConfig) -> RunConfig:
         plain={key: value for key, value in plain.items() if key != "experiment"},
         **parts,
     )
+
+
+def parts_of(raw: DictConfig, groups: Sequence[str]) -> dict[str, Any]:
+    """Some groups of a run as their dataclasses, unchecked: what a finished run needs of its config."""
+    plain = _resolved(raw)
+    return {group: _part(group, plain, GROUPS[group]) for group in groups}
 
 
 def _resolved(raw: DictConfig) -> dict[str, Any]:
@@ -146,10 +156,7 @@ def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
     sheet = plain.get(group)
     if not isinstance(sheet, dict) or "name" not in sheet:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    part = _typed(group, sheet, registry[str(sheet["name"])].config)
-    if hasattr(part, "check"):
-        part.check()
-    return part
+    return _typed(group, sheet, registry[str(sheet["name"])].config)
 
 
 def _typed(where: str, sheet: Mapping[str, Any], schema: type) -> Any:
@@ -201,9 +208,10 @@ def _check_fit(parts: Mapping[str, Any], offered: frozenset[str]) -> None:
     for group, part in parts.items():
         missing = GROUPS[group][part.name].needs - offered
         if missing:
+            others = ", ".join(f"{other}={parts[other].name}" for other in ("data", "tuner", "model") if other != group)
             raise ConfigError(
-                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which neither data={parts['data'].name} nor"
-                f" tuner={parts['tuner'].name} offers; {_who_offers(missing)}."
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers;"
+                f" {_who_offers(missing)}."
             )
 
 
@@ -213,6 +221,7 @@ def _who_offers(words: frozenset[str]) -> str:
         "chosen": "try data=toy, hh_rlhf or ultrafeedback",
         "corpus": "only data=toy has one",
         "every weight": "take tuner=full",
+        "float32 weights": "set model.dtype=float32, since small steps round away in half precision",
     }
     return "; ".join(known.get(word, f"nothing offers {word!r}") for word in sorted(words))
 

@@ -26,6 +26,8 @@ def show(plan: Plan, console: Console) -> None:
     strengths = ", ".join(f"{strength:g}" for strength in config.control.strengths)
     suites = ", ".join(config.suites) or "none"
     table.add_row("evaluation", f"{suites}; at strengths {strengths}" if config.suites else suites)
+    if plan.held_out:
+        table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
     for suite, reason in config.left_out.items():
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))
@@ -33,7 +35,7 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def _sheets(config: RunConfig) -> str:
-    """Where rates and steps came from, the command line aside."""
-    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name} (the paper's)"
-    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name} (the paper's)"
+    """Where the tuner's rates and the method's steps came from, the command line aside."""
+    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
+    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
     return f"rates from {rates}, steps and batch from {steps}"

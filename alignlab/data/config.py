@@ -29,6 +29,10 @@ class DataConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"data.{key}={value} must be at least 1, or null.")
 
+    def stamp(self) -> list[str]:
+        """What changes when the files behind this sheet change: nothing, where there are none."""
+        return []
+
 
 @dataclass
 class ToyConfig(DataConfig):
@@ -54,6 +58,11 @@ class FilesConfig(DataConfig):
         if self.path is not None:
             self.files(self.train)
             self.files(self.test)
+
+    def stamp(self) -> list[str]:
+        """Name, size and time of every local file that would be read."""
+        found = [*self.files(self.train), *self.files(self.test)] if self.path else []
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
 
     def files(self, pattern: str) -> list[Path]:
         """The files that a pattern names; raises ConfigError where there are none."""

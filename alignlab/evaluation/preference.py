@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from alignlab.data.batching import in_order, whole
-from alignlab.data.encode import encode
-from alignlab.data.views import pair
+from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import Bench
 from alignlab.records import Batch, EncodedGroup
@@ -23,10 +22,10 @@ class Preference:
     """Accuracy with ties as one half: of log p(chosen) > log p(rejected), and of the same relative to the backbone."""
 
     def __init__(self, bench: Bench) -> None:
+        if bench.held_out is None:
+            raise ConfigError(f"evaluation suite preference needs pairs; data={bench.source.name} has none.")
         self._policy = bench.policy
-        split = bench.source.split("test")
-        self._groups, self.account = encode(split, pair, self._policy.backbone.codec.examples, bench.limits)
-        self._groups = self._groups[: bench.config.pairs]
+        self._groups = bench.held_out.groups[: bench.config.pairs]
         self._base_N: Tensor | None = None
 
     def measure(self, strength: float) -> list[Measurement]:

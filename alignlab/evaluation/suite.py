@@ -7,23 +7,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source
+from alignlab.data.views import pair
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import Measurement
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.text import Codec
+from alignlab.records import EncodedGroup
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The pairs of the test split as ids, and the account of its rows."""
+
+    groups: Sequence[EncodedGroup]
+    account: Account
+
+
+def held_out_pairs(source: Source, codec: Codec, limits: Limits) -> HeldOut:
+    """Reads and encodes the test split; part of the plan, so that bad rows are found before any training."""
+    return HeldOut(*encode(source.split("test"), pair, codec.examples, limits))
+
+
+@dataclass(frozen=True)
 class Bench:
-    """What suites work with: the policy, the data, how rows are limited, and the texts sampled so far, by strength."""
+    """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), and the texts sampled
+    so far, by strength."""
 
     policy: Policy
     source: Source
-    limits: Limits
+    held_out: HeldOut | None
     config: EvaluationConfig
     _answers: dict[float, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 

@@ -12,7 +12,11 @@ def _load(config: ModelConfig, *, start: str, seed: int, device: str) -> object:
     return load(config, start=start, seed=seed, device=device)
 
 
-_ENTRY = Entry(ModelConfig, _load)
+def _offers(config: ModelConfig) -> frozenset[str]:
+    return frozenset({"float32 weights"}) if config.dtype == "float32" else frozenset()
+
+
+_ENTRY = Entry(ModelConfig, _load, offers=_offers)
 MODELS = Registry(
     "model",
     dict.fromkeys(("tiny", "tiny_gpt2", "local", "gpt2_medium", "llama2_7b", "llama32_3b", "qwen25_7b"), _ENTRY),

@@ -47,6 +47,11 @@ class ModelConfig:
         if self.source != "hub" and not (self.location / "config.json").is_file():
             raise ConfigError(f"model.path={self.path} holds no config.json; give a folder saved by save_pretrained.")
 
+    def stamp(self) -> list[str]:
+        """Name, size and time of the weights of a local folder; embedded weights change with the code only."""
+        found = sorted(self.location.glob("*.safetensors")) if self.source == "folder" else []
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
+
     @property
     def location(self) -> Path:
         """The folder of a backbone that is on this machine."""

@@ -23,7 +23,6 @@ from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
 from alignlab.tuners.tuner import Tuner
 
-
 OWNED = (
     "output_dir",
     "max_steps",

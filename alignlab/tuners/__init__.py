@@ -42,11 +42,13 @@ def _every_weight(_config: FullConfig) -> frozenset[str]:
     return frozenset({"every weight"})
 
 
+_WEIGHTS = frozenset({"float32 weights"})
+
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _full, offers=_every_weight),
-        "bitfit": Entry(BitfitConfig, _bitfit),
+        "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_every_weight),
+        "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS),
         "lora": Entry(LoraConfig, _lora),
         "ia3": Entry(Ia3Config, _ia3),
         "red": Entry(RedTunerConfig, _red),

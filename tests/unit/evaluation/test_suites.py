@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignlab.data.batching import whole
 from alignlab.data.encode import Limits
 from alignlab.data.source import Judge, Source, Split
 from alignlab.errors import ConfigError
@@ -18,13 +19,13 @@ from alignlab.evaluation.fluency import Fluency, _distinct
 from alignlab.evaluation.preference import Preference as PreferenceSuite
 from alignlab.evaluation.preference import _wins
 from alignlab.evaluation.statistics import Measurement
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.suite import Bench, held_out_pairs
 from alignlab.evaluation.sweep import Row, headline, sweep
 from alignlab.evaluation.toy import Toy
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
-from alignlab.records import Preference
+from alignlab.records import Encoded, EncodedGroup, Example, Preference
 from tests.unit.conftest import PAIRS, attached, batch_of
 
 RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
@@ -59,7 +60,8 @@ def config(**changes: Any) -> EvaluationConfig:
 
 def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
     source = Source("made", {"test": lambda: Split(RECORDS)}, judge=judge)
-    return Bench(policy, source, Limits(128, "error", 1), config(**changes))
+    held_out = held_out_pairs(source, policy.backbone.codec, Limits(128, "error", 1))
+    return Bench(policy, source, held_out, config(**changes))
 
 
 def named(measured: Sequence[Measurement]) -> dict[str, Measurement]:
@@ -154,8 +156,11 @@ def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Bac
     policy = attached("lora", llama)
     made = bench(policy)
     prompts, texts = made.answers(1.0)
+    examples = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    encoded = policy.backbone.codec.examples(examples, ["text"] * len(examples))
+    groups = [EncodedGroup("text", (Encoded(e.ids[:-1], e.start),)) for e in encoded]  # a sampled text has no EOS of its own
     with policy.off():
-        scores = policy.logprobs(batch_of(llama, [(prompt, text, text) for prompt, text in zip(prompts, texts, strict=True)]))
+        scores = policy.logprobs(whole(groups, policy.backbone.codec.pad))
 
     measured = named(Fluency(made).measure(1.0))
 

@@ -1,0 +1,52 @@
+"""What can be had from a finished run: its policy, and a plain checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from omegaconf import DictConfig
+
+from alignlab.assembly import build_policy, device_of
+from alignlab.config import GROUPS, parts_of
+from alignlab.errors import RunFolderError
+from alignlab.models.export import export_plain
+from alignlab.models.policy import Policy
+from alignlab.tracking.ledger import Ledger
+
+
+def load(folder: str | Path, device: str = "auto") -> Policy:
+    """The policy of a finished run: `load("runs/.../seed-0").respond(prompts, strength=..., ...)`. Its data is not needed.
+
+    Raises RunFolderError where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    status = Ledger(folder).read("status.json")
+    if not status or status["state"] != "done":
+        state = status["state"] if status else "not a run folder"
+        raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
+    plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
+    method = GROUPS["method"][parts["method"].name].build(parts["method"])
+    policy = build_policy(
+        parts["model"],
+        parts["tuner"],
+        start=method.start,
+        seed=plain["seed"],
+        device=device_of(device),
+        shared_prefix=parts["trainer"].shared_prefix,
+    )
+    for stage in method.stages:
+        stage.restore(policy, folder / "stages" / stage.name)
+    return policy
+
+
+def export(folder: Path, to: Path, dtype: str) -> float:
+    """A run as a plain checkpoint; returns the largest difference of logits between the run and the reloaded checkpoint.
+
+    Raises ModelError where the tuner has no plain form in this architecture (see its card).
+    """
+    policy = load(folder, device="cpu")
+    tuned = getattr(policy.knob, "module", policy.model)
+    return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))
