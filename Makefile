@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's own variable for local wheels; where it is unset this is empty and ignored.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Where there is neither a folder of wheels nor a GPU, torch comes from its own CPU index instead of with gigabytes of CUDA.
+ifeq ($(PIP_FIND_LINKS)$(shell command -v nvidia-smi),)
+export UV_TORCH_BACKEND ?= cpu
+endif
 # Keeps glibc from handing large blocks back to the kernel at every step; up to 1.8x on small machines.
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 import alignlab
-from alignlab.errors import DataError, DivergedError, RunFolderError
+from alignlab.config import parse
+from alignlab.errors import ConfigError, DataError, DivergedError, RunFolderError
 from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
 from alignlab.training.checkpoint import latest
@@ -171,6 +172,34 @@ def test_bad_data_leaves_nothing_behind(tmp_path: Path) -> None:
         run(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data")))
 
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_held_out_data_is_found_before_any_training(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    (tmp_path / "data" / "test.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": ""}\n')
+
+    with pytest.raises(DataError, match=r"test\.jsonl:1: 'rejected' is empty"):
+        run(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data")))
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_the_backbones_own_weights_in_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tuner=full needs float32 weights.*set model\.dtype=float32"):
+        run(composed(tmp_path, "sft", "tuner=full", "model.dtype=bfloat16"))
+
+
+def test_a_run_is_another_run_when_its_files_change(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    line = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+    for name in ("train", "test"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text(line)
+    before = parse(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data"))).fingerprint
+
+    (tmp_path / "data" / "train.jsonl").write_text(line * 2)
+
+    assert parse(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data"))).fingerprint != before
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:

@@ -89,6 +89,19 @@ def test_leaving_a_strength_by_an_error_restores_too(case: Case) -> None:
 
 
 @every_case
+def test_off_inside_off_stays_off(case: Case) -> None:
+    untouched = backbone(case.backbone).model(torch.arange(3, 19).reshape(2, 8)).logits
+    policy = trained(case, backbone(case.backbone))
+
+    with policy.off():
+        with policy.off():
+            pass
+        off = logits(policy)
+
+    assert torch.equal(off, untouched)
+
+
+@every_case
 def test_only_the_tuner_takes_gradients_and_moves(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
     learned = policy.knob.parameters()  # type: ignore[attr-defined]

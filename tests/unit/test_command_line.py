@@ -62,7 +62,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["seed=x"], "error: seed='x' must be a whole number."),
-        (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which neither data=hh_rlhf nor"),
+        (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full"),
         (["seed=[1"], "error: "),
     ],
 )

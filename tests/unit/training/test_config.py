@@ -47,7 +47,7 @@ def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
     [
         ({"device": "tpu"}, "trainer.device='tpu' is not known"),
         ({"checkpoint_every_steps": 0}, "trainer.checkpoint_every_steps=0 must be at least 1"),
-        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints=0 must be at least 1"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints must be at least 2"),
         ({"log_every_steps": 0}, "trainer.log_every_steps=0 must be at least 1"),
         ({"micro_batch": 0}, "trainer.micro_batch=0 must be at least 1, or null"),
         ({"micro_batch": -2}, "trainer.micro_batch=-2 must be at least 1, or null"),
