@@ -40,8 +40,6 @@ class Plan:
 
     config: RunConfig
     source: Source
-    codec: Codec
-    limits: Limits
     method: Method
     works: tuple[Work, ...]
     held_out: HeldOut | None
@@ -113,7 +111,7 @@ def make_plan(config: RunConfig) -> Plan:
     held_out = held_out_pairs(source, codec, limits) if asked else None
     if config.suites:
         source.prompts()
-    return Plan(config, source, codec, limits, method, works, held_out, learned, parameters)
+    return Plan(config, source, method, works, held_out, learned, parameters)
 
 
 def build_policy(model: Any, tuner: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:

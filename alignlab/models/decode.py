@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,37 +44,30 @@ def decode(
     Prompts are padded on the left. uniform_BT: one number in [0, 1) per row and step, drawn by the caller, so that a row's
     text does not depend on what else is in its batch. The mix happens in fp32 before anything else reads the logits.
     """
-    if len(terms) == 1:  # one setting for every step: turned once
-        with at(terms[0].setting):
-            return _decode(backbone, prompts, terms, lambda _: nullcontext(), sampling, uniform_BT)
-    return _decode(backbone, prompts, terms, at, sampling, uniform_BT)
-
-
-def _decode(
-    backbone: Backbone,
-    prompts: Sequence[tuple[int, ...]],
-    terms: Sequence[Term],
-    at: Callable[[Strength], AbstractContextManager[None]],
-    sampling: Sampling,
-    uniform_BT: Tensor,
-) -> list[list[int]]:
-    """The loop over steps."""
+    each_step = at if len(terms) > 1 else _unturned
     ids_BT, mask_BT = _pad_left(prompts, backbone)
     streams = [_Stream(term) for term in terms]
     step_BT, alive_B = ids_BT, torch.ones(len(prompts), dtype=torch.bool, device=backbone.device)
     chosen: list[Tensor] = []
-    for step in range(sampling.max_new_tokens):
-        logits_BV = sum(_weighted(backbone, stream, step_BT, mask_BT, at) for stream in streams)
-        assert isinstance(logits_BV, Tensor)
-        token_B = _choose(logits_BV, sampling, uniform_BT[:, step])
-        token_B = torch.where(alive_B, token_B, backbone.codec.eos)
-        chosen.append(token_B)
-        alive_B = alive_B & (token_B != backbone.codec.eos)
-        if not bool(alive_B.any()):
-            break
-        step_BT = token_B[:, None]
-        mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
+    with ExitStack() as turned_once:
+        if len(terms) == 1:  # one setting for every step
+            turned_once.enter_context(at(terms[0].setting))
+        for step in range(sampling.max_new_tokens):
+            logits_BV = sum(_weighted(backbone, stream, step_BT, mask_BT, each_step) for stream in streams)
+            assert isinstance(logits_BV, Tensor)
+            token_B = _choose(logits_BV, sampling, uniform_BT[:, step])
+            token_B = torch.where(alive_B, token_B, backbone.codec.eos)
+            chosen.append(token_B)
+            alive_B = alive_B & (token_B != backbone.codec.eos)
+            if not bool(alive_B.any()):
+                break
+            step_BT = token_B[:, None]
+            mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
     return [_until_end(row, backbone.codec.eos) for row in torch.stack(chosen, dim=1).tolist()]
+
+
+def _unturned(_setting: Strength) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _weighted(
