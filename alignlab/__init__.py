@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from alignlab.finished import load
     from alignlab.models.decode import Sampling
     from alignlab.models.policy import Policy
+    from alignlab.tuners.clm import ClmConfig
+    from alignlab.tuners.dial import at_strength
     from alignlab.tuners.red import RedConfig
 
-__all__ = ["Policy", "RedConfig", "Sampling", "load"]
+__all__ = ["ClmConfig", "Policy", "RedConfig", "Sampling", "at_strength", "load"]
 
 _HOMES = {
+    "ClmConfig": "alignlab.tuners.clm",
     "Policy": "alignlab.models.policy",
     "RedConfig": "alignlab.tuners.red",
     "Sampling": "alignlab.models.decode",
+    "at_strength": "alignlab.tuners.dial",
     "load": "alignlab.finished",
 }
 

@@ -107,7 +107,7 @@ def make_plan(config: RunConfig) -> Plan:
     for stage in method.stages:
         stage.check(config.trainer)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
-    asked = any("pairs" in SUITES[suite].needs for suite in config.suites)
+    asked = any("pairs" in SUITES[suite].needs(config.evaluation) for suite in config.suites)
     held_out = held_out_pairs(source, codec, limits) if asked else None
     if config.suites:
         source.prompts()

@@ -206,7 +206,7 @@ def _offered(parts: Mapping[str, Any]) -> frozenset[str]:
 
 def _check_fit(parts: Mapping[str, Any], offered: frozenset[str]) -> None:
     for group, part in parts.items():
-        missing = GROUPS[group][part.name].needs - offered
+        missing = GROUPS[group][part.name].needs(part) - offered
         if missing:
             others = ", ".join(f"{other}={parts[other].name}" for other in ("data", "tuner", "model") if other != group)
             raise ConfigError(
@@ -230,8 +230,6 @@ def _fitting_suites(
     evaluation: EvaluationConfig, data: DataConfig, offered: frozenset[str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The suites that the data can serve, and for the others what is missing."""
-    missing = {name: SUITES[name].needs - offered for name in evaluation.suites}
-    left_out = {
-        name: f"needs {' and '.join(sorted(words))}, data={data.name} has none" for name, words in missing.items() if words
-    }
+    missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
+    left_out = {name: f"needs {' and '.join(words)}, data={data.name} has none" for name, words in missing.items() if words}
     return tuple(name for name in evaluation.suites if name not in left_out), left_out

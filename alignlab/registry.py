@@ -9,23 +9,27 @@ from typing import Any
 
 from alignlab.errors import ConfigError
 
+Words = Callable[[Any], frozenset[str]]
+"""From a choice's own config to the words that it needs, or offers."""
 
-def _nothing(_config: Any) -> frozenset[str]:
-    return frozenset()
+
+def words(*fixed: str) -> Words:
+    """The same words whatever the config says."""
+    return lambda _config: frozenset(fixed)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One choice: its config class (the schema of its sheet), how to build it, and what it needs of the others.
 
-    `needs` are words that the chosen data, model or tuner must offer (`pairs`, `oracle`, ...); `offers` reads from the
-    choice's own config which words it offers. A need that nobody offers is refused before any weight is loaded.
+    `needs` and `offers` read from the choice's own config which words it needs of the chosen data, model or tuner (`pairs`,
+    `oracle`, ...), and which it offers. A need that nobody offers is refused before any weight is loaded.
     """
 
     config: type
     build: Callable[..., Any]
-    needs: frozenset[str] = field(default=frozenset())
-    offers: Callable[[Any], frozenset[str]] = _nothing
+    needs: Words = field(default=words())
+    offers: Words = field(default=words())
 
 
 class Registry(Mapping[str, Entry]):

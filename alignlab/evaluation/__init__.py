@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignlab.evaluation.config import ControlConfig, EvaluationConfig
-from alignlab.registry import Entry, Registry
+from alignlab.registry import Entry, Registry, words
 
 
 def _toy(bench: Any) -> Any:
@@ -29,8 +29,8 @@ def _fluency(bench: Any) -> Any:
 SUITES = Registry(
     "evaluation suite",
     {
-        "toy": Entry(EvaluationConfig, _toy, needs=frozenset({"oracle"})),
-        "preference": Entry(EvaluationConfig, _preference, needs=frozenset({"pairs"})),
+        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle")),
+        "preference": Entry(EvaluationConfig, _preference, needs=words("pairs")),
         "fluency": Entry(EvaluationConfig, _fluency),
     },
 )

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from alignlab.methods import dpo, pretrain, red, sft
+from alignlab.methods import clm, dpo, evaluate, pretrain, red, sft
 from alignlab.registry import Registry
 
-METHODS = Registry("method", {"sft": sft.ENTRY, "dpo": dpo.ENTRY, "red": red.ENTRY, "pretrain": pretrain.ENTRY})
+METHODS = Registry(
+    "method",
+    {
+        "sft": sft.ENTRY,
+        "dpo": dpo.ENTRY,
+        "red": red.ENTRY,
+        "clm": clm.ENTRY,
+        "evaluate": evaluate.ENTRY,
+        "pretrain": pretrain.ENTRY,
+    },
+)

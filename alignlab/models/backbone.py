@@ -68,10 +68,7 @@ class Backbone:
 
     def blocks(self) -> tuple[nn.Module, str]:
         """The module that holds the list of blocks, and the list's name."""
-        for name in BLOCK_LISTS:
-            if isinstance(getattr(self.trunk, name, None), nn.ModuleList):
-                return self.trunk, name
-        raise ModelError(f"{self.name}: no list of blocks found under {type(self.trunk).__name__}; add it to BLOCK_LISTS.")
+        return self.trunk, block_list(self.trunk)[0]
 
     @contextmanager
     def cut_after(self, layer: int) -> Iterator[None]:
@@ -83,6 +80,15 @@ class Backbone:
             yield
         finally:
             setattr(trunk, name, every)
+
+
+def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name of a trunk's list of blocks, and the list. Raises ModelError where there is none."""
+    for name in BLOCK_LISTS:
+        found = getattr(trunk, name, None)
+        if isinstance(found, nn.ModuleList):
+            return name, found
+    raise ModelError(f"no list of blocks found in a {type(trunk).__name__}; add its name to BLOCK_LISTS.")
 
 
 def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone:

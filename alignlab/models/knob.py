@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from alignlab.errors import ControlError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,3 +40,13 @@ class Knob(Protocol):
 
     def off(self) -> AbstractContextManager[None]:
         """Makes the model the untouched backbone, bit for bit, for the passes inside."""
+
+
+def checked_strengths(strength: float | Sequence[float], count: int) -> list[float]:
+    """One strength per prompt. Raises ControlError for a list of another length and for values that are not finite."""
+    values = [float(strength)] * count if isinstance(strength, (int, float)) else [float(value) for value in strength]
+    if len(values) != count:
+        raise ControlError(f"{len(values)} strengths were given for {count} prompts; give one number, or one per prompt.")
+    if not all(math.isfinite(value) for value in values):
+        raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
+    return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, decode
-from alignlab.models.knob import Knob, Strength, Term
+from alignlab.models.knob import Knob, Strength, Term, checked_strengths
 from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
 from alignlab.models.segments import attending_in_segments
+from alignlab.models.streams import Streams
 from alignlab.records import Batch
 
 DECODE_ROWS = 256
@@ -79,7 +79,7 @@ class Policy:
         A row's text depends on its prompt, its strength, the seed and its place in `prompts`, not on the batch it ran in.
         Raises ControlError for a strength that is not a finite number or a list of the wrong length.
         """
-        strengths = _strengths(strength, len(prompts))
+        strengths = checked_strengths(strength, len(prompts))
         encoded = self.backbone.codec.prompts(prompts)
         room = self.backbone.context - sampling.max_new_tokens
         for prompt, ids in zip(prompts, encoded, strict=True):
@@ -93,11 +93,10 @@ class Policy:
         texts = [""] * len(prompts)
         with torch.inference_mode():
             for rows in self._decode_batches(strengths):
-                settings = torch.tensor([strengths[row] for row in rows], device=self.backbone.device)
-                value: Strength = settings if self.knob.per_row and len(set(settings.tolist())) > 1 else strengths[rows[0]]
-                chosen = [encoded[row] for row in rows]
-                terms = self.knob.terms(value)
-                answers = decode(self.backbone, chosen, terms, self.knob.at, sampling, uniform_BT[rows])
+                given = [strengths[row] for row in rows]
+                value = torch.tensor(given, device=self.backbone.device) if len(set(given)) > 1 else given[0]
+                streams = Streams(self.model, self.knob, value, len(rows), self.backbone.device)
+                answers = decode(self.backbone, [encoded[row] for row in rows], streams, sampling, uniform_BT[rows])
                 for row, new_ids in zip(rows, answers, strict=True):
                     texts[row] = self.backbone.codec.continuation(encoded[row], new_ids)
         return texts
@@ -183,7 +182,9 @@ class Policy:
     def _decode_batches(self, strengths: list[float]) -> Iterator[list[int]]:
         """Row numbers that are generated together: all rows where the knob takes them mixed, else one strength at a time."""
         rows = list(range(len(strengths)))
-        sets = [rows] if self.knob.per_row else [[r for r in rows if strengths[r] == s] for s in dict.fromkeys(strengths)]
+        by_weight = not any(isinstance(term.setting, Tensor) for term in self.knob.terms(torch.tensor(strengths)))
+        mixed = self.knob.per_row or by_weight
+        sets = [rows] if mixed else [[r for r in rows if strengths[r] == s] for s in dict.fromkeys(strengths)]
         for chosen in sets:
             for start in range(0, len(chosen), DECODE_ROWS):
                 yield chosen[start : start + DECODE_ROWS]
@@ -201,12 +202,3 @@ def _by_row(setting: Strength, layout: Layout) -> Strength:
         return setting
     assert layout.group_R is not None  # `layout` gives rows of their own to strengths that differ
     return setting[layout.group_R]
-
-
-def _strengths(strength: float | Sequence[float], count: int) -> list[float]:
-    values = [float(strength)] * count if isinstance(strength, (int, float)) else [float(value) for value in strength]
-    if len(values) != count:
-        raise ControlError(f"{len(values)} strengths were given for {count} prompts; give one number, or one per prompt.")
-    if not all(math.isfinite(value) for value in values):
-        raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
-    return values

@@ -36,7 +36,7 @@ class Stage(Protocol):
 
     @property
     def moves(self) -> str:
-        """tuner | everything | nothing."""
+        """tuner | backbone | nothing."""
 
     def check(self, trainer: TrainerConfig) -> None:
         """Raises ConfigError where the machine's sheet does not fit this stage; before anything is read."""

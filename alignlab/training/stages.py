@@ -21,13 +21,15 @@ from alignlab.training.objectives import Objective
 from alignlab.training.references import with_references
 from alignlab.training.session import Session
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
-from alignlab.tuners.tuner import Tuner
+from alignlab.tuners.tuner import Part, Tuner
+from alignlab.tuners.weights import BackboneWeights, digest
 
 
 @dataclass(frozen=True)
 class TrainStage:
-    """Moves the tuner under `objective` on `view` of `split`.
+    """Moves the tuner, or the backbone without it, under `objective` on `view` of `split`.
 
+    `moves`: tuner | backbone.
     `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
     None leaves that to the objective.
     """
@@ -55,23 +57,37 @@ class TrainStage:
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Trains, and leaves the result in the stage's folder."""
-        tuner = _tuner_of(policy)
-        folder = session.stage_folder(self.name)
+        part, folder = self._part(policy), session.stage_folder(self.name)
         groups = self._with_references(work.groups, policy, session)
         micro = session.trainer.micro(self.fit.batch)
         shares = plan(groups, steps=work.steps, step_groups=self.fit.batch, micro_groups=micro, seed=session.seed)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
-        with policy.only(tuner.parameters()):
+        with self._beside(policy), policy.only(part.parameters()):
             step = Step(policy, self.objective)
             args = arguments(self.fit, session, folder, work.steps)
-            FitTrainer(step, self.name, tuner, session, batches, args).fit()
+            FitTrainer(step, self.name, part, session, batches, args).fit()
         policy.model.eval()
-        tuner.save(folder / "result")
+        part.save(folder / "result")
+        self._name_backbone(policy, folder)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
-        _tuner_of(policy).load(folder / "result")
+        with self._beside(policy):
+            self._part(policy).load(folder / "result")
+        self._name_backbone(policy, folder)
+
+    def _part(self, policy: Policy) -> Part:
+        tuner = _tuner_of(policy)
+        return BackboneWeights(policy.model, tuner) if self.moves == "backbone" else tuner
+
+    def _beside(self, policy: Policy) -> AbstractContextManager[None]:
+        return _tuner_of(policy).aside() if self.moves == "backbone" else nullcontext()
+
+    def _name_backbone(self, policy: Policy, folder: Path) -> None:
+        """Other weights get another fingerprint, by which references are cached."""
+        if self.moves == "backbone":
+            policy.backbone = replace(policy.backbone, fingerprint=digest(folder / "result"))
 
     def _with_references(self, groups: Sequence[EncodedGroup], policy: Policy, session: Session) -> Sequence[EncodedGroup]:
         if self.cached_reference is None:

@@ -21,7 +21,7 @@ from alignlab.training.config import FitConfig
 from alignlab.training.objectives import Objective
 from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
-from alignlab.tuners.tuner import Tuner
+from alignlab.tuners.tuner import Part
 
 OWNED = (
     "output_dir",
@@ -62,8 +62,8 @@ class FitTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, step: Step, stage: str, tuner: Tuner, session: Session, steps: Any, args: TrainingArguments) -> None:
-        self._stage, self._tuner, self._session = stage, tuner, session
+    def __init__(self, step: Step, stage: str, part: Part, session: Session, steps: Any, args: TrainingArguments) -> None:
+        self._stage, self._part, self._session = stage, part, session
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage)
@@ -105,17 +105,17 @@ class FitTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """What the stage moves, and no frozen weight (T6)."""
-        self._tuner.save(Path(str(output_dir or self.args.output_dir)))
+        self._part.save(Path(str(output_dir or self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
-        if not all(bool(parameter.isfinite().all()) for parameter in self._tuner.parameters()):
+        if not all(bool(parameter.isfinite().all()) for parameter in self._part.parameters()):
             raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
         super()._save_checkpoint(model, trial)
         mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._tuner.load(Path(resume_from_checkpoint))
+        self._part.load(Path(resume_from_checkpoint))
         self._logged_at = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
 
     def _diverged(self, what: str, also: str = "") -> DivergedError:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.registry import Entry, Registry
-from alignlab.tuners.config import BitfitConfig, FullConfig, Ia3Config, LoraConfig, RedTunerConfig
+from alignlab.registry import Entry, Registry, words
+from alignlab.tuners.config import (
+    BitfitConfig,
+    BlocksConfig,
+    ClmTunerConfig,
+    DeraConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    RedTunerConfig,
+)
 
 
 def _full(config: FullConfig, model: Any) -> Any:
@@ -18,6 +27,24 @@ def _bitfit(config: BitfitConfig, model: Any) -> Any:
     from alignlab.tuners.weights import bitfit
 
     return bitfit(config, model)
+
+
+def _blocks(config: BlocksConfig, model: Any) -> Any:
+    from alignlab.tuners.weights import blocks
+
+    return blocks(config, model)
+
+
+def _dera(config: DeraConfig, model: Any) -> Any:
+    from alignlab.tuners.dera import build
+
+    return build(config, model)
+
+
+def _clm(config: ClmTunerConfig, model: Any) -> Any:
+    from alignlab.tuners.clm.tuner import build
+
+    return build(config, model)
 
 
 def _lora(config: LoraConfig, model: Any) -> Any:
@@ -38,17 +65,17 @@ def _red(config: RedTunerConfig, model: Any) -> Any:
     return build(config, model)
 
 
-def _every_weight(_config: FullConfig) -> frozenset[str]:
-    return frozenset({"every weight"})
-
-
-_WEIGHTS = frozenset({"float32 weights"})
+_WEIGHTS = words("float32 weights")
+_EVERY = words("every weight")
 
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_every_weight),
+        "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_EVERY),
         "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS),
+        "blocks": Entry(BlocksConfig, _blocks, needs=_WEIGHTS),
+        "dera": Entry(DeraConfig, _dera, needs=_WEIGHTS, offers=_EVERY),
+        "clm": Entry(ClmTunerConfig, _clm),
         "lora": Entry(LoraConfig, _lora),
         "ia3": Entry(Ia3Config, _ia3),
         "red": Entry(RedTunerConfig, _red),

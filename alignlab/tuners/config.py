@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from alignlab.errors import ConfigError
 
@@ -70,3 +71,53 @@ class RedTunerConfig(TunerConfig):
             raise ConfigError(f"tuner.edit={self.edit!r} is not known; choose both, scale or shift.")
         if self.place not in ("ffn", "plus"):
             raise ConfigError(f"tuner.place={self.place!r} is not known; choose ffn (RED) or plus (RED+).")
+
+
+@dataclass
+class BlocksConfig(TunerConfig):
+    """Some of the backbone's own blocks, nothing added: the `count` nearest to `side`, bottom (embeddings) or top (head)."""
+
+    side: str
+    count: int
+
+    def check(self) -> None:
+        """Raises ConfigError for a side or a number that does not exist."""
+        super().check()
+        if self.side not in ("bottom", "top"):
+            raise ConfigError(f"tuner.side={self.side!r} is not known; choose bottom or top.")
+        if self.count < 1:
+            raise ConfigError(f"tuner.count={self.count} must be at least 1.")
+
+
+@dataclass
+class DeraConfig(TunerConfig):
+    """Two models mixed at the logits: the backbone, and an aligned one. `aligned`: folder of a checkpoint of the same
+    architecture, or null for the backbone's own weights, which a method then trains."""
+
+    aligned: str | None
+
+    def check(self) -> None:
+        """Raises ConfigError for a folder without a safetensors checkpoint."""
+        super().check()
+        if self.aligned is not None and not list(Path(self.aligned).glob("*.safetensors")):
+            raise ConfigError(f"tuner.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
+
+
+@dataclass
+class ClmTunerConfig(TunerConfig):
+    """Blocks in front of the first one. `start`: identity (zeroed copies of the first block) | random. `merge`: logits (the
+    paper's) | embeddings (one pass that mixes the blocks' output with their input; for comparison, not the paper's)."""
+
+    blocks: int
+    start: str
+    merge: str
+
+    def check(self) -> None:
+        """Raises ConfigError for a number, a start or a merge that does not exist."""
+        super().check()
+        if not 1 <= self.blocks <= 3:
+            raise ConfigError(f"tuner.blocks={self.blocks} must be 1, 2 or 3.")
+        if self.start not in ("identity", "random"):
+            raise ConfigError(f"tuner.start={self.start!r} is not known; choose identity or random.")
+        if self.merge not in ("logits", "embeddings"):
+            raise ConfigError(f"tuner.merge={self.merge!r} is not known; choose logits (the paper's) or embeddings.")

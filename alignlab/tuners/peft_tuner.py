@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,6 +19,9 @@ from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.tuner import one_pass
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 def stores_transposed(model: nn.Module) -> bool:
     """Whether the model's linear maps are GPT-2's Conv1D, which store their weight in x out; peft wants to be told."""
@@ -29,6 +32,7 @@ class PeftTuner:
     """A peft adapter; each kind adds its `at`."""
 
     per_row = True
+    adds_parameters = True
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         try:
@@ -38,6 +42,17 @@ class PeftTuner:
                 self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"peft cannot attach {config.peft_type}: {error}") from error
+        self._find()
+
+    @classmethod
+    def around(cls, model: PeftModel) -> Self:
+        """The tuner of a model that peft has attached already."""
+        tuner = cls.__new__(cls)
+        tuner.module = model
+        tuner._find()
+        return tuner
+
+    def _find(self) -> None:
         self.layers: list[Any] = [m for m in self.module.modules() if isinstance(m, BaseTunerLayer)]
         self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
@@ -64,6 +79,10 @@ class PeftTuner:
         finally:
             for layer, disabled in zip(self.layers, before, strict=True):
                 layer._disable_adapters = disabled
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Without the adapter, whose own start does not depend on the backbone."""
+        return self.off()
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, loadable with PeftModel.from_pretrained."""

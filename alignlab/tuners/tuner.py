@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -14,12 +14,8 @@ from alignlab.errors import ControlError
 from alignlab.models.knob import Knob, Strength, Term
 
 
-class Tuner(Knob, Protocol):
-    """A tuner that is attached. Building one puts it in place, as the identity."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that plain tools expect: a PeftModel, or the backbone itself."""
+class Part(Protocol):
+    """What a stage moves: some parameters, and a folder they can be kept in."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
@@ -31,9 +27,33 @@ class Tuner(Knob, Protocol):
         """Reads back what `save` wrote."""
 
 
+class Tuner(Knob, Part, Protocol):
+    """A tuner that is attached. Building one puts it in place, as the identity."""
+
+    adds_parameters: bool
+    """Whether what is learned stands beside the backbone's parameters, or is some of them."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that plain tools expect: a PeftModel, or the backbone itself."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Out of the way while the backbone itself is trained or replaced; what it is on leaving is where the tuner starts."""
+
+
 def one_pass(strength: Strength) -> tuple[Term, ...]:
     """The terms of a tuner whose edit is scaled: a single pass of weight 1."""
     return (Term(1.0, strength),)
+
+
+def mixed_logits(strength: Strength) -> tuple[Term, ...]:
+    """The terms of a tuner whose two ends are mixed at the logits: s z(1) + (1 - s) z(0), one pass at exactly 0 and 1.
+
+    CLM (arXiv 2503.04346), section 4.3; DeRa (arXiv 2402.02992). Written so that both ends are exact.
+    """
+    if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
+        return (Term(1.0, strength),)
+    return Term(strength, 1.0), Term(1 - strength, 0.0)
 
 
 @contextmanager

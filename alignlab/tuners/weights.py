@@ -1,4 +1,4 @@
-"""Tuning the backbone's own weights: all of them (`full`) or its biases (`bitfit`).
+"""Tuning the backbone's own weights: all of them (`full`), its biases (`bitfit`) or some of its blocks (`blocks`).
 
 The knob interpolates between the weights as they were and as they are, theta(s) = theta0 + s (theta1 - theta0): our choice
 (the dial of WiSE-FT, arXiv 2109.01903, section 3), since plain fine-tuning has none. BitFit: arXiv 2106.10199.
@@ -6,17 +6,21 @@ The knob interpolates between the weights as they were and as they are, theta(s)
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
+from alignlab.models.backbone import block_list
 from alignlab.models.knob import Strength, Term
-from alignlab.tuners.config import BitfitConfig, FullConfig
-from alignlab.tuners.tuner import between, one_pass, origins
+from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
+from alignlab.tuners.tuner import Tuner, between, one_pass, origins
 
 FILE = "weights.safetensors"
 
@@ -25,6 +29,7 @@ class WeightsTuner:
     """Some of the backbone's parameters, learned in place; a copy of where they started is kept for the knob."""
 
     per_row = False
+    adds_parameters = False
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.module: nn.Module = model
@@ -48,19 +53,70 @@ class WeightsTuner:
         """Weights as they were."""
         return between(self._origins, 0.0)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The weights are the backbone's, so they may be trained as such; where that ends, the knob begins."""
+        yield
+        self._origins = origins(self._named.values())
+
     def save(self, folder: Path) -> None:
         """Writes the learned tensors, and no others."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: parameter.detach().contiguous() for name, parameter in self._named.items()}
-        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        write(self._named, folder)
 
     def load(self, folder: Path) -> None:
         """Reads the learned tensors back."""
-        tensors = load_file(folder / FILE)
-        if tensors.keys() != self._named.keys():
-            raise ModelError(f"{folder / FILE} holds other tensors than this tuner learns; it belongs to another model.")
-        for name, parameter in self._named.items():
-            parameter.data.copy_(tensors[name])
+        read(self._named, folder)
+
+
+class BackboneWeights:
+    """The backbone itself as what a stage moves, whatever tuner sits in it."""
+
+    def __init__(self, model: nn.Module, tuner: Tuner) -> None:
+        added = {id(parameter) for parameter in tuner.parameters()} if tuner.adds_parameters else set()
+        # Named as without a tuner, so that the file does not depend on which one was there.
+        self._named = {
+            name.replace(".base_layer", ""): parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in added
+        }
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+        return list(self._named.values())
+
+    def save(self, folder: Path) -> None:
+        """Writes every tensor of the backbone."""
+        write(self._named, folder)
+
+    def load(self, folder: Path) -> None:
+        """Reads them back."""
+        read(self._named, folder)
+
+
+def write(named: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Writes parameters under their names as one file of safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: parameter.detach().contiguous() for name, parameter in named.items()}
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+
+
+def read(named: Mapping[str, nn.Parameter], folder: Path) -> None:
+    """Fills parameters from what `write` left. Raises ModelError where the names are others."""
+    tensors = load_file(folder / FILE)
+    if tensors.keys() != named.keys():
+        raise ModelError(f"{folder / FILE} holds other tensors than are learned here; it belongs to another model or tuner.")
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(tensors[name])
+
+
+def digest(folder: Path) -> str:
+    """A short hash of what `write` left: the same weights, the same hash."""
+    made = hashlib.sha256()
+    with (folder / FILE).open("rb") as file:
+        while piece := file.read(1 << 20):
+            made.update(piece)
+    return made.hexdigest()[:16]
 
 
 def full(_config: FullConfig, model: PreTrainedModel) -> WeightsTuner:
@@ -76,3 +132,14 @@ def bitfit(_config: BitfitConfig, model: PreTrainedModel) -> WeightsTuner:
             f"tuner=bitfit tunes biases, but a {model.config.model_type} model has none; take tuner=red, whose shift is a bias."
         )
     return WeightsTuner(model, names)
+
+
+def blocks(config: BlocksConfig, model: PreTrainedModel) -> WeightsTuner:
+    """Some of the blocks (CLM, table 6); raises ModelError where the backbone has fewer."""
+    trunk = model.base_model_prefix
+    holder, every = block_list(getattr(model, trunk))
+    if config.count > len(every):
+        raise ModelError(f"tuner.count={config.count} is more than the {len(every)} blocks of this backbone.")
+    chosen = range(config.count) if config.side == "bottom" else range(len(every) - config.count, len(every))
+    prefixes = tuple(f"{trunk}.{holder}.{index}." for index in chosen)
+    return WeightsTuner(model, [name for name, _ in model.named_parameters() if name.startswith(prefixes)])

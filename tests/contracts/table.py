@@ -51,6 +51,14 @@ CASES = (
     Case("red", "llama", {"edit": "scale", "place": "ffn"}),
     Case("red", "llama", {"edit": "shift", "place": "ffn"}),
     Case("red", "llama", {"edit": "both", "place": "plus"}),
+    Case("clm", "llama", {"blocks": 1, "start": "identity", "merge": "logits"}),
+    Case("clm", "gpt2", {"blocks": 1, "start": "identity", "merge": "logits"}),
+    Case("clm", "llama", {"blocks": 3, "start": "identity", "merge": "logits"}),
+    Case("clm", "llama", {"blocks": 1, "start": "identity", "merge": "embeddings"}),
+    Case("blocks", "llama", {"side": "bottom", "count": 1}, per_row=False),
+    Case("blocks", "gpt2", {"side": "top", "count": 2}, per_row=False),
+    Case("dera", "llama", {"aligned": None}),
+    Case("dera", "gpt2", {"aligned": None}),
 )
 
 

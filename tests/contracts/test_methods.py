@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import alignlab
 from alignlab.config import parse
 from alignlab.errors import ConfigError, DataError, DivergedError, RunFolderError
-from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
 from alignlab.training.checkpoint import latest
 from run import run
@@ -30,8 +29,8 @@ SMALL = (
     "tracking=off",
     "trainer.device=cpu",
 )
-STAGE = {"sft": "fit", "red": "fit", "dpo": "prefer", "pretrain": "fit"}
-CASES = [(method, model) for method in METHODS for model in ("tiny", "tiny_gpt2")]
+STAGE = {"sft": "fit", "red": "fit", "dpo": "prefer", "clm": "prefer", "pretrain": "fit"}
+CASES = [(method, model) for method in STAGE for model in ("tiny", "tiny_gpt2")]
 every_method = pytest.mark.parametrize(("method", "model"), CASES)
 
 

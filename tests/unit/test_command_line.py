@@ -58,7 +58,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["method=rde"], "error: unknown method 'rde'; did you mean red? known: dpo, pretrain, red, sft."),
+        (["method=rde"], "error: unknown method 'rde'; did you mean red? known: clm, dpo, evaluate, pretrain, red, sft."),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["seed=x"], "error: seed='x' must be a whole number."),

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from alignlab.command_line import sentence
 from alignlab.config import GROUPS, parse
 from alignlab.errors import ConfigError
-from alignlab.methods.dpo import DpoConfig
+from alignlab.methods.preference import PreferenceConfig
 from alignlab.training.config import FitConfig
 from tests.unit.conftest import CONF
 
@@ -37,7 +37,7 @@ def jsonl(folder: Path, line: dict[str, object]) -> list[str]:
 def test_a_run_is_typed_from_top_to_bottom(composed: Compose) -> None:
     config = parse(composed("method=dpo", "seed=3", "method.prefer.batch=4"))
 
-    assert isinstance(config.method, DpoConfig)
+    assert isinstance(config.method, PreferenceConfig)
     assert isinstance(config.method.prefer, FitConfig)
     assert (config.seed, config.method.prefer.batch, config.model.template.format) == (3, 4, "{prompt}")
     assert config.title == "dpo-lora-local-toy"
@@ -67,9 +67,9 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("method=rde", "unknown method 'rde'; did you mean red? known: dpo, pretrain, red, sft."),
+        ("method=rde", "unknown method 'rde'; did you mean red? known: clm, dpo, evaluate, pretrain, red, sft."),
         ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, toy, ultrafeedback."),
-        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, full, ia3, lora, red."),
+        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, dera, full, ia3, lora, red."),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, word: str, said: str) -> None:

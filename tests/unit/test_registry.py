@@ -56,4 +56,4 @@ def test_nearest_names_come_best_first() -> None:
 
 
 def test_an_entry_needs_and_offers_nothing_unless_it_says_so() -> None:
-    assert (ENTRY.needs, ENTRY.offers(Sheet())) == (frozenset(), frozenset())
+    assert (ENTRY.needs(Sheet()), ENTRY.offers(Sheet())) == (frozenset(), frozenset())

@@ -1,68 +1,21 @@
-"""Preference optimisation on pairs (DPO and its relatives). One stage, `prefer`."""
+"""Preference optimisation on pairs (DPO and its relatives). One stage, `prefer`; any tuner."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignlab.errors import ConfigError
-from alignlab.methods.config import between, one_of
-from alignlab.registry import Entry
-from alignlab.training.config import FitConfig
+from alignlab.methods.preference import PreferenceConfig, prefer
+from alignlab.registry import Entry, words
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
 
-LOSSES = ["sigmoid", "ipo", "hinge", "robust"]
 
-
-@dataclass
-class DpoConfig:
-    """`smoothing`: share of flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`:
-    base (tuner off) | start (the stage's first weights) | none. `cache_reference`: compute it once beforehand. `likelihood`:
-    weight of the chosen response's negative log-likelihood per token."""
-
-    name: str
-    loss: str
-    beta: float
-    smoothing: float
-    length_norm: str
-    reference: str
-    cache_reference: bool
-    likelihood: float
-    prefer: FitConfig
-
-    def check(self) -> None:
-        """Raises ConfigError for values outside their range, and for combinations without a meaning."""
-        self.prefer.check("method.prefer")
-        one_of("method.loss", self.loss, LOSSES)
-        one_of("method.length_norm", self.length_norm, ["sum", "mean"])
-        one_of("method.reference", self.reference, ["base", "start", "none"])
-        between("method.beta", self.beta, 1e-6, 1e3)
-        between("method.smoothing", self.smoothing, 0, 0.5)
-        between("method.likelihood", self.likelihood, 0, 1e3)
-        if self.smoothing and self.loss in ("ipo", "hinge"):
-            raise ConfigError(f"method.smoothing has no meaning for method.loss={self.loss}; set it to 0.")
-        if self.loss == "robust" and self.smoothing >= 0.5:
-            raise ConfigError(
-                "method.smoothing must be below 0.5 for method.loss=robust, whose loss divides by 1 - 2 smoothing."
-            )
-        if self.prefer.loss_on != "response":
-            raise ConfigError("method.prefer.loss_on must be response: a shared prompt says nothing about a preference.")
-
-
-def build(config: DpoConfig) -> Method:
+def build(config: PreferenceConfig) -> Method:
     """`prefer`: the tuner, on pairs, by a preference loss."""
-    from alignlab.data import views
     from alignlab.training.method import Method
-    from alignlab.training.objectives import Preference
-    from alignlab.training.stages import TrainStage
 
-    objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
-    # Where a stage starts is gone after its first step, so `start` is always computed beforehand.
-    beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
-    cached = config.reference if beforehand else None
-    return Method(config.name, (TrainStage("prefer", "train", views.pair, objective, config.prefer, cached),))
+    return Method(config.name, (prefer(config),))
 
 
-ENTRY = Entry(DpoConfig, build, needs=frozenset({"pairs"}))
+ENTRY = Entry(PreferenceConfig, build, needs=words("pairs"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
+from alignlab.tuners.precision import at_least_float32
 from alignlab.tuners.red.config import RedConfig
 
 Strength = float | Tensor
@@ -81,7 +82,7 @@ class RedEdit(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RedEdit:
         """Follow `.to(device)`, but not `.to(dtype)`: peft's attaching and a later cast of the model both come here."""
-        super()._apply(lambda tensor: _in_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
@@ -236,7 +237,3 @@ def _per_row(strength_B: Tensor, output: Tensor) -> Tensor:
         given, rows = strength_B.shape[0], output.shape[0]
         raise ControlError(f"{given} strengths were given for a batch of {rows} rows; give one number, or one per row.")
     return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
-
-
-def _in_float32(before: Tensor, after: Tensor) -> Tensor:
-    return after if after.dtype == torch.float32 else before.to(after.device, torch.float32)

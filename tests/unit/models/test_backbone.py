@@ -148,7 +148,7 @@ def test_a_trunk_without_a_known_list_of_blocks_is_refused(llama: Backbone) -> N
     trunk, name = llama.blocks()
     delattr(trunk, name)
 
-    with pytest.raises(ModelError, match="llama: no list of blocks found under LlamaModel"):
+    with pytest.raises(ModelError, match="no list of blocks found in a LlamaModel"):
         llama.blocks()
 
 

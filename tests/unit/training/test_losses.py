@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from alignlab.methods.dpo import LOSSES
+from alignlab.methods.preference import LOSSES
 from alignlab.training.losses import PREFERENCE_LOSSES, hinge, ipo, robust, sigmoid
 
 GAP_G = torch.tensor([2.0, 0.0, -2.0])

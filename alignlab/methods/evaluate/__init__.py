@@ -1,0 +1,28 @@
+"""No stage: what is there is measured as it is, a backbone or two checkpoints mixed at the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignlab.registry import Entry
+
+if TYPE_CHECKING:
+    from alignlab.training.method import Method
+
+
+@dataclass
+class EvaluateConfig:
+    """Nothing to set."""
+
+    name: str
+
+
+def build(config: EvaluateConfig) -> Method:
+    """No stage."""
+    from alignlab.training.method import Method
+
+    return Method(config.name, ())
+
+
+ENTRY = Entry(EvaluateConfig, build)

@@ -1,0 +1,249 @@
+"""The first block with new blocks in front of it: out = Block0(Phi(h)), and for rows that are switched off Block0(h).
+
+Source: CLM (arXiv 2503.04346), section 4 and figure 4. Shapes: R rows of a pass, T time, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
+
+from alignlab.errors import ControlError, ModelError
+from alignlab.models.knob import Strength
+from alignlab.tuners.clm.config import ClmConfig
+from alignlab.tuners.precision import at_least_float32
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Settings that differ by row. `through`: rows that go through the new blocks; `share_R11`: how much of the blocks'
+    output those rows take, None where it is all of it."""
+
+    count: int
+    through: slice | Tensor
+    share_R11: Tensor | None
+
+
+@contextmanager
+def block_at(module: nn.Module, setting: Strength) -> Iterator[None]:
+    """Sets every CLM layer below `module`: 0 leaves the new blocks out, 1 runs them, a tensor says it per row.
+
+    Numbers in between, and beyond, mix the blocks' output with their input (not the paper's dial, which mixes logits).
+    Raises ControlError for a setting that is not finite or not of shape (rows,), and where there is no CLM layer.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, ClmLayer)]
+    if not layers:
+        raise ControlError(f"{type(module).__name__} carries no CLM block, so there is nothing to set.")
+    made = _setting(setting)
+    before = [(layer, layer.setting) for layer in layers]
+    try:
+        for layer in layers:
+            layer.setting = made
+        yield
+    finally:
+        for layer, old in before:
+            layer.setting = old
+
+
+class ClmBlocks(nn.Module):
+    """One adapter's blocks, in float32: at a rate of 5e-7 a step in bfloat16 is rounded away."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.register_load_state_dict_pre_hook(_lift)
+        self.float()
+
+    def forward(self, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Through all blocks. Under a half-precision backbone the matrix products run in its type, as the blocks of a
+        plain export do; the cast back is exact for an identity block."""
+        out_RTD = hidden_RTD
+        with torch.autocast(hidden_RTD.device.type, dtype=hidden_RTD.dtype, enabled=hidden_RTD.dtype in HALF):
+            for block in self.blocks:
+                output = block(out_RTD, *args, **kwargs)
+                out_RTD = output if isinstance(output, Tensor) else output[0]
+        return out_RTD.to(hidden_RTD.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClmBlocks:
+        """Follow `.to(device)`, but not a cast to a half type."""
+        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class ClmLayer(nn.Module, BaseTunerLayer):
+    """The backbone's first block, with the active adapters' blocks in front; asked for anything else, it is that block."""
+
+    # A ModuleDict of modules: TRL copies adapters by looking for `.<adapter>.` in names.
+    adapter_layer_names = ("clm_blocks",)
+
+    def __init__(self, base_layer: nn.Module, depth: int, adapter_name: str, config: ClmConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.depth = depth
+        self.clm_blocks = nn.ModuleDict()
+        self.setting: float | Rows = 1.0
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: ClmConfig) -> None:
+        """Add an adapter: copies of the first block that write nothing yet, with cache layers behind the backbone's own."""
+        taken = sum(len(cast("ClmBlocks", blocks).blocks) for blocks in self.clm_blocks.values())
+        assert config.writes is not None  # the model fills it in
+        made = []
+        for number in range(config.blocks):
+            block = _copied(self.base_layer)
+            if config.start == "random":
+                _draw(block)
+            else:
+                _silence(block, config.writes)
+            number_as(block, self.depth + taken + number)
+            made.append(block.requires_grad_(True))
+        self.clm_blocks[adapter_name] = ClmBlocks(made)
+        BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The new blocks on the rows that take them, then the first block on all rows.
+
+        Raises ControlError for settings of another number of rows, and for a cache that was begun without the blocks.
+        """
+        if not self.disable_adapters and self.setting != 0.0:
+            for name in self.active_adapters:
+                if name in self.clm_blocks:
+                    hidden_states = self._mixed(cast("ClmBlocks", self.clm_blocks[name]), hidden_states, args, kwargs)
+        return self.base_layer(hidden_states, *args, **kwargs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raises ModelError: one more block is another architecture, so there is no merging in place."""
+        raise ModelError("a CLM block cannot be merged in place; `merge_and_unload` gives a model with one more layer.")
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged in place."""
+
+    def _mixed(self, blocks: ClmBlocks, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+        if cache is not None:
+            _make_room(cache, blocks)
+        at = self.setting
+        if not isinstance(at, Rows):
+            out_RTD = blocks(hidden_RTD, args, kwargs)
+            return out_RTD if at == 1.0 else _blend(out_RTD, hidden_RTD, at)
+        if at.count != len(hidden_RTD):
+            raise ControlError(
+                f"{at.count} settings were given for {len(hidden_RTD)} rows of a pass; give one, or one per row."
+            )
+        some_args, some_kwargs = _picked(args, at), {name: _picked(value, at) for name, value in kwargs.items()}
+        through_RTD = hidden_RTD[at.through]
+        out_RTD = blocks(through_RTD, some_args, some_kwargs)
+        if at.share_R11 is not None:
+            out_RTD = _blend(out_RTD, through_RTD, at.share_R11.to(out_RTD.device))
+        mixed_RTD = hidden_RTD.clone()
+        mixed_RTD[at.through] = out_RTD
+        return mixed_RTD
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+def number_as(block: nn.Module, index: int) -> None:
+    """Tells a block which layer of the cache is its own."""
+    for attention in _with_cache(block):
+        attention.layer_idx = index
+
+
+def _with_cache(module: nn.Module) -> list[Any]:
+    return [inside for inside in module.modules() if hasattr(inside, "layer_idx")]
+
+
+def _setting(value: Strength) -> float | Rows:
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise ControlError(f"a setting is a finite number, got {value}.")
+        return float(value)
+    if value.dim() != 1 or not bool(value.isfinite().all()):
+        raise ControlError(f"settings are finite and of shape (rows,), got shape {tuple(value.shape)}.")
+    distinct = set(value.tolist())
+    if len(distinct) == 1:
+        return float(distinct.pop())
+    on_R = value.nonzero()[:, 0]
+    first, last = int(on_R[0]), int(on_R[-1])
+    # A run of rows is cut out without copying, which is how the decoder lays its streams.
+    through: slice | Tensor = slice(first, last + 1) if last - first + 1 == len(on_R) else on_R
+    share_R = value[on_R]
+    return Rows(len(value), through, None if bool((share_R == 1).all()) else share_R[:, None, None])
+
+
+def _blend(out: Tensor, before: Tensor, share: float | Tensor) -> Tensor:
+    """share * out + (1 - share) * before, which is `out` bit for bit at 1."""
+    wide = torch.promote_types(out.dtype, torch.float32)
+    return (share * out.to(wide) + (1 - share) * before.to(wide)).to(out.dtype)
+
+
+def _picked(value: Any, rows: Rows) -> Any:
+    """The part of an argument that belongs to the rows: of tensors that have the rows in front, also inside tuples."""
+    if isinstance(value, tuple):
+        return tuple(_picked(part, rows) for part in value)
+    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows.count:
+        return value[rows.through]
+    return value
+
+
+def _make_room(cache: Cache, blocks: ClmBlocks) -> None:
+    """Caches are made with one layer per block of the config; the new blocks' layers are added on first use."""
+    wanted = 1 + max(attention.layer_idx for attention in _with_cache(blocks))
+    # A cache that was made without a config grows by itself.
+    if not cache.layers or len(cache.layers) >= wanted:
+        return
+    if cache.get_seq_length() > 0:
+        raise ControlError("this cache was begun without the CLM block; begin a new one, or keep the strength at 0.")
+    while len(cache.layers) < wanted:
+        cache.layers.append(copy.deepcopy(cache.layers[0]))
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    """A copy that shares the model's config, since attention reads there how it is computed."""
+    shared = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+    made: nn.Module = copy.deepcopy(block, shared)
+    return made
+
+
+@torch.no_grad()
+def _silence(block: nn.Module, writes: list[str]) -> None:
+    """Zeroes every tensor of the modules that write into the residual stream: the block becomes the identity."""
+    for name in writes:
+        for parameter in block.get_submodule(name).parameters():
+            parameter.zero_()
+
+
+@torch.no_grad()
+def _draw(block: nn.Module) -> None:
+    """New weights: matrices as in He et al. (arXiv 1502.01852), biases 0, norms as they are (InRa, table 4)."""
+    for module in block.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            # Conv1D stores its weight as in x out, Linear as out x in.
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), mode="fan_out" if isinstance(module, Conv1D) else "fan_in")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _lift(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A file's half-precision tensors as float32: loading with `assign=True` would take them as they are."""
+    for name, tensor in state_dict.items():
+        if name.startswith(prefix) and tensor.is_floating_point():
+            state_dict[name] = tensor.float()
