@@ -1,4 +1,4 @@
-"""What can be done with a finished run: `python -m alignlab status|table|export`."""
+"""What can be done with a finished run: `python -m alignlab status|table|plot|export`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignlab.command_line import show_words
-from alignlab.errors import AlignlabError, RunFolderError
+from alignlab.errors import AlignlabError, ConfigError, RunFolderError
 from alignlab.tracking.ledger import Ledger
 
 
@@ -21,6 +21,11 @@ def main(words: Sequence[str] | None = None) -> int:
     status.add_argument("folder", nargs="?", default="runs", type=Path)
     table = commands.add_parser("table", help="every number of the finished runs below a folder, as CSV")
     table.add_argument("folder", nargs="?", default="runs", type=Path)
+    table.add_argument("--means", action="store_true", help="one line per setting: mean over seeds, lowest and highest")
+    plot = commands.add_parser("plot", help="a figure of the finished runs below a folder: every setting along the dial")
+    plot.add_argument("folder", type=Path)
+    plot.add_argument("--to", required=True, type=Path, help="the picture to write, e.g. dial.png")
+    plot.add_argument("--metrics", nargs="+", default=["toy/reward", "toy/capability"], help="suite/metric, two or more")
     export = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("--to", required=True, type=Path, help="the folder to write")
@@ -31,7 +36,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "status":
             return _status(given.folder)
         if given.command == "table":
-            return _table(given.folder)
+            return _table(given.folder, given.means)
+        if given.command == "plot":
+            return _plot(given.folder, given.to, given.metrics)
         return _export(given.run, given.to, given.dtype)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,11 +56,26 @@ def _status(folder: Path) -> int:
     return 0
 
 
-def _table(folder: Path) -> int:
+def _table(folder: Path, over_seeds: bool) -> int:
     """CSV to standard output."""
-    from alignlab.tables import results
+    from alignlab.tables import means, results
 
-    print(results(folder).to_csv(index=False), end="")
+    frame = results(folder)
+    print((means(frame) if over_seeds else frame).to_csv(index=False), end="")
+    return 0
+
+
+def _plot(folder: Path, to: Path, metrics: Sequence[str]) -> int:
+    """A picture of a sweep."""
+    from alignlab.plots import draw_sweep
+    from alignlab.tables import means, results
+
+    frame = means(results(folder))
+    known = set(frame.suite + "/" + frame.metric)
+    lost = [metric for metric in metrics if metric not in known]
+    if lost or len(metrics) < 2:
+        raise ConfigError(f"--metrics {' '.join(metrics)}: give two or more of {', '.join(sorted(known))}.")
+    print(f"drawn: {draw_sweep(frame, to, [(m.partition('/')[0], m.partition('/')[2]) for m in metrics])}")
     return 0
 
 

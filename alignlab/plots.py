@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignlab.evaluation.sweep import Row
 from alignlab.tracking.ledger import Ledger
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WIDTH, HEIGHT = 4.2, 3.2
 """Inches of one panel."""
@@ -47,6 +50,29 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
         missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2
         panel.set_ylim(low - missing, high + missing)
         panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey")
+    return _saved(figure, path)
+
+
+def draw_sweep(means: pd.DataFrame, path: Path, metrics: Sequence[tuple[str, str]]) -> Path:
+    """One line per setting of a sweep (columns before `strength`): the mean over seeds, and a band from lowest to highest.
+
+    A panel for each (suite, metric) along the strengths, and one of the first two against each other.
+    """
+    settings = list(means.columns[: means.columns.get_loc("strength")])
+    groups = means.groupby(settings, sort=False, dropna=False) if settings else [((), means)]
+    figure, panels = _panels(len(metrics) + 1)
+    for names, rows in groups:
+        label = ", ".join(f"{name.removesuffix('.name')}={value}" for name, value in zip(settings, names, strict=True))
+        curves = [rows[(rows.suite == suite) & (rows.metric == metric)].sort_values("strength") for suite, metric in metrics]
+        for panel, curve in zip(panels, curves, strict=False):
+            panel.plot(curve.strength, curve["mean"], marker="o", markersize=3, label=label or None)
+            panel.fill_between(curve.strength, curve.lowest, curve.highest, alpha=0.15, linewidth=0)
+        panels[-1].plot(curves[1]["mean"], curves[0]["mean"], marker="o", markersize=3)
+    for panel, (suite, metric) in zip(panels, metrics, strict=False):
+        panel.set(title=f"{suite}/{metric}", xlabel="strength")
+    panels[-1].set(title="along the dial", xlabel=metrics[1][1], ylabel=metrics[0][1])
+    if settings:
+        panels[0].legend(fontsize=6)
     return _saved(figure, path)
 
 

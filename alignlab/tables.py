@@ -31,6 +31,28 @@ def results(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per setting and metric: the plain mean over seeds, how many there are, and the lowest and highest."""
+    keys = [*distinguishing(frame), "strength", "suite", "metric"]
+    grouped = frame.groupby(keys, sort=False, dropna=False)["value"]
+    made = grouped.agg(mean="mean", seeds="count", lowest="min", highest="max")
+    return made.reset_index()
+
+
+def distinguishing(frame: pd.DataFrame) -> list[str]:
+    """The fewest settings, in order, that tell the runs apart, seeds aside: a rate that follows from the tuner is not one."""
+    settings = [name for name in frame.columns[: frame.columns.get_loc("strength")] if name != "seed"]
+    # Names say more than the numbers that follow from them.
+    settings.sort(key=lambda name: not name.endswith(".name"))
+    chosen: list[str] = []
+    told_apart = 1
+    for name in settings:
+        groups = len(frame[[*chosen, name]].astype(str).drop_duplicates())
+        if groups > told_apart:
+            chosen, told_apart = [*chosen, name], groups
+    return chosen
+
+
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of dotted names."""
     flat: dict[str, Any] = {}

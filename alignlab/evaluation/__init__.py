@@ -40,5 +40,5 @@ def _same(config: Any) -> Any:
     return config
 
 
-CONTROLS = Registry("control", {"trained": Entry(ControlConfig, _same), "dial": Entry(ControlConfig, _same)})
+CONTROLS = Registry("control", {name: Entry(ControlConfig, _same) for name in ("trained", "dial", "grid")})
 EVALUATIONS = Registry("evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")})

@@ -1,4 +1,4 @@
-"""What methods that learn from pairs have in common: the settings of a preference loss, and its stage `prefer`."""
+"""What methods that learn from pairs have in common: perhaps a fine-tuned backbone first, then a preference loss."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from alignlab.methods.config import between, one_of
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
-    from alignlab.training.stages import TrainStage
+    from alignlab.training.method import Method
 
 LOSSES = ["sigmoid", "ipo", "hinge", "robust"]
 
 
 @dataclass
 class PreferenceConfig:
-    """`smoothing`: share of flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`:
-    base (tuner off) | start (the stage's first weights) | none. `cache_reference`: compute it once beforehand. `likelihood`:
-    weight of the chosen response's negative log-likelihood per token."""
+    """`sft_first`: whether the backbone itself is first fine-tuned on the chosen responses, by `sft`. `smoothing`: share of
+    flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`: base (tuner off) | start
+    (the stage's first weights) | none. `cache_reference`: compute it once beforehand. `likelihood`: weight of the chosen
+    response's negative log-likelihood per token."""
 
     name: str
     loss: str
@@ -30,10 +31,13 @@ class PreferenceConfig:
     cache_reference: bool
     likelihood: float
     prefer: FitConfig
+    sft_first: bool
+    sft: FitConfig
 
     def check(self) -> None:
         """Raises ConfigError for values outside their range, and for combinations without a meaning."""
         self.prefer.check("method.prefer")
+        self.sft.check("method.sft")
         one_of("method.loss", self.loss, LOSSES)
         one_of("method.length_norm", self.length_norm, ["sum", "mean"])
         one_of("method.reference", self.reference, ["base", "start", "none"])
@@ -50,13 +54,22 @@ class PreferenceConfig:
             raise ConfigError("method.prefer.loss_on must be response: a shared prompt says nothing about a preference.")
 
 
-def prefer(config: PreferenceConfig) -> TrainStage:
-    """`prefer`: the tuner, on pairs, by a preference loss."""
+def stages(config: PreferenceConfig) -> Method:
+    """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
-    from alignlab.training.objectives import Preference
+    from alignlab.training.method import Method
+    from alignlab.training.objectives import Preference, nll
     from alignlab.training.stages import TrainStage
 
     objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
     # Where a stage starts is gone after its first step, so `start` is always computed beforehand.
     beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
-    return TrainStage("prefer", "train", views.pair, objective, config.prefer, config.reference if beforehand else None)
+    cached = config.reference if beforehand else None
+    prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
+    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves="backbone")
+    return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
+
+
+def needs(config: PreferenceConfig) -> frozenset[str]:
+    """Pairs; and weights that can be trained in place where there is an `sft` stage."""
+    return frozenset({"pairs", "float32 weights"} if config.sft_first else {"pairs"})

@@ -17,7 +17,9 @@ def _offers(config: ModelConfig) -> frozenset[str]:
 
 
 _ENTRY = Entry(ModelConfig, _load, offers=_offers)
+EMBEDDED = ("tiny", "tiny_gpt2")
+ON_THE_HUB = ("gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "qwen25_15b", "qwen25_7b")
 MODELS = Registry(
     "model",
-    dict.fromkeys(("tiny", "tiny_gpt2", "local", "gpt2_medium", "llama2_7b", "llama32_3b", "qwen25_7b"), _ENTRY),
+    dict.fromkeys((*EMBEDDED, "local", *ON_THE_HUB), _ENTRY),
 )

@@ -81,6 +81,21 @@ class Backbone:
         finally:
             setattr(trunk, name, every)
 
+    @contextmanager
+    def without_activations(self, wanted: bool) -> Iterator[None]:
+        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again."""
+        if not wanted:
+            yield
+            return
+        # transformers renamed the switch during version 5.
+        new = hasattr(self.model, "activation_checkpointing_enable")
+        name = "activation_checkpointing" if new else "gradient_checkpointing"
+        getattr(self.model, f"{name}_enable")({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            getattr(self.model, f"{name}_disable")()
+
 
 def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name of a trunk's list of blocks, and the list. Raises ModelError where there is none."""

@@ -57,12 +57,14 @@ class FitConfig:
 @dataclass
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = the whole
-    batch. `shared_prefix`: compute the common prompt of a pair once. `extra`: further transformers.TrainingArguments."""
+    batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no activations and
+    are computed again for the gradient. `extra`: further transformers.TrainingArguments."""
 
     name: str
     device: str
     micro_batch: int | None
     shared_prefix: bool
+    gradient_checkpointing: bool
     checkpoint_every_steps: int
     keep_checkpoints: int
     log_every_steps: int
@@ -73,6 +75,11 @@ class TrainerConfig:
         """Raises ConfigError for a device or a number that does not exist."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device={self.device!r} is not known; choose auto, cpu or cuda.")
+        if self.gradient_checkpointing and self.shared_prefix:
+            raise ConfigError(
+                "trainer.gradient_checkpointing=true computes blocks again when the attention that shares prefixes is no longer"
+                " set; add trainer.shared_prefix=false."
+            )
         if self.keep_checkpoints < 2:
             raise ConfigError(
                 "trainer.keep_checkpoints must be at least 2: the last good one stays until the next is complete."

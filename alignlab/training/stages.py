@@ -63,7 +63,8 @@ class TrainStage:
         shares = plan(groups, steps=work.steps, step_groups=self.fit.batch, micro_groups=micro, seed=session.seed)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
-        with self._beside(policy), policy.only(part.parameters()):
+        slim = policy.backbone.without_activations(session.trainer.gradient_checkpointing)
+        with self._beside(policy), policy.only(part.parameters()), slim:
             step = Step(policy, self.objective)
             args = arguments(self.fit, session, folder, work.steps)
             FitTrainer(step, self.name, part, session, batches, args).fit()

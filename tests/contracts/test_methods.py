@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import alignlab
 from alignlab.config import parse
 from alignlab.errors import ConfigError, DataError, DivergedError, RunFolderError
+from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
 from alignlab.training.checkpoint import latest
 from run import run
@@ -94,6 +95,22 @@ def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_pa
         torch.testing.assert_close(singles[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tuner", ["full", "lora", "red", "clm"])
+def test_gradient_checkpointing_does_not_change_the_result(tuner: str, tmp_path: Path) -> None:
+    for name, wanted in (("kept", "false"), ("again", "true")):
+        words = (f"tuner={tuner}", "trainer.shared_prefix=false", f"trainer.gradient_checkpointing={wanted}", "evaluation=off")
+        run(composed(tmp_path / name, "dpo", *words))
+
+    kept, again = (learned(tmp_path / name, "dpo") for name in ("kept", "again"))
+    for name, tensor in kept.items():
+        torch.testing.assert_close(again[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_gradient_checkpointing_with_shared_prefixes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"add trainer\.shared_prefix=false"):
+        run(composed(tmp_path, "dpo", "trainer.gradient_checkpointing=true"))
+
+
 @every_method
 def test_the_same_seed_gives_the_same_bits(method: str, model: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
@@ -141,6 +158,38 @@ def test_the_first_loss_of_dpo_is_ln_2(tmp_path: Path) -> None:
 
     first = next(line for line in history(tmp_path) if "prefer/loss" in line)
     assert first["prefer/loss"] == pytest.approx(0.693147, abs=1e-4)
+
+
+@pytest.mark.parametrize("tuner", ["clm", "lora", "full"])
+def test_a_fine_tuned_base_is_the_reference_and_comes_back_with_the_run(tuner: str, tmp_path: Path) -> None:
+    words = ("method.sft_first=true", "method.sft.steps=2", "method.sft.batch=8", "method.likelihood=0", f"tuner={tuner}")
+    run(composed(tmp_path, "clm", *words, "evaluation=off"))
+    sampling = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0)
+
+    policy = alignlab.load(tmp_path / "run")
+
+    first = next(line for line in history(tmp_path) if "prefer/loss" in line)
+    base = load_file(tmp_path / "run" / "stages" / "sft" / "result" / "weights.safetensors")
+    with policy.off(), policy.knob.at(0.0):
+        held = {name.replace(".base_layer", ""): tensor for name, tensor in policy.model.named_parameters()}
+        assert all(torch.equal(held[name], tensor) for name, tensor in base.items())
+    assert first["prefer/loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert policy.respond(["Tell a story."], strength=1.0, sampling=sampling, seed=0)
+
+
+def test_a_run_that_trains_nothing_is_evaluated(tmp_path: Path) -> None:
+    words = [*SMALL, *WORLD, "method=evaluate", f"paths.runs={tmp_path}", f"folder={tmp_path}/run"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run(compose("run", words))
+
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["results"]
+
+
+def test_every_method_is_under_contract() -> None:
+    untrained = {"evaluate"}  # no stage, so nothing to resume or to repeat
+
+    assert set(METHODS) == set(STAGE) | untrained
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +270,7 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_a_good_checkpoint(tm
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-@pytest.mark.parametrize("tuner", ["full", "lora", "ia3", "red"])
+@pytest.mark.parametrize("tuner", ["full", "lora", "ia3", "red", "clm", "blocks", "dera"])
 def test_every_tuner_trains_under_likelihood_and_preference(method: str, tuner: str, tmp_path: Path) -> None:
     run(composed(tmp_path, method, f"tuner={tuner}", "evaluation=off"))
 

@@ -41,7 +41,7 @@ def test_help_lists_the_groups_without_importing_anything_heavy(tmp_path: Path) 
     done = run_py(tmp_path, "--help")
 
     assert done.returncode == 0
-    assert re.search(r"^method: dpo, pretrain, red, sft$", done.stdout, re.MULTILINE)
+    assert re.search(r"^method: clm, dpo, evaluate, pretrain, red, sft$", done.stdout, re.MULTILINE)
     assert not HEAVY.search(done.stderr)
     assert list(tmp_path.iterdir()) == []
 

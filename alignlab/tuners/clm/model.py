@@ -76,6 +76,16 @@ class ClmModel(BaseTuner):
             del self.model.peft_config
         return self.model
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """A parameter's name in a file, where no adapter is named. peft looks for the adapter's name near the end; ours
+        stands in front of the block."""
+        front = f"{cls.prefix}blocks."
+        if front not in key:
+            removed: str = super()._remove_adapter_name_from_key(key, adapter_name)
+            return removed
+        return key.replace(f"{front}{adapter_name}.", front, 1)
+
     def _place(self) -> tuple[nn.ModuleList, ClmLayer]:
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) and isinstance(module[0], ClmLayer):

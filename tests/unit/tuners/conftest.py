@@ -1,4 +1,4 @@
-"""Tiny random models of the four families, with logits of order 1, and edits that look trained."""
+"""Tiny random models of many families, with logits of order 1, and adapters that look trained."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
     T5Config,
@@ -30,6 +38,13 @@ SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads
 MAKERS: dict[str, tuple[type[PreTrainedModel], Callable[[], PreTrainedConfig]]] = {
     "llama": (LlamaForCausalLM, lambda: LlamaConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
     "mistral": (MistralForCausalLM, lambda: MistralConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
+    "qwen2": (Qwen2ForCausalLM, lambda: Qwen2Config(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
+    "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(**SHAPE, num_key_value_heads=2, intermediate_size=48, head_dim=8)),
+    "gpt_neox": (GPTNeoXForCausalLM, lambda: GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=False)),
+    "bert": (
+        BertLMHeadModel,
+        lambda: BertConfig(**SHAPE, intermediate_size=48, max_position_embeddings=40, is_decoder=True),
+    ),
     "gpt2": (
         GPT2LMHeadModel,
         lambda: GPT2Config(n_embd=WIDTH, n_layer=BLOCKS, n_head=4, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0),
@@ -85,7 +100,10 @@ def logits() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def train() -> Callable[[nn.Module], nn.Module]:
-    """Gives every edit below a model the spread of a released one: scales of 1 +- 0.6, some 0, and shifts of +- 0.3."""
+    """Gives every edit below a model the spread of a released one: scales of 1 +- 0.6, some 0, and shifts of +- 0.3.
+
+    Every number of an added block moves by about 0.1.
+    """
 
     def draw(model: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(1)
@@ -94,6 +112,8 @@ def train() -> Callable[[nn.Module], nn.Module]:
                 is_scale = name.endswith("scale")
                 vector.data.normal_(float(is_scale), 0.6 if is_scale else 0.3, generator=generator)
                 vector.data[:2] = 0.0
+        for tensor in [parameter for name, parameter in model.named_parameters() if ".clm_blocks." in name]:
+            tensor.data.add_(0.1 * torch.randn(tensor.shape, generator=generator))
         return model
 
     return draw
