@@ -39,6 +39,18 @@ MAKERS: dict[str, tuple[type[PreTrainedModel], Callable[[], PreTrainedConfig]]] 
     "llama": (LlamaForCausalLM, lambda: LlamaConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
     "mistral": (MistralForCausalLM, lambda: MistralConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
     "qwen2": (Qwen2ForCausalLM, lambda: Qwen2Config(**SHAPE, num_key_value_heads=2, intermediate_size=48)),
+    # A first block that sees four tokens back, and a second that sees all.
+    "qwen2_sliding": (
+        Qwen2ForCausalLM,
+        lambda: Qwen2Config(
+            **SHAPE,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            use_sliding_window=True,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+    ),
     "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(**SHAPE, num_key_value_heads=2, intermediate_size=48, head_dim=8)),
     "gpt_neox": (GPTNeoXForCausalLM, lambda: GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=False)),
     "bert": (

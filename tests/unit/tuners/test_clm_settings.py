@@ -21,7 +21,7 @@ Train = Callable[[nn.Module], nn.Module]
 
 IDS = torch.arange(4, 25).reshape(3, 7)
 
-every_family = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+every_family = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen2_sliding", "qwen3", "gpt2"])
 
 
 @pytest.fixture

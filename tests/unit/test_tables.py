@@ -1,0 +1,103 @@
+"""Means over seeds, and the fewest settings that tell runs apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alignlab.__main__ import main
+from alignlab.plots import draw_sweep
+from alignlab.tables import distinguishing, means
+from alignlab.tracking.ledger import Ledger
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def line(tuner: str, rate: float, seed: int, strength: float, metric: str, value: float) -> dict[str, object]:
+    """A line as `results` gives it: the rate follows from the tuner."""
+    row = {
+        "strength": strength,
+        "control": "dial",
+        "suite": "toy",
+        "metric": metric,
+        "value": value,
+        "n": 8,
+        "low": 0,
+        "high": 1,
+    }
+    return {"method.rate": rate, "tuner.name": tuner, "seed": seed, **row}
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            line(tuner, rate, seed, strength, metric, base + seed)
+            for tuner, rate, base in (("clm", 0.1, 1.0), ("lora", 0.2, 5.0))
+            for seed in (0, 1, 2)
+            for strength in (0.0, 1.0)
+            for metric in ("reward", "capability")
+        ]
+    )
+
+
+def test_a_setting_that_follows_from_another_does_not_tell_runs_apart() -> None:
+    assert distinguishing(frame()) == ["tuner.name"]
+
+
+def test_seeds_are_averaged_with_the_lowest_and_the_highest_beside() -> None:
+    made = means(frame())
+
+    lora = made[(made["tuner.name"] == "lora") & (made.strength == 1.0) & (made.metric == "reward")]
+    assert lora[["mean", "seeds", "lowest", "highest"]].values.tolist() == [[6.0, 3, 5.0, 7.0]]
+    assert len(made) == 2 * 2 * 2
+
+
+def test_runs_that_differ_in_their_seed_only_have_no_setting() -> None:
+    one = frame()[lambda lines: lines["tuner.name"] == "clm"]
+
+    assert distinguishing(one) == []
+    assert means(one)["mean"].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("tuners", [["clm"], ["clm", "lora"]])
+def test_a_sweep_is_drawn_with_one_line_per_setting(tuners: list[str], tmp_path: Path) -> None:
+    some = frame()[lambda lines: lines["tuner.name"].isin(tuners)]
+
+    path = draw_sweep(means(some), tmp_path / "dial.png", [("toy", "reward"), ("toy", "capability")])
+
+    assert path.read_bytes().startswith(PNG)
+
+
+def runs(folder: Path) -> Path:
+    """Two finished runs on disk."""
+    for seed in (0, 1):
+        ledger = Ledger(folder / f"seed-{seed}")
+        ledger.write("config.json", {"seed": seed, "tuner": {"name": "clm"}})
+        rows = [line("clm", 0.1, seed, 1.0, metric, float(seed)) for metric in ("reward", "capability")]
+        ledger.write(
+            "report.json", {"results": [{k: v for k, v in row.items() if "." not in k and k != "seed"} for row in rows]}
+        )
+    return folder
+
+
+def test_the_table_command_averages_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["table", str(runs(tmp_path)), "--means"])
+
+    assert status == 0
+    assert "1.0,toy,reward,0.5,2,0.0,1.0" in capsys.readouterr().out
+
+
+def test_the_plot_command_names_the_metrics_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["plot", str(runs(tmp_path)), "--to", str(tmp_path / "p.png"), "--metrics", "toy/rewrad", "toy/capability"])
+
+    assert status == 1
+    assert "give two or more of toy/capability, toy/reward" in capsys.readouterr().err
+
+
+def test_the_plot_command_writes_a_picture(tmp_path: Path) -> None:
+    status = main(["plot", str(runs(tmp_path)), "--to", str(tmp_path / "p.png")])
+
+    assert status == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG)
