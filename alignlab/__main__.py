@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignlab.command_line import show_words
@@ -25,6 +25,8 @@ def main(words: Sequence[str] | None = None) -> int:
     plot = commands.add_parser("plot", help="a figure of the finished runs below a folder: every setting along the dial")
     plot.add_argument("folder", type=Path)
     plot.add_argument("--to", required=True, type=Path, help="the picture to write, e.g. dial.png")
+    for command in (table, plot):
+        command.add_argument("--where", nargs="+", default=[], metavar="KEY=A,B", help="only runs with these settings")
     plot.add_argument("--metrics", nargs="+", default=["toy/reward", "toy/capability"], help="suite/metric, two or more")
     export = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
     export.add_argument("run", type=Path, help="a run folder")
@@ -36,9 +38,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "status":
             return _status(given.folder)
         if given.command == "table":
-            return _table(given.folder, given.means)
+            return _table(given.folder, _settings(given.where), given.means)
         if given.command == "plot":
-            return _plot(given.folder, given.to, given.metrics)
+            return _plot(given.folder, _settings(given.where), given.to, given.metrics)
         return _export(given.run, given.to, given.dtype)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,21 +58,29 @@ def _status(folder: Path) -> int:
     return 0
 
 
-def _table(folder: Path, over_seeds: bool) -> int:
+def _settings(words: Sequence[str]) -> dict[str, list[str]]:
+    """KEY=A,B as a key with its values."""
+    odd = [word for word in words if "=" not in word]
+    if odd:
+        raise ConfigError(f"--where {odd[0]!r} is not of the form KEY=A,B.")
+    return {key: values.split(",") for key, _, values in (word.partition("=") for word in words)}
+
+
+def _table(folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool) -> int:
     """CSV to standard output."""
     from alignlab.tables import means, results
 
-    frame = results(folder)
+    frame = results(folder, where)
     print((means(frame) if over_seeds else frame).to_csv(index=False), end="")
     return 0
 
 
-def _plot(folder: Path, to: Path, metrics: Sequence[str]) -> int:
+def _plot(folder: Path, where: Mapping[str, Sequence[str]], to: Path, metrics: Sequence[str]) -> int:
     """A picture of a sweep."""
     from alignlab.plots import draw_sweep
     from alignlab.tables import means, results
 
-    frame = means(results(folder))
+    frame = means(results(folder, where))
     known = set(frame.suite + "/" + frame.metric)
     lost = [metric for metric in metrics if metric not in known]
     if lost or len(metrics) < 2:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from alignlab.errors import RunFolderError
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 
 NOT_SETTINGS = ("fingerprint", "paths", "tracking")
 
 
-def results(folder: Path) -> pd.DataFrame:
+def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
     """Every number of every finished run below a folder; columns: the settings that vary, then the report's.
 
-    Raises RunFolderError where there is no finished run.
+    `where`: only runs whose settings have one of these values. Raises RunFolderError where no finished run is left, and
+    ConfigError for a setting that no run has.
     """
     runs = [Ledger(path.parent) for path in sorted(folder.glob("**/report.json"))]
     if not runs:
         raise RunFolderError(f"no finished run below {folder}; give the folder that `paths.runs` names.")
     settings = pd.DataFrame([_flat(run.read("config.json") or {}) for run in runs])
+    for name, values in (where or {}).items():
+        if name not in settings:
+            raise ConfigError(unknown("setting", name, [str(column) for column in settings]))
+        settings = settings[settings[name].astype(str).isin(values)]
+    if settings.empty:
+        raise RunFolderError(f"no finished run below {folder} has the settings asked for.")
     varying = [name for name in settings if settings[name].astype(str).nunique() > 1]
     lines = []
-    for number, run in enumerate(runs):
-        chosen = {name: settings[name].iloc[number] for name in varying}
-        lines += [{**chosen, **row} for row in (run.read("report.json") or {})["results"]]
+    for number in settings.index.tolist():
+        chosen = {name: settings.at[number, name] for name in varying}
+        lines += [{**chosen, **row} for row in (runs[number].read("report.json") or {})["results"]]
     return pd.DataFrame(lines)
 
 

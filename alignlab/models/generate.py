@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from alignlab.errors import ControlError
@@ -24,9 +25,9 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
     """A function for `generate(..., custom_generate=...)` that decodes at one strength, or at one per prompt.
 
     Streams are mixed before any logits processor sees them, and all of a text's streams get the token that was drawn; with
-    a single stream the result is that of `generate` itself, under the same seed. transformers does not hand a `streamer`
-    to custom functions. Raises ControlError for strengths that are not finite or of another number than the prompts, for
-    beams and assistants, and for a cache that already holds something.
+    a single stream the result is that of `generate` itself, under the same seed. transformers hands neither a `streamer` nor
+    an `assistant_model` to custom functions. Raises ControlError for strengths that are not finite or of another number than
+    the prompts, for beams and other ways of searching, and for a cache that already holds something.
     """
 
     def decode(
@@ -43,6 +44,8 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
         value = torch.tensor(strengths, device=input_ids.device) if len(set(strengths)) > 1 else strengths[0]
         mask_BT = given.get("attention_mask")
         mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
+        # Where no pad is named, generate settles on the first end and keeps it here.
+        pad = cast("Any", generation_config)._pad_token_tensor
         ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         alive_B = torch.ones(texts, dtype=torch.bool, device=input_ids.device)
         step_BT, scores, raw = input_ids, [], []
@@ -57,7 +60,7 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
                 else:
                     token_B = scores_BV.argmax(-1)
                 if ends:
-                    token_B = torch.where(alive_B, token_B, generation_config.pad_token_id)
+                    token_B = torch.where(alive_B, token_B, pad)
                 step_BT = token_B[:, None]
                 input_ids = torch.cat([input_ids, step_BT], dim=1)
                 mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
@@ -75,8 +78,12 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
 
 
 def _refuse(config: GenerationConfig, given: dict[str, Any]) -> None:
-    if (config.num_beams or 1) > 1 or given.get("assistant_model") is not None:
-        raise ControlError("a dial decodes one token at a time; beams and assistants are not offered, set num_beams=1.")
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ControlError(
+            f"a dial decodes one token at a time, by argmax or by a draw; {mode.value.replace('_', ' ')} is not offered, so set"
+            " num_beams=1 and leave assistants out."
+        )
     cache = given.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ControlError("a cache was given that one stream has filled; each stream needs its own, so give the whole text.")

@@ -37,6 +37,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
     "red": {"edit": "both", "place": "ffn"},
     "full": {},
+    "clm": {"blocks": 1, "start": "identity", "merge": "logits"},
+    "dera": {"aligned": None},
+    "ia3": {},
 }
 
 

@@ -89,6 +89,30 @@ def test_the_table_command_averages_over_seeds(tmp_path: Path, capsys: pytest.Ca
     assert "1.0,toy,reward,0.5,2,0.0,1.0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ("sead=0", "unknown setting 'sead'; did you mean seed?"),
+        ("seed=7", "has the settings asked for"),
+        ("seed", "is not of the form KEY=A,B"),
+    ],
+)
+def test_a_condition_that_fits_no_run_is_one_sentence(
+    where: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["table", str(runs(tmp_path)), "--where", where])
+
+    assert status == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_condition_leaves_the_other_runs_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["table", str(runs(tmp_path)), "--where", "seed=1", "--means"])
+
+    assert status == 0
+    assert "1.0,toy,reward,1.0,1,1.0,1.0" in capsys.readouterr().out
+
+
 def test_the_plot_command_names_the_metrics_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["plot", str(runs(tmp_path)), "--to", str(tmp_path / "p.png"), "--metrics", "toy/rewrad", "toy/capability"])
 
