@@ -163,6 +163,9 @@ def _weights(config: ModelConfig) -> list[Any]:
 
 def _architecture(config: ModelConfig) -> Any:
     architecture = _from(AutoConfig, config)
+    if architecture.is_encoder_decoder:
+        kind = architecture.model_type
+        raise ModelError(f"model={config.name} is an encoder-decoder model ({kind}); backbones are causal language models.")
     for key in TOUCHED_LOGITS:
         if getattr(architecture, key, None) not in (None, 1.0):
             raise ModelError(f"model={config.name} sets {key}, which the log-probability path does not apply; use another.")

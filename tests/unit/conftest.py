@@ -121,6 +121,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "device": "cpu",
         "micro_batch": None,
         "shared_prefix": True,
+        "gradient_checkpointing": False,
         "checkpoint_every_steps": 2,
         "keep_checkpoints": 2,
         "log_every_steps": 1,

@@ -42,6 +42,8 @@ class ClmModel(BaseTuner):
         if config.target_modules is None:
             layout = block_layout(self.get_model_config(model))
             config.target_modules, config.writes = layout.first, list(layout.writes)
+        if self.get_model_config(model).get("quantization_config"):
+            raise ModelError("CLM trains a copy of the first block, which a quantised model cannot give; load it in bfloat16.")
         pattern = config.target_modules
         found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
         if len(found) != 1:
