@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from pathlib import Path
 
@@ -96,3 +97,9 @@ def shared() -> Path:
 def one_thread() -> None:
     """Tiny tensors gain nothing from a second thread, and on a shared machine waiting for it costs ten times."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imports_are_not_garbage() -> None:
+    """Every training ends with a collection, which would look at all that was ever imported: two thirds of a short one."""
+    gc.freeze()

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 CASE = Case("lora", "llama", {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []})
+CLM = {"blocks": 1, "start": "identity", "merge": "logits"}
 BETA = 0.3
 # our loss, smoothing, length norm, TRL's name; TRL averages over tokens for ipo and nowhere else
 LOSSES = [
@@ -37,6 +38,14 @@ every_loss = pytest.mark.parametrize(("loss", "smoothing", "norm", "theirs"), LO
 
 def trl_trainer(policy: Any, tmp_path: Path) -> Any:
     """TRL's trainer over the very model of a policy, with the adapter switched off as its reference."""
+    trainer = with_copied_reference(policy, tmp_path)
+    # Given a trained adapter, TRL takes a copy of it as the reference; without the copy it takes the backbone, as we do.
+    trainer.model.delete_adapter("ref")
+    return trainer
+
+
+def with_copied_reference(policy: Any, tmp_path: Path) -> Any:
+    """TRL's trainer as it comes."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -51,15 +60,12 @@ def trl_trainer(policy: Any, tmp_path: Path) -> Any:
         disable_tqdm=True,
         per_device_train_batch_size=len(rows),
     )
-    trainer = DPOTrainer(
+    return DPOTrainer(
         model=policy.knob.module,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.backbone.codec.tokenizer,
     )
-    # Given a trained adapter, TRL takes a copy of it as the reference; without the copy it takes the backbone, as we do.
-    trainer.model.delete_adapter("ref")
-    return trainer
 
 
 def with_bos(trainer: Any) -> dict[str, Tensor]:
@@ -93,6 +99,29 @@ def test_the_gradient_on_a_tiny_model_equals_trl(loss: str, smoothing: float, no
 
     for gradient, other in zip(mine, expected, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_loss_and_the_gradient_of_a_clm_block_equal_trl(kind: str, tmp_path: Path) -> None:
+    policy = trained(Case("clm", kind, CLM), backbone(kind))
+    trainer = trl_trainer(policy, tmp_path)
+    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+
+    ours = Preference("sigmoid", BETA, 0.0, "sum", "base", 0.0)(policy, batch(policy)).value
+    expected = trainer._compute_loss(trainer.model, with_bos(trainer), False)
+
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    for gradient, other in zip(torch.autograd.grad(ours, learned), torch.autograd.grad(expected, learned), strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-4)
+
+
+def test_trl_finds_every_tensor_of_a_trained_clm_block_when_it_copies_the_reference(tmp_path: Path) -> None:
+    policy = trained(Case("clm", "llama", CLM), backbone("llama"))
+    trainer = with_copied_reference(policy, tmp_path)
+
+    loss = trainer._compute_loss(trainer.model, with_bos(trainer), False)
+
+    assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
 
 @every_loss

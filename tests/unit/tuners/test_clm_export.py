@@ -67,7 +67,9 @@ def test_new_blocks_come_first_and_the_others_move_up(
     assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize(("family", "key"), [("llama", "num_hidden_layers"), ("qwen2", "num_hidden_layers"), ("gpt2", "n_layer")])
+@pytest.mark.parametrize(
+    ("family", "key"), [("llama", "num_hidden_layers"), ("qwen2", "num_hidden_layers"), ("gpt2", "n_layer")]
+)
 def test_the_config_counts_the_new_layers(build: Build, tmp_path: Path, family: str, key: str) -> None:
     export_plain(get_peft_model(build(family), ClmConfig(blocks=2)), None, tmp_path / "plain")
 

@@ -210,9 +210,7 @@ def test_new_blocks_are_numbered_behind_those_of_the_backbone_and_of_other_adapt
 
     tuned.add_adapter("second", ClmConfig())
 
-    numbers = {
-        name: [block.self_attn.layer_idx for block in made.blocks] for name, made in layer_of(tuned).clm_blocks.items()
-    }
+    numbers = {name: [block.self_attn.layer_idx for block in made.blocks] for name, made in layer_of(tuned).clm_blocks.items()}
     assert numbers == {"default": [2, 3], "second": [4]}
 
 

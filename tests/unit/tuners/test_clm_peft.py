@@ -73,9 +73,7 @@ def test_the_file_holds_so_many_tensors(build: Build, tmp_path: Path, family: st
 
 
 @every_family
-def test_a_reloaded_block_answers_bit_for_bit(
-    build: Build, logits: Logits, train: Train, tmp_path: Path, family: str
-) -> None:
+def test_a_reloaded_block_answers_bit_for_bit(build: Build, logits: Logits, train: Train, tmp_path: Path, family: str) -> None:
     tuned = train(get_peft_model(build(family), ClmConfig(blocks=2)))
     saved_in(tmp_path, tuned)
 

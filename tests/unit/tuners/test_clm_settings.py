@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from alignlab.errors import ControlError
+from alignlab.tuners import TUNERS
 from alignlab.tuners.clm import ClmConfig, ClmLayer, block_at
 
 Build = Callable[[str], PreTrainedModel]
@@ -182,3 +183,18 @@ def test_a_cache_begun_without_the_block_is_refused_with_it(build: Build, family
 
     with pytest.raises(ControlError, match="this cache was begun without the CLM block"):
         tuned(input_ids=IDS, past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("strength", "warned"), [(-0.5, 0), (2.0, 0), (2.5, 1), (-0.6, 1), (torch.tensor([0.0, 3.0]), 1), (torch.ones(2), 0)]
+)
+def test_strengths_beyond_the_usual_are_warned_about_once(
+    build: Build, caplog: pytest.LogCaptureFixture, strength: float | Tensor, warned: int
+) -> None:
+    config = TUNERS["clm"].config("clm", 1e-2, 1e-2, blocks=1, start="identity", merge="logits")
+    tuner = TUNERS["clm"].build(config, build("llama"))
+
+    tuner.terms(strength)
+    tuner.terms(strength)
+
+    assert ["lies outside -0.5 to 2, where texts often break" in text for text in caplog.messages] == [True] * warned

@@ -1,0 +1,203 @@
+"""The sheets of CLM, of its comparison rows and of a fine-tuned base: what they choose, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from alignlab.command_line import sentence
+from alignlab.config import parse
+from alignlab.errors import ConfigError
+from alignlab.methods import METHODS
+from alignlab.methods.preference import PreferenceConfig
+from alignlab.training.stages import TrainStage
+from alignlab.tuners import TUNERS
+from tests.unit.conftest import fit_config
+
+Compose = Callable[..., DictConfig]
+
+RATES = {"likelihood_rate": 1e-2, "preference_rate": 1e-2}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "clm": {"blocks": 1, "start": "identity", "merge": "logits"},
+    "blocks": {"side": "bottom", "count": 1},
+    "dera": {"aligned": None},
+    "full": {},
+}
+
+
+def tuner(name: str, **changes: Any) -> Any:
+    """A tuner's config, unchecked."""
+    return TUNERS[name].config(name=name, **{**RATES, **SETTINGS[name], **changes})
+
+
+def preference(**changes: Any) -> PreferenceConfig:
+    """A method on pairs, unchecked."""
+    values: dict[str, Any] = {
+        "name": "clm",
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "smoothing": 0.0,
+        "length_norm": "sum",
+        "reference": "base",
+        "cache_reference": True,
+        "likelihood": 0.0,
+        "prefer": fit_config(),
+        "sft_first": True,
+        "sft": fit_config(),
+    }
+    return PreferenceConfig(**{**values, **changes})
+
+
+def stages(method: str, config: Any) -> dict[str, TrainStage]:
+    """A method's stages by name, in their order."""
+    return {stage.name: stage for stage in METHODS[method].build(config).stages}
+
+
+def refused(compose: Compose, *words: str) -> str:
+    """What the person at the keyboard reads."""
+    with pytest.raises((ConfigError, HydraException)) as info:
+        parse(compose(*words))
+    return sentence(info.value) or "a traceback"
+
+
+@pytest.mark.parametrize(("method", "chosen"), [("clm", "clm"), ("evaluate", "dera")])
+def test_a_method_chooses_its_tuner(composed: Compose, method: str, chosen: str) -> None:
+    assert parse(composed(f"method={method}")).tuner.name == chosen
+
+
+def test_the_defaults_are_those_of_the_paper(composed: Compose) -> None:
+    config = parse(composed("method=clm"))
+
+    method, block = config.method, config.tuner
+    assert (block.blocks, block.start, block.merge) == (1, "identity", "logits")
+    assert (method.loss, method.beta, method.length_norm, method.reference) == ("sigmoid", 0.005, "sum", "base")
+    assert (method.prefer.epochs, method.prefer.batch, method.prefer.warmup_fraction) == (1, 128, 0.1)
+    assert (method.prefer.schedule, method.prefer.weight_decay, method.prefer.learning_rate) == ("cosine", 0.0, 1e-6)
+    assert (method.sft.epochs, method.sft.batch, method.sft.learning_rate) == (1, 128, 2e-6)
+    assert not method.sft_first
+
+
+def test_own_blocks_are_tuned_at_the_rate_of_table_6(composed: Compose) -> None:
+    config = parse(composed("method=dpo", "tuner=blocks"))
+
+    assert (config.tuner.side, config.tuner.count, config.method.prefer.learning_rate) == ("bottom", 1, 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("clm", {"blocks": 0}, r"tuner\.blocks=0 must be 1, 2 or 3\."),
+        ("clm", {"blocks": 4}, r"tuner\.blocks=4 must be 1, 2 or 3\."),
+        ("clm", {"start": "zero"}, r"tuner\.start='zero' is not known; choose identity or random\."),
+        ("clm", {"merge": "hidden"}, r"tuner\.merge='hidden' is not known; choose logits \(the paper's\) or embeddings\."),
+        ("clm", {"preference_rate": 0.0}, r"tuner\.preference_rate=0\.0 must lie between 0 and 10\."),
+        ("blocks", {"side": "middle"}, r"tuner\.side='middle' is not known; choose bottom or top\."),
+        ("blocks", {"count": 0}, r"tuner\.count=0 must be at least 1\."),
+        ("dera", {"aligned": "nowhere"}, r"tuner\.aligned=nowhere holds no \*\.safetensors; give a folder saved by"),
+    ],
+)
+def test_a_tuner_that_cannot_be_built_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tuner(name, **changes).check()
+
+
+def test_a_folder_with_pickled_weights_is_no_aligned_model(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+
+    with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
+        tuner("dera", aligned=str(tmp_path)).check()
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_a_tuner_that_can_be_built_passes(name: str) -> None:
+    tuner(name).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sft": fit_config(batch=0)}, r"method\.sft\.batch=0 must be at least 1\."),
+        ({"sft": fit_config(epochs=1.0)}, r"method\.sft: give epochs or steps"),
+        ({"prefer": fit_config(loss_on="all")}, r"method\.prefer\.loss_on must be response"),
+        ({"reference": "sft"}, r"method\.reference='sft' is not known; choose one of base, start, none\."),
+    ],
+)
+def test_stages_that_cannot_train_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        preference(**changes).check()
+
+
+def test_what_a_sheet_refuses_is_refused_at_the_door(composed: Compose) -> None:
+    assert refused(composed, "method=clm", "tuner.blocks=4") == "tuner.blocks=4 must be 1, 2 or 3."
+
+
+@pytest.mark.parametrize("method", ["clm", "dpo"])
+def test_a_base_that_is_fine_tuned_first_needs_float32(composed: Compose, method: str) -> None:
+    said = refused(composed, f"method={method}", "method.sft_first=true", "model.dtype=bfloat16")
+
+    assert said.startswith(f"method={method} needs float32 weights, which none of data=toy, tuner=")
+
+
+@pytest.mark.parametrize("name", ["blocks", "dera"])
+def test_weights_that_are_tuned_in_place_need_float32(composed: Compose, name: str) -> None:
+    said = refused(composed, "method=dpo", f"tuner={name}", "model.dtype=bfloat16")
+
+    assert said.startswith(f"tuner={name} needs float32 weights")
+
+
+def test_a_block_takes_a_backbone_in_bfloat16(composed: Compose) -> None:
+    assert parse(composed("method=clm", "model.dtype=bfloat16")).model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("method", ["clm", "dpo"])
+def test_a_base_is_fine_tuned_only_where_it_is_asked_for(method: str) -> None:
+    without, first = stages(method, preference(sft_first=False)), stages(method, preference(sft_first=True))
+
+    assert [(stage.name, stage.moves) for stage in without.values()] == [("prefer", "tuner")]
+    assert [(stage.name, stage.moves) for stage in first.values()] == [("sft", "backbone"), ("prefer", "tuner")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cached"),
+    [
+        ({}, "base"),
+        ({"cache_reference": False}, None),
+        ({"reference": "start", "cache_reference": False}, "start"),
+        ({"reference": "none"}, None),
+    ],
+)
+def test_a_reference_is_computed_beforehand_where_there_is_one(changes: dict[str, Any], cached: str | None) -> None:
+    made = stages("clm", preference(**changes))
+
+    assert (made["sft"].cached_reference, made["prefer"].cached_reference) == (None, cached)
+
+
+def test_a_fine_tuned_base_goes_without_a_reference_too() -> None:
+    config = preference(reference="none")
+
+    config.check()
+
+    assert list(stages("clm", config)) == ["sft", "prefer"]
+
+
+def test_evaluating_trains_nothing() -> None:
+    assert stages("evaluate", METHODS["evaluate"].config(name="evaluate")) == {}
+
+
+def test_every_choice_of_the_tuner_changes_the_fingerprint(composed: Compose) -> None:
+    choices = [(), ("tuner.blocks=2",), ("tuner.start=random",), ("tuner.merge=embeddings",)]
+
+    fingerprints = {parse(composed("method=clm", *words)).fingerprint for words in choices}
+
+    assert len(fingerprints) == 4
+
+
+def test_only_tuners_that_hold_a_whole_model_offer_every_weight() -> None:
+    offering = {name for name in SETTINGS if "every weight" in TUNERS[name].offers(tuner(name))}
+
+    assert offering == {"dera", "full"}
