@@ -1,4 +1,4 @@
-"""The dial inside transformers' own `generate`: equal to it at the ends, to a hand-written loop between, and what is refused."""
+"""The dial inside transformers' own `generate`: equal to it at the ends and to a hand-written loop between; what is refused."""
 
 from __future__ import annotations
 

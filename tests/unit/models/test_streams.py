@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_along_the_dial_the_expected_gap_never_falls(llama: Backbone) -> None:
 
     gaps = [(stepped(policy, strength).softmax(-1) * (aligned_BV - plain_BV)).sum(-1) for strength in dial]
 
-    assert all(bool((later > sooner).all()) for sooner, later in zip(gaps, gaps[1:], strict=False))
+    assert all(bool((later > sooner).all()) for sooner, later in pairwise(gaps))
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.25, 3.0])
@@ -222,7 +223,7 @@ def test_a_stream_begun_with_the_tuner_off_is_not_continued_with_it_on(llama: Ba
     with torch.no_grad(), Streams(policy.model, policy.knob, 1.0, 3, IDS.device) as streams:
         with policy.knob.off():
             streams.step(IDS, mask[:, :7])
-        with pytest.raises(ControlError, match="this cache was begun without the CLM block"):
+        with pytest.raises(ControlError, match="this cache holds tokens that were read without the CLM block"):
             streams.step(IDS[:, :1], mask)
 
 
