@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from torch import nn
@@ -91,6 +91,9 @@ class PeftTuner:
 
     def load(self, folder: Path) -> None:
         """Reads the adapter's tensors back."""
-        result = set_peft_model_state_dict(self.module, load_peft_weights(str(folder), device="cpu"))
-        if result.unexpected_keys:
-            raise ModelError(f"{folder} holds tensors that this adapter has no place for: {result.unexpected_keys[:3]}.")
+        tensors = load_peft_weights(str(folder), device="cpu")
+        expected = get_peft_model_state_dict(self.module, save_embedding_layers=False)
+        differing = sorted(tensors.keys() ^ expected.keys())
+        if differing:
+            raise ModelError(f"{folder} holds other tensors than this adapter has, {differing[0]} for one; it is another's.")
+        set_peft_model_state_dict(self.module, tensors)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignlab.data.batching import whole
-from alignlab.errors import ControlError
+from alignlab.errors import ControlError, ModelError
 from alignlab.training.objectives import nll
 from tests.conftest import backbone
 from tests.contracts.table import CASES, PAIRS, Case, attach, batch, groups, logits, trained
@@ -203,3 +203,12 @@ def test_shares_of_a_step_add_up_to_the_step(case: Case) -> None:
     shares = [nll(policy, part).value * part.step_tokens / step.step_tokens for part in parts]
 
     torch.testing.assert_close(sum(shares), at_once, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(1, 2), (2, 1)])
+def test_a_file_of_another_adapter_is_refused(saved: int, loaded: int, tmp_path: Path) -> None:
+    sheets = {blocks: Case("clm", "llama", {"blocks": blocks, "start": "identity", "merge": "logits"}) for blocks in (1, 2)}
+    attach(sheets[saved], backbone("llama")).knob.save(tmp_path)  # type: ignore[attr-defined]
+
+    with pytest.raises(ModelError, match="holds other tensors than this adapter has"):
+        attach(sheets[loaded], backbone("llama")).knob.load(tmp_path)  # type: ignore[attr-defined]

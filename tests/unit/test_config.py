@@ -259,7 +259,7 @@ def test_a_plain_config_makes_the_same_run_again(composed: Compose) -> None:
 
 @pytest.mark.parametrize("method", ["red", "sft", "dpo"])
 def test_numbers_for_the_embedded_models_reach_no_other_model(composed: Compose, method: str) -> None:
-    tiny, real, sheet = (composed(f"method={method}", f"model={model}") for model in ("tiny", "llama32_3b", "local"))
+    tiny, real, sheet = (composed(f"method={method}", f"model={model}") for model in ("tiny", "llama2_7b", "local"))
 
     assert real.method == sheet.method
     assert real.tuner == sheet.tuner

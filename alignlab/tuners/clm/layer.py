@@ -116,8 +116,7 @@ class ClmLayer(nn.Module, BaseTunerLayer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The new blocks on the rows that take them, then the first block on all rows.
 
-        Raises ControlError for settings of another number of rows, and for a cache that holds tokens which did not
-        go through the blocks.
+        Raises ControlError for settings of another number of rows, and for a cache whose tokens were read without the blocks.
         """
         if not self.disable_adapters and self.setting != 0.0:
             for name in self.active_adapters:
@@ -210,9 +209,7 @@ def _make_room(cache: Cache, blocks: ClmBlocks) -> None:
     numbers = [attention.layer_idx for attention in _with_cache(blocks)]
     # Before the first block runs, all layers hold the same tokens.
     if any(cache.get_seq_length(number) != cache.get_seq_length() for number in numbers):
-        raise ControlError(
-            "this cache holds tokens that were read without the CLM block; begin a new one, or keep the strength at 0."
-        )
+        raise ControlError("this cache holds tokens read without the CLM block; begin a new one, or keep the strength at 0.")
     # A cache that was made without a config grows by itself.
     while cache.layers and len(cache.layers) <= max(numbers):
         cache.layers.append(copy.deepcopy(cache.layers[0]))

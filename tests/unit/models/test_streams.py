@@ -223,7 +223,7 @@ def test_a_stream_begun_with_the_tuner_off_is_not_continued_with_it_on(llama: Ba
     with torch.no_grad(), Streams(policy.model, policy.knob, 1.0, 3, IDS.device) as streams:
         with policy.knob.off():
             streams.step(IDS, mask[:, :7])
-        with pytest.raises(ControlError, match="this cache holds tokens that were read without the CLM block"):
+        with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):
             streams.step(IDS[:, :1], mask)
 
 

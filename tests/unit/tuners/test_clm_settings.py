@@ -181,7 +181,7 @@ def test_a_cache_begun_without_the_block_is_refused_with_it(build: Build, family
     with block_at(tuned, 0.0):
         cache = tuned(input_ids=IDS, use_cache=True).past_key_values
 
-    with pytest.raises(ControlError, match="this cache holds tokens that were read without the CLM block"):
+    with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):
         tuned(input_ids=IDS, past_key_values=cache, use_cache=True)
 
 
@@ -192,7 +192,7 @@ def test_a_cache_that_went_on_without_the_block_for_a_token_is_refused_with_it(b
     with block_at(tuned, 0.0):
         tuned(input_ids=IDS[:, 4:5], past_key_values=cache)
 
-    with pytest.raises(ControlError, match="this cache holds tokens that were read without the CLM block"):
+    with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):
         tuned(input_ids=IDS[:, 5:], past_key_values=cache)
 
 
