@@ -101,7 +101,7 @@ class RunConfig:
     def fingerprint(self) -> str:
         """Eight characters that change with anything that changes the result, the seed aside."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
-        decisive["contents"] = [self.model.stamp(), self.data.stamp()]
+        decisive["contents"] = [self.model.stamp(), self.data.stamp(), self.tuner.stamp()]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -208,7 +208,9 @@ def _check_fit(parts: Mapping[str, Any], offered: frozenset[str]) -> None:
     for group, part in parts.items():
         missing = GROUPS[group][part.name].needs(part) - offered
         if missing:
-            others = ", ".join(f"{other}={parts[other].name}" for other in ("data", "tuner", "model") if other != group)
+            others = ", ".join(
+                f"{other}={parts[other].name}" for other in ("method", "data", "tuner", "model") if other != group
+            )
             raise ConfigError(
                 f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers;"
                 f" {_who_offers(missing)}."
@@ -221,6 +223,8 @@ def _who_offers(words: frozenset[str]) -> str:
         "chosen": "try data=toy, hh_rlhf or ultrafeedback",
         "corpus": "only data=toy has one",
         "every weight": "take tuner=full",
+        "training": "with tuner=dera and no method that trains, give tuner.aligned=FOLDER",
+        "no training": "tuner.aligned is left as it is, so take method=evaluate",
         "float32 weights": "set model.dtype=float32, since small steps round away in half precision",
     }
     return "; ".join(known.get(word, f"nothing offers {word!r}") for word in sorted(words))

@@ -67,7 +67,8 @@ def draw_sweep(means: pd.DataFrame, path: Path, metrics: Sequence[tuple[str, str
         for panel, curve in zip(panels, curves, strict=False):
             panel.plot(curve.strength, curve["mean"], marker="o", markersize=3, label=label or None)
             panel.fill_between(curve.strength, curve.lowest, curve.highest, alpha=0.15, linewidth=0)
-        panels[-1].plot(curves[1]["mean"], curves[0]["mean"], marker="o", markersize=3)
+        both = curves[0].merge(curves[1], on="strength")
+        panels[-1].plot(both["mean_y"], both["mean_x"], marker="o", markersize=3)
     for panel, (suite, metric) in zip(panels, metrics, strict=False):
         panel.set(title=f"{suite}/{metric}", xlabel="strength")
     panels[-1].set(title="along the dial", xlabel=metrics[1][1], ylabel=metrics[0][1])

@@ -61,6 +61,11 @@ def distinguishing(frame: pd.DataFrame) -> list[str]:
     return chosen
 
 
+def _cell(value: Any) -> Any:
+    """Lists as text: cells are compared and grouped."""
+    return " ".join(str(part) for part in value) if isinstance(value, list) else value
+
+
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of dotted names."""
     flat: dict[str, Any] = {}
@@ -68,5 +73,5 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         if name in NOT_SETTINGS:
             continue
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: _cell(value)})
     return flat

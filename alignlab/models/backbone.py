@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class Backbone:
             yield
         finally:
             setattr(trunk, name, every)
+
+    def describe(self, folder: Path) -> None:
+        """Writes config and tokenizer beside weights, which makes a folder for `model=local` and for transformers."""
+        self.model.config.save_pretrained(folder)
+        self.codec.tokenizer.save_pretrained(folder)
 
     @contextmanager
     def without_activations(self, wanted: bool) -> Iterator[None]:

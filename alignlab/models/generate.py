@@ -6,6 +6,7 @@ model.generate(**inputs, custom_generate=at_strength(model, [0.0, 1.0, 1.5]), do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -25,12 +26,14 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
     """A function for `generate(..., custom_generate=...)` that decodes at one strength, or at one per prompt.
 
     Streams are mixed before any logits processor sees them, and all of a text's streams get the token that was drawn; with
-    a single stream the result is that of `generate` itself, under the same seed. transformers hands neither a `streamer` nor
-    an `assistant_model` to custom functions. Raises ControlError for strengths that are not finite or of another number than
-    the prompts, for beams and other ways of searching, and for a cache that already holds something.
+    a single stream the result is that of `generate` itself, under the same seed. Caches and positions are the streams' own;
+    transformers hands neither a `streamer` nor an `assistant_model` to custom functions. Raises ControlError for strengths
+    that are not finite or of another number than the prompts, for beams and other ways of searching, for hidden states and
+    attentions, and for a cache that already holds something.
     """
+    checked_strengths(strength)
 
-    def decode(
+    def mix(
         model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
@@ -39,42 +42,56 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
         **given: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         _refuse(generation_config, given)
-        texts = len(input_ids)
-        strengths = _per_row(strength, texts, generation_config.num_return_sequences or 1)
+        strengths = _per_row(strength, len(input_ids), generation_config.num_return_sequences or 1)
         value = torch.tensor(strengths, device=input_ids.device) if len(set(strengths)) > 1 else strengths[0]
         mask_BT = given.get("attention_mask")
-        mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
-        # Where no pad is named, generate settles on the first end and keeps it here.
-        pad = cast("Any", generation_config)._pad_token_tensor
-        ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-        alive_B = torch.ones(texts, dtype=torch.bool, device=input_ids.device)
-        step_BT, scores, raw = input_ids, [], []
-        with Streams(model, knob, value, texts, input_ids.device) as streams:
-            while bool(alive_B.any()):
-                logits_BV = streams.step(step_BT, mask_BT)
-                scores_BV = logits_processor(cast("Any", input_ids), cast("Any", logits_BV))
-                scores.append(scores_BV)
-                raw.append(logits_BV)
-                if generation_config.do_sample:
-                    token_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0]
-                else:
-                    token_B = scores_BV.argmax(-1)
-                if ends:
-                    token_B = torch.where(alive_B, token_B, pad)
-                step_BT = token_B[:, None]
-                input_ids = torch.cat([input_ids, step_BT], dim=1)
-                mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
-                alive_B = alive_B & ~stopping_criteria(input_ids, tuple(scores))
-                if not (generation_config.return_dict_in_generate and generation_config.output_scores):
-                    scores.clear()
-                if not (generation_config.return_dict_in_generate and generation_config.output_logits):
-                    raw.clear()
-        if not generation_config.return_dict_in_generate:
-            return input_ids
-        kept: dict[str, Any] = {"scores": tuple(scores) or None, "logits": tuple(raw) or None}
-        return GenerateDecoderOnlyOutput(sequences=cast("Any", input_ids), **kept)
+        made = _Made(input_ids, torch.ones_like(input_ids) if mask_BT is None else mask_BT)
+        with Streams(model, knob, value, len(input_ids), input_ids.device) as streams:
+            _run(made, streams, logits_processor, stopping_criteria, generation_config)
+        return made.answer(generation_config)
 
-    return decode
+    return mix
+
+
+@dataclass
+class _Made:
+    """What has been generated so far: ids and mask B,T, and for each step the scores and the raw logits, B,V, if asked for."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    scores: list[Tensor] = field(default_factory=list)
+    raw: list[Tensor] = field(default_factory=list)
+
+    def answer(self, config: GenerationConfig) -> Tensor | GenerateDecoderOnlyOutput:
+        """As `generate` would return it."""
+        if not config.return_dict_in_generate:
+            return self.ids_BT
+        kept: dict[str, Any] = {"scores": tuple(self.scores) or None, "logits": tuple(self.raw) or None}
+        return GenerateDecoderOnlyOutput(sequences=cast("Any", self.ids_BT), **kept)
+
+
+def _run(
+    made: _Made, streams: Streams, processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig
+) -> None:
+    """Token by token, until every text has met a criterion."""
+    # Where no pad is named, generate settles on the first end and keeps it here.
+    pad = cast("Any", config)._pad_token_tensor
+    ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    alive_B = torch.ones(len(made.ids_BT), dtype=torch.bool, device=made.ids_BT.device)
+    step_BT = made.ids_BT
+    while bool(alive_B.any()):
+        logits_BV = streams.step(step_BT, made.mask_BT)
+        scores_BV: Tensor = processors(cast("Any", made.ids_BT), cast("Any", logits_BV))
+        if config.return_dict_in_generate and config.output_scores:
+            made.scores.append(scores_BV)
+        if config.return_dict_in_generate and config.output_logits:
+            made.raw.append(logits_BV)
+        drawn = config.do_sample
+        token_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0] if drawn else scores_BV.argmax(-1)
+        step_BT = (torch.where(alive_B, token_B, pad) if ends else token_B)[:, None]
+        made.ids_BT = torch.cat([made.ids_BT, step_BT], dim=1)
+        made.mask_BT = torch.cat([made.mask_BT, torch.ones_like(step_BT)], dim=1)
+        alive_B = alive_B & ~criteria(cast("Any", made.ids_BT), (scores_BV,))
 
 
 def _refuse(config: GenerationConfig, given: dict[str, Any]) -> None:
@@ -87,12 +104,15 @@ def _refuse(config: GenerationConfig, given: dict[str, Any]) -> None:
     cache = given.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ControlError("a cache was given that one stream has filled; each stream needs its own, so give the whole text.")
+    if config.output_hidden_states or config.output_attentions:
+        raise ControlError("hidden states and attentions of a mixture of passes are not defined; leave them out.")
     if given.get("inputs_embeds") is not None:
         raise ControlError("give input_ids; embeddings are not copied to the streams.")
 
 
 def _per_row(strength: float | Sequence[float], rows: int, copies: int) -> list[float]:
     """One strength per row; with several answers per prompt, transformers lays them side by side."""
-    if isinstance(strength, (int, float)) or len(strength) == rows:
-        return checked_strengths(strength, rows)
-    return [value for value in checked_strengths(strength, rows // copies) for _ in range(copies)]
+    values = checked_strengths(strength)
+    if isinstance(strength, Sequence) and len(values) != rows:
+        return [value for value in checked_strengths(values, rows // copies) for _ in range(copies)]
+    return checked_strengths(strength, rows)

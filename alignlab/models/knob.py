@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -42,10 +42,21 @@ class Knob(Protocol):
         """Makes the model the untouched backbone, bit for bit, for the passes inside."""
 
 
-def checked_strengths(strength: float | Sequence[float], count: int) -> list[float]:
-    """One strength per prompt. Raises ControlError for a list of another length and for values that are not finite."""
-    values = [float(strength)] * count if isinstance(strength, (int, float)) else [float(value) for value in strength]
-    if len(values) != count:
+def checked_strengths(strength: float | Iterable[float], count: int | None = None) -> list[float]:
+    """One strength per prompt, `count` of them where it is known.
+
+    Raises ControlError for a list of another length and for anything but finite numbers.
+    """
+    try:
+        if isinstance(strength, (str, set, frozenset)):
+            raise TypeError
+        # A tensor without dimensions says that it can be iterated, and cannot.
+        many = isinstance(strength, Iterable) and getattr(strength, "ndim", 1) > 0
+        given = list(strength) if many else [float(strength)] * (1 if count is None else count)  # type: ignore[arg-type]
+        values = [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise ControlError(f"strength {strength!r} is not a number or a list of numbers.") from error
+    if count is not None and len(values) != count:
         raise ControlError(f"{len(values)} strengths were given for {count} prompts; give one number, or one per prompt.")
     if not all(math.isfinite(value) for value in values):
         raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")

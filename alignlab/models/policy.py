@@ -103,7 +103,11 @@ class Policy:
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:
-        """Every verb inside runs at this strength: a number, or a tensor with one number per group of the batch."""
+        """Every verb inside runs at this strength: a number, or a tensor with one number per group of the batch.
+
+        Raises ControlError for a strength that is not finite, and in the verbs for a tensor of another length than the batch.
+        """
+        checked_strengths(strength.tolist() if isinstance(strength, Tensor) else strength)
         before, self._terms = self._terms, self.knob.terms(strength)
         try:
             yield
@@ -201,4 +205,7 @@ def _by_row(setting: Strength, layout: Layout) -> Strength:
     if not isinstance(setting, Tensor):
         return setting
     assert layout.group_R is not None  # `layout` gives rows of their own to strengths that differ
+    groups = int(layout.group_R[-1]) + 1
+    if len(setting) != groups:
+        raise ControlError(f"{len(setting)} strengths were given for a batch of {groups} groups; give one, or one per group.")
     return setting[layout.group_R]

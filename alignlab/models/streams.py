@@ -45,12 +45,6 @@ class Streams:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._inside.close()
 
-    @property
-    def rows(self) -> list[Tensor]:
-        """The text that each row of each pass belongs to."""
-        every = torch.arange(self._texts)
-        return [every if stream.mixed_R is None else stream.mixed_R[0] for stream in self._streams]
-
     def step(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Logits in fp32 after the last of the new tokens, B,V. mask_BT covers all tokens so far, padding on the left."""
         first, *others = self._streams

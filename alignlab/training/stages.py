@@ -70,6 +70,8 @@ class TrainStage:
             FitTrainer(step, self.name, part, session, batches, args).fit()
         policy.model.eval()
         part.save(folder / "result")
+        if self.moves == "backbone":
+            policy.backbone.describe(folder / "result")
         self._name_backbone(policy, folder)
 
     def restore(self, policy: Policy, folder: Path) -> None:

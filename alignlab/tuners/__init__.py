@@ -68,13 +68,19 @@ def _red(config: RedTunerConfig, model: Any) -> Any:
 _WEIGHTS = words("float32 weights")
 _EVERY = words("every weight")
 
+
+def _two_models(config: DeraConfig) -> frozenset[str]:
+    """An aligned model is trained, or was given and is left as it is."""
+    return frozenset({"float32 weights", "training"} if config.aligned is None else {"no training"})
+
+
 TUNERS = Registry(
     "tuner",
     {
         "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_EVERY),
         "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS),
         "blocks": Entry(BlocksConfig, _blocks, needs=_WEIGHTS),
-        "dera": Entry(DeraConfig, _dera, needs=_WEIGHTS, offers=_EVERY),
+        "dera": Entry(DeraConfig, _dera, needs=_two_models, offers=_EVERY),
         "clm": Entry(ClmTunerConfig, _clm),
         "lora": Entry(LoraConfig, _lora),
         "ia3": Entry(Ia3Config, _ia3),

@@ -19,6 +19,10 @@ class TunerConfig:
     likelihood_rate: float
     preference_rate: float
 
+    def stamp(self) -> list[str]:
+        """What tells apart the files that a tuner reads; most read none."""
+        return []
+
     def check(self) -> None:
         """Raises ConfigError for rates that cannot train."""
         for key in ("likelihood_rate", "preference_rate"):
@@ -101,6 +105,11 @@ class DeraConfig(TunerConfig):
         super().check()
         if self.aligned is not None and not list(Path(self.aligned).glob("*.safetensors")):
             raise ConfigError(f"tuner.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
+
+    def stamp(self) -> list[str]:
+        """Name, size and time of the aligned weights."""
+        found = sorted(Path(self.aligned).glob("*.safetensors")) if self.aligned else []
+        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
 
 
 @dataclass

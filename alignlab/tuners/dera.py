@@ -6,13 +6,11 @@ swaps pointers, so both passes use one module and two sets of weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignlab.errors import ConfigError, ModelError
+from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import DeraConfig
 from alignlab.tuners.tuner import mixed_logits
@@ -21,16 +19,6 @@ from alignlab.tuners.weights import WeightsTuner
 
 class DeraTuner(WeightsTuner):
     """z = s z_aligned + (1 - s) z_backbone (DeRa, eq. 12), a pass for each model."""
-
-    read_from: Path | None = None
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """As for weights. Raises ConfigError where the aligned model was read: it would be fine-tuned in the base's place."""
-        if self.read_from is not None:
-            raise ConfigError(f"tuner.aligned={self.read_from} has its own base; set method.sft_first=false.")
-        with super().aside():
-            yield
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """Both models, or one of them at exactly 0 and 1."""
@@ -41,8 +29,7 @@ def build(config: DeraConfig, model: PreTrainedModel) -> DeraTuner:
     """Every weight is learned; with `aligned`, the checkpoint's weights are put in its place."""
     tuner = DeraTuner(model, [name for name, _ in model.named_parameters()])
     if config.aligned is not None and model.device.type != "meta":
-        tuner.read_from = Path(config.aligned)
-        _put_in(model, tuner.read_from)
+        _put_in(model, Path(config.aligned))
     return tuner
 
 

@@ -81,7 +81,7 @@ class PeftTuner:
                 layer._disable_adapters = disabled
 
     def aside(self) -> AbstractContextManager[None]:
-        """Without the adapter, whose own start does not depend on the backbone."""
+        """Without the adapter; one whose start depends on the backbone says so."""
         return self.off()
 
     def save(self, folder: Path) -> None:

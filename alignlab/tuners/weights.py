@@ -23,6 +23,8 @@ from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
 from alignlab.tuners.tuner import Tuner, between, one_pass, origins
 
 FILE = "weights.safetensors"
+PLAIN = "model.safetensors"
+"""As transformers calls the weights of a whole model."""
 
 
 class WeightsTuner:
@@ -85,35 +87,35 @@ class BackboneWeights:
         return list(self._named.values())
 
     def save(self, folder: Path) -> None:
-        """Writes every tensor of the backbone."""
-        write(self._named, folder)
+        """Writes every tensor of the backbone, under the names of a plain checkpoint."""
+        write(self._named, folder, PLAIN)
 
     def load(self, folder: Path) -> None:
         """Reads them back."""
-        read(self._named, folder)
+        read(self._named, folder, PLAIN)
 
 
-def write(named: Mapping[str, nn.Parameter], folder: Path) -> None:
+def write(named: Mapping[str, nn.Parameter], folder: Path, file: str = FILE) -> None:
     """Writes parameters under their names as one file of safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().contiguous() for name, parameter in named.items()}
-    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
-def read(named: Mapping[str, nn.Parameter], folder: Path) -> None:
+def read(named: Mapping[str, nn.Parameter], folder: Path, file: str = FILE) -> None:
     """Fills parameters from what `write` left. Raises ModelError where the names are others."""
-    tensors = load_file(folder / FILE)
+    tensors = load_file(folder / file)
     if tensors.keys() != named.keys():
-        raise ModelError(f"{folder / FILE} holds other tensors than are learned here; it belongs to another model or tuner.")
+        raise ModelError(f"{folder / file} holds other tensors than are learned here; it belongs to another model or tuner.")
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(tensors[name])
 
 
 def digest(folder: Path) -> str:
-    """A short hash of what `write` left: the same weights, the same hash."""
+    """A short hash of a backbone's weights on disk: the same weights, the same hash."""
     made = hashlib.sha256()
-    with (folder / FILE).open("rb") as file:
+    with (folder / PLAIN).open("rb") as file:
         while piece := file.read(1 << 20):
             made.update(piece)
     return made.hexdigest()[:16]

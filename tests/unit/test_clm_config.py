@@ -65,7 +65,7 @@ def refused(compose: Compose, *words: str) -> str:
     return sentence(info.value) or "a traceback"
 
 
-@pytest.mark.parametrize(("method", "chosen"), [("clm", "clm"), ("evaluate", "dera")])
+@pytest.mark.parametrize(("method", "chosen"), [("clm", "clm")])
 def test_a_method_chooses_its_tuner(composed: Compose, method: str, chosen: str) -> None:
     assert parse(composed(f"method={method}")).tuner.name == chosen
 

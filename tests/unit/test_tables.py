@@ -9,7 +9,7 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.plots import draw_sweep
-from alignlab.tables import distinguishing, means
+from alignlab.tables import distinguishing, means, results
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,6 +52,15 @@ def test_seeds_are_averaged_with_the_lowest_and_the_highest_beside() -> None:
     lora = made[(made["tuner.name"] == "lora") & (made.strength == 1.0) & (made.metric == "reward")]
     assert lora[["mean", "seeds", "lowest", "highest"]].values.tolist() == [[6.0, 3, 5.0, 7.0]]
     assert len(made) == 2 * 2 * 2
+
+
+def test_runs_that_differ_in_a_list_are_told_apart(tmp_path: Path) -> None:
+    for number, strengths in enumerate(([0.0, 1.0], [0.0, 2.0])):
+        ledger = Ledger(tmp_path / str(number))
+        ledger.write("config.json", {"seed": 0, "control": {"strengths": strengths}})
+        ledger.write("report.json", {"results": [{"strength": 1.0, "suite": "toy", "metric": "reward", "value": 0.5}]})
+
+    assert means(results(tmp_path))["control.strengths"].tolist() == ["0.0 1.0", "0.0 2.0"]
 
 
 def test_runs_that_differ_in_their_seed_only_have_no_setting() -> None:

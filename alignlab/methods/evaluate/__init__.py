@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignlab.registry import Entry
+from alignlab.registry import Entry, words
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -25,4 +25,4 @@ def build(config: EvaluateConfig) -> Method:
     return Method(config.name, ())
 
 
-ENTRY = Entry(EvaluateConfig, build)
+ENTRY = Entry(EvaluateConfig, build, offers=words("no training"))

@@ -17,4 +17,4 @@ def build(config: LikelihoodConfig) -> Method:
     return one_stage(config, every, split="corpus", start="random")
 
 
-ENTRY = Entry(LikelihoodConfig, build, needs=words("corpus", "every weight"))
+ENTRY = Entry(LikelihoodConfig, build, needs=words("corpus", "every weight"), offers=words("training"))

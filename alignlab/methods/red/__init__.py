@@ -17,4 +17,4 @@ def build(config: LikelihoodConfig) -> Method:
     return one_stage(config, chosen)
 
 
-ENTRY = Entry(LikelihoodConfig, build, needs=words("chosen"))
+ENTRY = Entry(LikelihoodConfig, build, needs=words("chosen"), offers=words("training"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,14 +16,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.knob import Strength
+from alignlab.tuners.clm.blocks import ClmBlocks, with_cache
 from alignlab.tuners.clm.config import ClmConfig
-from alignlab.tuners.precision import at_least_float32
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -57,31 +54,6 @@ def block_at(module: nn.Module, setting: Strength) -> Iterator[None]:
             layer.setting = old
 
 
-class ClmBlocks(nn.Module):
-    """One adapter's blocks, in float32: at a rate of 5e-7 a step in bfloat16 is rounded away."""
-
-    def __init__(self, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.register_load_state_dict_pre_hook(_lift)
-        self.float()
-
-    def forward(self, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Through all blocks. Under a half-precision backbone the matrix products run in its type, as the blocks of a
-        plain export do; the cast back is exact for an identity block."""
-        out_RTD = hidden_RTD
-        with torch.autocast(hidden_RTD.device.type, dtype=hidden_RTD.dtype, enabled=hidden_RTD.dtype in HALF):
-            for block in self.blocks:
-                output = block(out_RTD, *args, **kwargs)
-                out_RTD = output if isinstance(output, Tensor) else output[0]
-        return out_RTD.to(hidden_RTD.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClmBlocks:
-        """Follow `.to(device)`, but not a cast to a half type."""
-        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-
 class ClmLayer(nn.Module, BaseTunerLayer):
     """The backbone's first block, with the active adapters' blocks in front; asked for anything else, it is that block."""
 
@@ -99,18 +71,8 @@ class ClmLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: ClmConfig) -> None:
         """Add an adapter: copies of the first block that write nothing yet, with cache layers behind the backbone's own."""
-        taken = sum(len(cast("ClmBlocks", blocks).blocks) for blocks in self.clm_blocks.values())
-        assert config.writes is not None  # the model fills it in
-        made = []
-        for number in range(config.blocks):
-            block = _copied(self.base_layer)
-            if config.start == "random":
-                _draw(block)
-            else:
-                _silence(block, config.writes)
-            number_as(block, self.depth + taken + number)
-            made.append(block.requires_grad_(True))
-        self.clm_blocks[adapter_name] = ClmBlocks(made)
+        used = [attention.layer_idx for blocks in self.clm_blocks.values() for attention in with_cache(blocks)]
+        self.clm_blocks[adapter_name] = ClmBlocks(self.base_layer, config, max([self.depth - 1, *used]) + 1)
         BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +85,11 @@ class ClmLayer(nn.Module, BaseTunerLayer):
                 if name in self.clm_blocks:
                     hidden_states = self._mixed(cast("ClmBlocks", self.clm_blocks[name]), hidden_states, args, kwargs)
         return self.base_layer(hidden_states, *args, **kwargs)
+
+    def follow_base(self) -> None:
+        """Untrained blocks become copies of the first block as it is now."""
+        for blocks in self.clm_blocks.values():
+            cast("ClmBlocks", blocks).follow(self.base_layer)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raises ModelError: one more block is another architecture, so there is no merging in place."""
@@ -161,16 +128,6 @@ class ClmLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
 
-def number_as(block: nn.Module, index: int) -> None:
-    """Tells a block which layer of the cache is its own."""
-    for attention in _with_cache(block):
-        attention.layer_idx = index
-
-
-def _with_cache(module: nn.Module) -> list[Any]:
-    return [inside for inside in module.modules() if hasattr(inside, "layer_idx")]
-
-
 def _setting(value: Strength) -> float | Rows:
     if not isinstance(value, Tensor):
         if not math.isfinite(value):
@@ -179,6 +136,8 @@ def _setting(value: Strength) -> float | Rows:
     if value.dim() != 1 or not bool(value.isfinite().all()):
         raise ControlError(f"settings are finite and of shape (rows,), got shape {tuple(value.shape)}.")
     distinct = set(value.tolist())
+    if not distinct:
+        raise ControlError("no setting was given; give one number, or one per row.")
     if len(distinct) == 1:
         return float(distinct.pop())
     on_R = value.nonzero()[:, 0]
@@ -206,43 +165,10 @@ def _picked(value: Any, rows: Rows) -> Any:
 
 def _make_room(cache: Cache, blocks: ClmBlocks) -> None:
     """Caches are made with one layer per block of the config; the new blocks' layers are added on first use."""
-    numbers = [attention.layer_idx for attention in _with_cache(blocks)]
+    numbers = [attention.layer_idx for attention in with_cache(blocks)]
     # Before the first block runs, all layers hold the same tokens.
     if any(cache.get_seq_length(number) != cache.get_seq_length() for number in numbers):
         raise ControlError("this cache holds tokens read without the CLM block; begin a new one, or keep the strength at 0.")
     # A cache that was made without a config grows by itself.
     while cache.layers and len(cache.layers) <= max(numbers):
         cache.layers.append(copy.deepcopy(cache.layers[0]))
-
-
-def _copied(block: nn.Module) -> nn.Module:
-    """A copy that shares the model's config, since attention reads there how it is computed."""
-    shared = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
-    made: nn.Module = copy.deepcopy(block, shared)
-    return made
-
-
-@torch.no_grad()
-def _silence(block: nn.Module, writes: list[str]) -> None:
-    """Zeroes every tensor of the modules that write into the residual stream: the block becomes the identity."""
-    for name in writes:
-        for parameter in block.get_submodule(name).parameters():
-            parameter.zero_()
-
-
-@torch.no_grad()
-def _draw(block: nn.Module) -> None:
-    """New weights: matrices as in He et al. (arXiv 1502.01852), biases 0, norms as they are (InRa, table 4)."""
-    for module in block.modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
-            # Conv1D stores its weight as in x out, Linear as out x in.
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), mode="fan_out" if isinstance(module, Conv1D) else "fan_in")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def _lift(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """A file's half-precision tensors as float32: loading with `assign=True` would take them as they are."""
-    for name, tensor in state_dict.items():
-        if name.startswith(prefix) and tensor.is_floating_point():
-            state_dict[name] = tensor.float()

@@ -10,8 +10,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from alignlab.errors import ControlError, ModelError
+from alignlab.tuners.clm.blocks import HALF, ClmBlocks, number_as
 from alignlab.tuners.clm.config import ClmConfig
-from alignlab.tuners.clm.layer import HALF, ClmBlocks, ClmLayer, number_as
+from alignlab.tuners.clm.layer import ClmLayer
 from alignlab.tuners.clm.layouts import block_layout
 
 COPIED = (torch.float32, torch.float64, *HALF)

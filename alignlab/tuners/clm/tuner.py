@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,21 +23,37 @@ USUAL = (-0.5, 2.0)
 
 
 class ClmTuner(PeftTuner):
-    """z = s z_aligned + (1 - s) z_plain (paper, section 4.3), or with `merge="embeddings"` one pass with h + s (Phi(h) - h)."""
+    """z = s z_aligned + (1 - s) z_plain (paper, section 4.3), or with `merge` embeddings one pass with h + s (Phi(h) - h)."""
 
-    merge = "logits"
-    _warned = False
+    def __init__(self, model: PreTrainedModel, config: ClmConfig, merge: str) -> None:
+        super().__init__(model, config)
+        self._merge, self._warned = merge, False
+
+    @classmethod
+    def around(cls, model: PeftModel) -> ClmTuner:
+        """The paper's dial for a model that peft has attached already."""
+        tuner = super().around(model)
+        tuner._merge, tuner._warned = "logits", False
+        return tuner
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """Both streams, or one of them at exactly 0 and 1; a single pass where the embeddings are merged."""
         self._warn_beyond(strength)
-        return one_pass(strength) if self.merge == "embeddings" else mixed_logits(strength)
+        return one_pass(strength) if self._merge == "embeddings" else mixed_logits(strength)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Rows at 1 go through the new blocks, rows at 0 past them."""
         if isinstance(setting, float) and setting == 1.0:
             return nullcontext()
         return block_at(self.module, setting)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Without the blocks, which afterwards are copies of the first block as it is then."""
+        with self.off():
+            yield
+        for layer in self.layers:
+            layer.follow_base()
 
     def _warn_beyond(self, strength: Strength) -> None:
         given = strength.tolist() if isinstance(strength, Tensor) else [strength]
@@ -47,6 +65,4 @@ class ClmTuner(PeftTuner):
 
 def build(config: ClmTunerConfig, model: PreTrainedModel) -> ClmTuner:
     """Adds the blocks."""
-    tuner = ClmTuner(model, ClmConfig(task_type="CAUSAL_LM", blocks=config.blocks, start=config.start))
-    tuner.merge = config.merge
-    return tuner
+    return ClmTuner(model, ClmConfig(task_type="CAUSAL_LM", blocks=config.blocks, start=config.start), config.merge)

@@ -203,10 +203,21 @@ def full_cache(model: PeftModel) -> DynamicCache:
         ([0.0, 1.0, math.inf, 1.0], lambda _: {}, "not finite"),
         (0.5, lambda _: {"num_beams": 2}, "beam search is not offered, so set num_beams=1"),
         (0.5, lambda _: {"prompt_lookup_num_tokens": 2}, "assisted generation is not offered"),
+        (0.5, lambda _: {"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states and attentions"),
         (0.5, lambda model: {"past_key_values": full_cache(model)}, "each stream needs its own"),
         (0.5, lambda model: {"inputs_embeds": model.get_input_embeddings()(PROMPTS), "input_ids": None}, "give input_ids"),
     ],
-    ids=["too few", "too few for several answers", "nan", "inf", "beams", "prompt lookup", "filled cache", "embeddings"],
+    ids=[
+        "too few",
+        "too few for several answers",
+        "nan",
+        "inf",
+        "beams",
+        "prompt lookup",
+        "hidden states",
+        "filled cache",
+        "embeddings",
+    ],
 )
 def test_what_the_dial_cannot_do_is_refused(
     strength: float | list[float], more: Callable[[PeftModel], dict[str, Any]], sentence: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -273,6 +274,10 @@ def test_no_prompts_are_no_answers(llama: Backbone) -> None:
         ([1.0, 2.0], "2 strengths were given for 4 prompts"),
         (math.nan, "not finite"),
         ([1.0, 1.0, math.inf, 1.0], "not finite"),
+        ("1111", "not a number or a list of numbers"),
+        ({1.0, 2.0, 3.0, 4.0}, "not a number or a list of numbers"),
+        (None, "not a number or a list of numbers"),
+        ([[1.0]] * 4, "not a number or a list of numbers"),
     ],
 )
 def test_strengths_that_cannot_be_honoured_are_refused(
@@ -282,6 +287,37 @@ def test_strengths_that_cannot_be_honoured_are_refused(
 
     with pytest.raises(ControlError, match=sentence):
         policy.respond(PROMPTS, strength=strength, sampling=GREEDY, seed=0)
+
+
+@pytest.mark.parametrize("strength", [torch.tensor(1.0), torch.ones(4), (1, 1, 1, 1)], ids=["0-d", "tensor", "tuple"])
+def test_strengths_may_come_as_tensors_and_whole_numbers(llama: Backbone, strength: Any) -> None:
+    policy = attached("lora", llama)
+
+    assert policy.respond(PROMPTS, strength=strength, sampling=GREEDY, seed=0) == policy.respond(
+        PROMPTS, strength=1.0, sampling=GREEDY, seed=0
+    )
+
+
+@pytest.mark.parametrize("tuner", ["lora", "red", "clm", "dera"])
+@pytest.mark.parametrize("strength", [math.nan, torch.tensor([0.0, math.inf, 1.0, 1.0])], ids=["nan", "inf in one row"])
+def test_a_context_at_a_strength_that_is_not_finite_is_refused(llama: Backbone, tuner: str, strength: Any) -> None:
+    policy = attached(tuner, llama)
+
+    with pytest.raises(ControlError, match="not finite"), policy.at(strength):
+        pass
+
+
+@pytest.mark.parametrize("tuner", ["lora", "red", "clm", "dera"])
+@pytest.mark.parametrize("count", [2, 9])
+def test_strengths_of_another_number_than_the_groups_are_refused(llama: Backbone, tuner: str, count: int) -> None:
+    policy = attached(tuner, llama)
+    batch = batch_of(llama)
+
+    with (
+        pytest.raises(ControlError, match=f"{count} strengths were given for a batch of {len(batch.ids_GMT)} groups"),
+        policy.at(torch.linspace(0, 1, count)),
+    ):
+        policy.logprobs(batch)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_and_one_token_fewer_is_answered(llama: Backbone) -> None:

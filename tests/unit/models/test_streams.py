@@ -225,13 +225,3 @@ def test_a_stream_begun_with_the_tuner_off_is_not_continued_with_it_on(llama: Ba
             streams.step(IDS, mask[:, :7])
         with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):
             streams.step(IDS[:, :1], mask)
-
-
-def test_rows_tell_which_text_they_belong_to(llama: Backbone) -> None:
-    policy = attached("clm", llama)
-
-    mixed = Streams(policy.model, policy.knob, torch.tensor([0.0, 0.5, 1.0]), 3, IDS.device)
-    single = Streams(policy.model, policy.knob, 1.0, 3, IDS.device)
-
-    assert [rows.tolist() for rows in mixed.rows] == [[1, 2, 0, 1]]
-    assert [rows.tolist() for rows in single.rows] == [[0, 1, 2]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
@@ -29,6 +30,7 @@ DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum",
 SFT = TrainStage("sft", "train", chosen, nll, fit_config(steps=3), moves="backbone")
 PREFER = TrainStage("prefer", "train", pair, DPO, fit_config(steps=2), "base")
 
+WRITES = {"llama": ["self_attn.o_proj", "mlp.down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj"]}
 every_tuner = pytest.mark.parametrize("tuner", ["clm", "lora", "full", "dera"])
 beside = pytest.mark.parametrize("tuner", ["clm", "lora"])
 every_backbone = pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -58,13 +60,12 @@ def off(policy: Policy) -> Tensor:
 
 def kept(folder: Path) -> Path:
     """The file that the stage left."""
-    return folder / "stages" / "sft" / "result" / "weights.safetensors"
+    return folder / "stages" / "sft" / "result" / "model.safetensors"
 
 
-@beside
 @every_backbone
-def test_every_weight_of_the_backbone_moves_and_none_of_the_adapter(tuner: str, kind: str, tmp_path: Path) -> None:
-    policy = attached(tuner, backbone(kind))
+def test_every_weight_of_the_backbone_moves_and_none_of_the_adapter(kind: str, tmp_path: Path) -> None:
+    policy = attached("lora", backbone(kind))
     adapter = {id(parameter) for parameter in learned(policy)}
     before = weights(policy)
 
@@ -72,6 +73,39 @@ def test_every_weight_of_the_backbone_moves_and_none_of_the_adapter(tuner: str, 
 
     moved = {name for name, tensor in weights(policy).items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name, parameter in policy.model.named_parameters() if id(parameter) not in adapter}
+
+
+@every_backbone
+def test_a_clm_block_becomes_a_copy_of_the_first_block_that_was_trained(kind: str, tmp_path: Path) -> None:
+    policy = fine_tuned("clm", tmp_path, kind)
+
+    (layer,) = policy.knob.layers  # type: ignore[attr-defined]
+    (block,) = layer.clm_blocks["default"].blocks
+    theirs = dict(layer.base_layer.named_parameters())
+    writes = [f"{name}.{tensor}" for name in WRITES[kind] for tensor in ("weight", "bias")]
+    mine = dict(block.named_parameters())
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine if name not in writes)
+    assert all(not mine[name].any() for name in mine if name in writes)
+
+
+def test_a_new_process_finds_the_block_as_the_old_one_left_it(tmp_path: Path) -> None:
+    trained = fine_tuned("clm", tmp_path)
+    fresh = attached("clm", backbone("llama"), spread=0.0)
+
+    SFT.restore(fresh, tmp_path / "stages" / "sft")
+
+    pairs = zip(learned(fresh), learned(trained), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def test_what_is_left_is_a_checkpoint_that_loads_by_itself(tmp_path: Path) -> None:
+    policy = fine_tuned("clm", tmp_path)
+
+    plain = AutoModelForCausalLM.from_pretrained(kept(tmp_path).parent)
+
+    ids = torch.arange(3, 19).reshape(2, 8)
+    with policy.off():
+        assert torch.equal(plain(ids).logits, policy.model(ids).logits)
 
 
 @every_tuner

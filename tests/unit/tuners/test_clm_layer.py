@@ -51,7 +51,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @every_family
 def test_a_new_block_changes_no_bit(build: Build, logits: Logits, family: str, dtype: torch.dtype) -> None:
     model = build(family).to(dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from alignlab.errors import ConfigError, ModelError
+from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.streams import Streams
@@ -118,13 +118,6 @@ def test_without_a_checkpoint_dera_starts_from_the_backbone_and_learns_every_wei
 
     assert {id(p) for p in learned(policy)} == {id(p) for p in llama.model.parameters()}
     assert torch.equal(stepped(policy, 0.7), stepped(policy, 0.3))
-
-
-def test_an_aligned_checkpoint_has_its_own_base_so_none_is_fine_tuned_in_its_place(llama: Backbone, aligned: str) -> None:
-    policy = policy_of("dera", llama, aligned=aligned)
-
-    with pytest.raises(ConfigError, match=r"has its own base; set method\.sft_first=false"), policy.knob.aside():  # type: ignore[attr-defined]
-        pass
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(gpt2: Backbone, aligned: str) -> None:

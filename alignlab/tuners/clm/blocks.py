@@ -1,0 +1,109 @@
+"""The new blocks: copies of the first one that write nothing yet, in float32.
+
+Source: CLM (arXiv 2503.04346), sections 4.1 and 4.2; random start: InRa (arXiv 2506.12704), table 4.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from alignlab.tuners.clm.config import ClmConfig
+from alignlab.tuners.precision import at_least_float32
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class ClmBlocks(nn.Module):
+    """One adapter's blocks, in float32: at a rate of 5e-7 a step in bfloat16 is rounded away."""
+
+    def __init__(self, base: nn.Module, config: ClmConfig, first_index: int) -> None:
+        super().__init__()
+        assert config.writes is not None  # the model fills it in
+        self._random, self._writes = config.start == "random", tuple(config.writes)
+        self.blocks = nn.ModuleList(_copied(base) for _ in range(config.blocks))
+        for number, block in enumerate(self.blocks):
+            number_as(block, first_index + number)
+            if self._random:
+                _draw(block)
+            else:
+                _silence(block, self._writes)
+        self.register_load_state_dict_pre_hook(_lift)
+        self.requires_grad_(True)
+        self._apply(lambda tensor: tensor)
+
+    def forward(self, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Through all blocks. Under a half-precision backbone the matrix products run in its type, as the blocks of a
+        plain export do; the cast back is exact for an identity block."""
+        out_RTD = hidden_RTD
+        with torch.autocast(hidden_RTD.device.type, dtype=hidden_RTD.dtype, enabled=hidden_RTD.dtype in HALF):
+            for block in self.blocks:
+                output = block(out_RTD, *args, **kwargs)
+                out_RTD = output if isinstance(output, Tensor) else output[0]
+        return out_RTD.to(hidden_RTD.dtype)
+
+    @torch.no_grad()
+    def follow(self, base: nn.Module) -> None:
+        """Untrained blocks of a backbone that has been trained since: what was copied is copied again, the rest stays."""
+        for block in self.blocks:
+            for name, module in block.named_modules():
+                drawn = self._random and isinstance(module, (nn.Linear, Conv1D))
+                if drawn or (not self._random and name in self._writes):
+                    continue
+                for key, parameter in module.named_parameters(recurse=False):
+                    parameter.copy_(base.get_submodule(name).get_parameter(key))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClmBlocks:
+        """Follow `.to(device)`, but not a cast to a half type."""
+        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def number_as(block: nn.Module, index: int) -> None:
+    """Tells a block which layer of the cache is its own."""
+    for attention in with_cache(block):
+        attention.layer_idx = index
+
+
+def with_cache(module: nn.Module) -> list[Any]:
+    """The modules that have a layer of the cache, by their `layer_idx`."""
+    return [inside for inside in module.modules() if hasattr(inside, "layer_idx")]
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    """A copy that shares the model's config, since attention reads there how it is computed."""
+    shared = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+    made: nn.Module = copy.deepcopy(block, shared)
+    return made
+
+
+@torch.no_grad()
+def _silence(block: nn.Module, writes: tuple[str, ...]) -> None:
+    """Zeroes every tensor of the modules that write into the residual stream: the block becomes the identity."""
+    for name in writes:
+        for parameter in block.get_submodule(name).parameters():
+            parameter.zero_()
+
+
+@torch.no_grad()
+def _draw(block: nn.Module) -> None:
+    """New weights: matrices as in He et al. (arXiv 1502.01852), biases 0, norms as they are."""
+    for module in block.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            # Conv1D stores its weight as in x out, Linear as out x in.
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), mode="fan_out" if isinstance(module, Conv1D) else "fan_in")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _lift(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A file's half-precision tensors as float32: loading with `assign=True` would take them as they are."""
+    for name, tensor in state_dict.items():
+        if name.startswith(prefix):
+            state_dict[name] = at_least_float32(tensor, tensor)
