@@ -26,7 +26,9 @@ def main(words: Sequence[str] | None = None) -> int:
     plot.add_argument("folder", type=Path)
     plot.add_argument("--to", required=True, type=Path, help="the picture to write, e.g. dial.png")
     for command in (table, plot):
-        command.add_argument("--where", nargs="+", default=[], metavar="KEY=A,B", help="only runs with these settings")
+        command.add_argument(
+            "--where", nargs="+", default=[], metavar="KEY=A,B", help="only runs with these settings; none: not set"
+        )
     plot.add_argument("--metrics", nargs="+", default=["toy/reward", "toy/capability"], help="suite/metric, two or more")
     export = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
     export.add_argument("run", type=Path, help="a run folder")

@@ -12,30 +12,33 @@ from alignlab.errors import ConfigError, RunFolderError
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 
+MISSING = "none"
 NOT_SETTINGS = ("fingerprint", "paths", "tracking")
 
 
 def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
     """Every number of every finished run below a folder; columns: the settings that vary, then the report's.
 
-    `where`: only runs whose settings have one of these values. Raises RunFolderError where no finished run is left, and
-    ConfigError for a setting that no run has.
+    `where`: only runs whose settings have one of these values, `none` for a setting that a run does not have. Raises
+    RunFolderError where no finished run is left, and ConfigError for a setting that no run has.
     """
     runs = [Ledger(path.parent) for path in sorted(folder.glob("**/report.json"))]
     if not runs:
         raise RunFolderError(f"no finished run below {folder}; give the folder that `paths.runs` names.")
-    settings = pd.DataFrame([_flat(run.read("config.json") or {}) for run in runs])
-    for name, values in (where or {}).items():
-        if name not in settings:
-            raise ConfigError(unknown("setting", name, [str(column) for column in settings]))
-        settings = settings[settings[name].astype(str).isin(values)]
-    if settings.empty:
+    every = [(_flat(run.read("config.json") or {}), run) for run in runs]
+    asked = where or {}
+    for name in asked:
+        if not any(name in settings for settings, _ in every):
+            raise ConfigError(unknown("setting", name, {key for settings, _ in every for key in settings}))
+    chosen = [(s, run) for s, run in every if all(str(s.get(name, MISSING)) in asked[name] for name in asked)]
+    if not chosen:
         raise RunFolderError(f"no finished run below {folder} has the settings asked for.")
-    varying = [name for name in settings if settings[name].astype(str).nunique() > 1]
+    names = dict.fromkeys(name for settings, _ in chosen for name in settings)
+    varying = [name for name in names if len({str(settings.get(name)) for settings, _ in chosen}) > 1]
     lines = []
-    for number in settings.index.tolist():
-        chosen = {name: settings.at[number, name] for name in varying}
-        lines += [{**chosen, **row} for row in (runs[number].read("report.json") or {})["results"]]
+    for settings, run in chosen:
+        told_apart = {name: settings.get(name) for name in varying}
+        lines += [{**told_apart, **row} for row in (run.read("report.json") or {})["results"]]
     return pd.DataFrame(lines)
 
 

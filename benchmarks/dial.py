@@ -1,17 +1,18 @@
 """What a dial costs: two streams in one batched pass beside a plain decoder, and beside two separately loaded models.
 
-    python benchmarks/dial.py [--rounds 7]
+    python benchmarks/dial.py [--rounds 5]
 
 A random Llama (hidden 512, 8 blocks), prompts of 32 tokens, 48 new tokens, two threads. Times: all sides in one process, in
 turn; the median step of a round, the ratio of sides within the round, then the median ratio and its range over rounds.
-Memory: one process a side, peak resident memory above that after the imports; weights: bytes of all parameters held.
+`plain` is the backbone alone in a loop as one would write it, `two-models` two of them with their logits mixed. Memory: one
+process a side, peak resident memory above that after the imports; weights: bytes of all parameters held.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,16 +29,17 @@ SIDES = ("plain", "clm", "two-models", "dera")
 def main() -> None:
     """Times, then memory; with --memory, is one process of the latter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", nargs=2, metavar=("SIDE", "BATCH"))
     given = parser.parse_args()
     if given.memory:
         print(json.dumps(memory(given.memory[0], int(given.memory[1]))))
         return
     for batch in BATCHES:
-        compare_times(batch, given.rounds)
-    for batch in BATCHES:
         compare_memory(batch)
+    for batch in BATCHES:
+        compare_times(batch, given.rounds)
+    compare_products(given.rounds)
 
 
 def compare_times(batch: int, rounds: int) -> None:
@@ -58,6 +60,33 @@ def compare_times(batch: int, rounds: int) -> None:
         )
 
 
+def compare_products(rounds: int) -> None:
+    """Why batch 1 costs what it does: a product of two rows with a weight of the feed-forward beside that of one row."""
+    import torch
+
+    torch.set_num_threads(2)
+    weights = [torch.randn(1408, 512) for _ in range(40)]  # in turn, so that none stays in a cache
+    ratios = []
+    for _ in range(rounds):
+        one, two = (statistics.median(_products(weights, torch.randn(rows, 512))) for rows in (1, 2))
+        ratios.append(two / one)
+    ratios.sort()
+    print(
+        f"a product of 2 rows / of 1 row: {statistics.median(ratios):.2f}x  (n = {rounds}, {ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def _products(weights: list[Any], x: Any) -> list[float]:
+    import torch.nn.functional as F
+
+    seconds = []
+    for weight in weights * 5:
+        started = time.perf_counter()
+        F.linear(x, weight)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
 def compare_memory(batch: int) -> None:
     """MiB of weights, and of the peak above the imports."""
     found = {side: _child(side, batch) for side in SIDES}
@@ -69,13 +98,13 @@ def compare_memory(batch: int) -> None:
 
 def memory(side: str, batch: int) -> dict[str, float]:
     """Of one side in a process of its own."""
-    _backbone()  # imports, and the first touch of what every side needs
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _imports()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value so far
+    before = _resident("VmRSS")
     held: list[Any] = []
     stepper(side, batch, held)()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in held}
-    return {"weights_mib": sum(weights.values()) / 2**20, "peak_mib": (after - before) / 1024}
+    return {"weights_mib": sum(weights.values()) / 2**20, "peak_mib": (_resident("VmHWM") - before) / 1024}
 
 
 def stepper(side: str, batch: int, held: list[Any] | None = None) -> Callable[[], list[float]]:
@@ -83,13 +112,13 @@ def stepper(side: str, batch: int, held: list[Any] | None = None) -> Callable[[]
     import torch
 
     prompt_BT = torch.randint(4, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
-    if side == "two-models":
-        aligned, plain = _backbone().model, _backbone().model
-        begin: Callable[[], Any] = lambda: _TwoModels(aligned, plain)  # noqa: E731
-        weights = [*aligned.parameters(), *plain.parameters()]
+    if side in ("plain", "two-models"):
+        models = [_backbone().model for _ in range(1 if side == "plain" else 2)]
+        begin: Callable[[], Any] = lambda: _Models(models)  # noqa: E731
+        weights = [tensor for model in models for tensor in model.parameters()]
     else:
-        policy, strength = _policy(side), 0.0 if side == "plain" else 0.5
-        begin = lambda: _streams(policy, strength, batch)  # noqa: E731
+        policy = _policy(side)
+        begin = lambda: _streams(policy, 0.5, batch)  # noqa: E731
         weights = [*policy.model.parameters(), *(origin for _, origin in getattr(policy.knob, "_origins", []))]
     if held is not None:
         held.extend(weights)
@@ -109,13 +138,13 @@ def stepper(side: str, batch: int, held: list[Any] | None = None) -> Callable[[]
     return once
 
 
-class _TwoModels:
-    """The other route, as one would write it: two models, two caches, one mix."""
+class _Models:
+    """The other routes, as one would write them: each model with its cache, their logits averaged."""
 
-    def __init__(self, aligned: Any, plain: Any) -> None:
-        self._models = [[aligned, None, 0.5], [plain, None, 0.5]]
+    def __init__(self, models: list[Any]) -> None:
+        self._models = [[model, None, 1 / len(models)] for model in models]
 
-    def __enter__(self) -> _TwoModels:
+    def __enter__(self) -> _Models:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,6 +158,19 @@ class _TwoModels:
             entry[1] = output.past_key_values
             logits_BV = logits_BV + weight * output.logits[:, -1].float()
         return logits_BV
+
+
+def _resident(key: str) -> int:
+    """KiB of resident memory, now (VmRSS) or at its highest (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1])
+
+
+def _imports() -> None:
+    """All that a side imports, without a model."""
+    rooms = ("models.policy", "models.streams", "tuners.dera", "tuners.clm.tuner")
+    for name in ("transformers.models.llama.modeling_llama", *(f"alignlab.{room}" for room in rooms)):
+        importlib.import_module(name)
 
 
 def _streams(policy: Any, strength: float, batch: int) -> Any:
