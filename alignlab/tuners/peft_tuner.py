@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
-from alignlab.tuners.tuner import one_pass
+from alignlab.tuners.tuner import one_pass, setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,17 +67,9 @@ class PeftTuner:
         """The edit scaled."""
         raise TypeError(f"{type(self).__name__} does not say what a strength means: {setting}")
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
-        before = [layer._disable_adapters for layer in self.layers]
-        for layer in self.layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer, disabled in zip(self.layers, before, strict=True):
-                layer._disable_adapters = disabled
+        return setting("_disable_adapters", True, self.layers)
 
     def aside(self) -> AbstractContextManager[None]:
         """Without the adapter; one whose start depends on the backbone says so."""

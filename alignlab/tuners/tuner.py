@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,19 @@ class Tuner(Knob, Part, Protocol):
 
     def aside(self) -> AbstractContextManager[None]:
         """Out of the way while the backbone itself is trained or replaced; what it is on leaving is where the tuner starts."""
+
+
+@contextmanager
+def setting(name: str, value: object, things: Sequence[object]) -> Iterator[None]:
+    """Inside, attribute `name` of each thing is `value`; afterwards it is what it was, errors included."""
+    before = [getattr(thing, name) for thing in things]
+    try:
+        for thing in things:
+            setattr(thing, name, value)
+        yield
+    finally:
+        for thing, old in zip(things, before, strict=True):
+            setattr(thing, name, old)
 
 
 def one_pass(strength: Strength) -> tuple[Term, ...]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from alignlab.errors import ControlError, ModelError
 from alignlab.models.knob import Strength
 from alignlab.tuners.clm.blocks import ClmBlocks, with_cache
 from alignlab.tuners.clm.config import ClmConfig
+from alignlab.tuners.tuner import setting
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Rows:
     share_R11: Tensor | None
 
 
-@contextmanager
-def block_at(module: nn.Module, setting: Strength) -> Iterator[None]:
+def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets every CLM layer below `module`: 0 leaves the new blocks out, 1 runs them, a tensor says it per row.
 
     Numbers in between, and beyond, mix the blocks' output with their input (not the paper's dial, which mixes logits).
@@ -43,15 +42,7 @@ def block_at(module: nn.Module, setting: Strength) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, ClmLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no CLM block, so there is nothing to set.")
-    made = _setting(setting)
-    before = [(layer, layer.setting) for layer in layers]
-    try:
-        for layer in layers:
-            layer.setting = made
-        yield
-    finally:
-        for layer, old in before:
-            layer.setting = old
+    return setting("setting", _setting(value), layers)
 
 
 class ClmLayer(nn.Module, BaseTunerLayer):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ControlError, ModelError
 from alignlab.tuners.precision import at_least_float32
 from alignlab.tuners.red.config import RedConfig
+from alignlab.tuners.tuner import setting
 
 Strength = float | Tensor
 """One number for the whole batch, or a tensor of shape (B,): one per row."""
 
 
-@contextmanager
-def strength(module: nn.Module, value: Strength) -> Iterator[None]:
+def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Set the strength of every RED edit below `module`, and put the old ones back on leaving, errors included.
 
     0 is the backbone, 1 the trained model, other values inter- and extrapolate (our dial; the paper has none).
@@ -37,15 +37,7 @@ def strength(module: nn.Module, value: Strength) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, RedLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no RED edit, so there is no strength to set.")
-    checked = _checked(value)
-    before = [(layer, layer.strength) for layer in layers]
-    try:
-        for layer in layers:
-            layer.strength = checked
-        yield
-    finally:
-        for layer, old in before:
-            layer.strength = old
+    return setting("strength", _checked(value), layers)
 
 
 class RedEdit(nn.Module):
