@@ -63,6 +63,9 @@ if __name__ == "__main__":
     show_words(logging.INFO)
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         said = sentence(error)
         if said is None:

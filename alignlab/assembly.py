@@ -76,6 +76,10 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     session = Session(folder, Path(config.paths.runs) / ".store", ledger, tracker, config.trainer, device, config.seed)
     try:
         yield session
+    except KeyboardInterrupt:
+        ledger.status("interrupted")
+        tracker.close(failed=True)
+        raise
     except BaseException as error:
         ledger.status("failed", error=f"{type(error).__name__}: {error}")
         tracker.close(failed=True)

@@ -223,9 +223,10 @@ def _who_offers(words: frozenset[str]) -> str:
         "chosen": "try data=toy, hh_rlhf or ultrafeedback",
         "corpus": "only data=toy has one",
         "every weight": "take tuner=full",
-        "training": "with tuner=dera and no method that trains, give tuner.aligned=FOLDER",
+        "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
         "no training": "tuner.aligned is left as it is, so take method=evaluate",
-        "float32 weights": "set model.dtype=float32, since small steps round away in half precision",
+        "float32 weights": "set model.dtype=float32, since small steps round away in half precision where the backbone's own"
+        " weights are trained (tuner=full, method.sft_first=true)",
     }
     return "; ".join(known.get(word, f"nothing offers {word!r}") for word in sorted(words))
 

@@ -17,9 +17,12 @@ def show(plan: Plan, console: Console) -> None:
         "run",
         f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}",
     )
-    share = 100 * plan.learned / plan.parameters
-    table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
-    table.add_row("numbers", _sheets(config))
+    if plan.method.stages:
+        share = 100 * plan.learned / plan.parameters
+        table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
+        table.add_row("numbers", _sheets(config))
+    else:
+        table.add_row("trainable", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         table.add_row(f"stage {stage.name}", f"{work.steps} steps, {work.note}; moves {stage.moves}")
         table.add_row("", work.account.sentence())

@@ -62,7 +62,10 @@ def draw_sweep(means: pd.DataFrame, path: Path, metrics: Sequence[tuple[str, str
     groups = means.groupby(settings, sort=False, dropna=False) if settings else [((), means)]
     figure, panels = _panels(len(metrics) + 1)
     for names, rows in groups:
-        label = ", ".join(f"{name.removesuffix('.name')}={value}" for name, value in zip(settings, names, strict=True))
+        # A setting that a run does not have is left out.
+        label = ", ".join(
+            f"{name.removesuffix('.name')}={value}" for name, value in zip(settings, names, strict=True) if str(value) != "nan"
+        )
         curves = [rows[(rows.suite == suite) & (rows.metric == metric)].sort_values("strength") for suite, metric in metrics]
         for panel, curve in zip(panels, curves, strict=False):
             panel.plot(curve.strength, curve["mean"], marker="o", markersize=3, label=label or None)

@@ -31,7 +31,7 @@ class Ledger:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def status(self, state: str, **more: Any) -> None:
-        """running | done | failed | preempted, and what belongs to it."""
+        """running | done | failed | interrupted | preempted, and what belongs to it."""
         self.write("status.json", {"state": state, "time": now(), **more})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

@@ -22,38 +22,39 @@ class ShowProgress(TrainerCallback):
         self._stage = stage
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._loss = float("nan")
+        self._next = 0
         self._begun = (0.0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the bar, at the step that training resumes from."""
         self._begun = (time.monotonic(), state.global_step)
+        self._next = state.global_step + self._interval(state)
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
             self._bar.add_task(self._stage, total=state.max_steps, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Remembers the latest loss."""
-        self._loss = (logs or {}).get("loss", self._loss)
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar, or writes a line at every eighth of the way."""
+        """Moves the bar."""
         if self._bar is not None:
-            text = f"{self._stage} loss {self._loss:.4f}"
-            self._bar.update(self._bar.task_ids[0], completed=state.global_step, description=text)
-        elif state.global_step % max(1, state.max_steps // PLAIN_LINES) == 0:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Shows the loss of the step that has just been made; without a terminal, about every eighth of the way."""
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=f"{self._stage} loss {loss:.4f}")
+        elif state.global_step >= self._next:
+            self._next = state.global_step + self._interval(state)
             begun, first = self._begun
-            left = (time.monotonic() - begun) / (state.global_step - first) * (state.max_steps - state.global_step)
-            log.info(
-                "%s: step %d/%d, loss %.4f, %.0f s left",
-                self._stage,
-                state.global_step,
-                state.max_steps,
-                self._loss,
-                left,
-            )
+            left = (time.monotonic() - begun) / max(1, state.global_step - first) * (state.max_steps - state.global_step)
+            log.info("%s: step %d/%d, loss %.4f, %.0f s left", self._stage, state.global_step, state.max_steps, loss, left)
+
+    def _interval(self, state: Any) -> int:
+        return max(1, int(state.max_steps) // PLAIN_LINES)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes the bar."""

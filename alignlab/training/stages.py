@@ -88,8 +88,9 @@ class TrainStage:
         return _tuner_of(policy).aside() if self.moves == "backbone" else nullcontext()
 
     def _name_backbone(self, policy: Policy, folder: Path) -> None:
-        """Other weights get another fingerprint, by which references are cached."""
+        """Other weights get another fingerprint, by which references are cached, and are the base of what comes after."""
         if self.moves == "backbone":
+            _tuner_of(policy).rests_on(folder / "result")
             policy.backbone = replace(policy.backbone, fingerprint=digest(folder / "result"))
 
     def _with_references(self, groups: Sequence[EncodedGroup], policy: Policy, session: Session) -> Sequence[EncodedGroup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
 from alignlab.tuners.tuner import Part
 
+log = logging.getLogger(__name__)
 OWNED = (
     "output_dir",
     "max_steps",
@@ -73,6 +75,8 @@ class FitTrainer(Trainer):
     def fit(self) -> None:
         """Trains from the last complete checkpoint, or from the start."""
         checkpoint = latest(Path(str(self.args.output_dir)))
+        if checkpoint:
+            log.info("%s: goes on from %s", self._stage, checkpoint.name)
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:

@@ -103,7 +103,16 @@ class DeraConfig(TunerConfig):
     def check(self) -> None:
         """Raises ConfigError for a folder without a safetensors checkpoint."""
         super().check()
-        if self.aligned is not None and not list(Path(self.aligned).glob("*.safetensors")):
+        if self.aligned is None:
+            return
+        folder = Path(self.aligned)
+        if not folder.is_dir():
+            raise ConfigError(f"tuner.aligned={self.aligned} does not exist; give a folder saved by save_pretrained.")
+        if (folder / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"tuner.aligned={self.aligned} is an adapter; `python -m alignlab export RUN` makes a whole model."
+            )
+        if not list(folder.glob("*.safetensors")):
             raise ConfigError(f"tuner.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
 
     def stamp(self) -> list[str]:

@@ -71,6 +71,11 @@ class PeftTuner:
         """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
         return setting("_disable_adapters", True, self.layers)
 
+    def rests_on(self, folder: Path) -> None:
+        """Written into adapter_config.json."""
+        for config in self.module.peft_config.values():
+            config.base_model_name_or_path = str(folder)
+
     def aside(self) -> AbstractContextManager[None]:
         """Without the adapter; one whose start depends on the backbone says so."""
         return self.off()

@@ -37,6 +37,9 @@ class Tuner(Knob, Part, Protocol):
     def module(self) -> nn.Module:
         """The module that plain tools expect: a PeftModel, or the backbone itself."""
 
+    def rests_on(self, folder: Path) -> None:
+        """What is saved from now on names this checkpoint as its base."""
+
     def aside(self) -> AbstractContextManager[None]:
         """Out of the way while the backbone itself is trained or replaced; what it is on leaving is where the tuner starts."""
 

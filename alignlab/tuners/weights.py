@@ -55,6 +55,9 @@ class WeightsTuner:
         """Weights as they were."""
         return between(self._origins, 0.0)
 
+    def rests_on(self, folder: Path) -> None:
+        """Nothing: what is saved are weights, without a word about others."""
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """The weights are the backbone's, so they may be trained as such; where that ends, the knob begins."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -178,6 +179,16 @@ def test_a_fine_tuned_base_is_the_reference_and_comes_back_with_the_run(tuner: s
     assert policy.respond(["Tell a story."], strength=1.0, sampling=sampling, seed=0)
 
 
+def test_an_adapter_names_the_fine_tuned_base_it_was_trained_on(tmp_path: Path) -> None:
+    run(composed(tmp_path, "clm", "method.sft_first=true", "method.sft.steps=2", "method.sft.batch=8", "evaluation=off"))
+    stages = tmp_path / "run" / "stages"
+
+    alone = AutoPeftModelForCausalLM.from_pretrained(stages / "prefer" / "result")
+
+    ids = torch.arange(3, 19).reshape(2, 8)
+    assert torch.equal(alone(ids).logits, alignlab.load(tmp_path / "run").model(ids).logits)
+
+
 def test_a_run_that_trains_nothing_is_evaluated(tmp_path: Path) -> None:
     words = [*SMALL, *WORLD, "method=evaluate", "tuner=lora", f"paths.runs={tmp_path}", f"folder={tmp_path}/run"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -235,6 +246,28 @@ def test_every_method_is_under_contract() -> None:
     untrained = {"evaluate"}  # no stage, so nothing to resume or to repeat
 
     assert set(METHODS) == set(STAGE) | untrained
+
+
+def test_an_interrupted_run_says_so_and_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("alignlab.assembly.run_stages", interrupt)
+        run(composed(tmp_path, "red", "evaluation=off"))
+    before = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
+
+    run(composed(tmp_path, "red", "evaluation=off"))
+
+    after = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
+    assert (before, after) == ("interrupted", "done")
+
+
+def test_the_line_of_a_step_shows_the_loss_of_that_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="alignlab"):
+        run(composed(tmp_path, "dpo", "method.likelihood=0", "evaluation=off"))
+
+    assert "prefer: step 1/2, loss 0.6931" in caplog.text
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_own_blocks_are_tuned_at_the_rate_of_table_6(composed: Compose) -> None:
         ("clm", {"preference_rate": 0.0}, r"tuner\.preference_rate=0\.0 must lie between 0 and 10\."),
         ("blocks", {"side": "middle"}, r"tuner\.side='middle' is not known; choose bottom or top\."),
         ("blocks", {"count": 0}, r"tuner\.count=0 must be at least 1\."),
-        ("dera", {"aligned": "nowhere"}, r"tuner\.aligned=nowhere holds no \*\.safetensors; give a folder saved by"),
+        ("dera", {"aligned": "nowhere"}, r"tuner\.aligned=nowhere does not exist; give a folder saved by"),
     ],
 )
 def test_a_tuner_that_cannot_be_built_is_refused(name: str, changes: dict[str, Any], said: str) -> None:

@@ -10,6 +10,7 @@ from alignlab.errors import ConfigError
 from alignlab.tuners.peft_types import grow
 
 STARTS = ("identity", "random")
+MERGES = ("logits", "embeddings")
 MOST_BLOCKS = 3
 """Blocks that can be added; the paper's table 7 ends there."""
 
@@ -24,6 +25,9 @@ class ClmConfig(PeftConfig):
 
     blocks: int = field(default=1, metadata={"help": "Blocks put in front of the first one: 1 to 3."})
     start: str = field(default="identity", metadata={"help": "identity (zeroed copies of the first block) or random."})
+    merge: str = field(
+        default="logits", metadata={"help": "What the dial mixes: logits (the paper's) or embeddings (not the paper's)."}
+    )
     target_modules: str | None = field(
         default=None, metadata={"help": "Full-match pattern of the first block's name; None: from the table of layouts."}
     )
@@ -41,5 +45,7 @@ class ClmConfig(PeftConfig):
             raise ConfigError(f"CLM takes 1 to {MOST_BLOCKS} blocks, got {self.blocks}.")
         if self.start not in STARTS:
             raise ConfigError(f"unknown start {self.start!r} for CLM; known: {', '.join(STARTS)}.")
+        if self.merge not in MERGES:
+            raise ConfigError(f"unknown merge {self.merge!r} for CLM; known: {', '.join(MERGES)}.")
         if (self.target_modules is None) != (self.writes is None):
             raise ConfigError("CLM's target_modules and writes describe one block together; give both, or neither.")

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,21 +24,13 @@ USUAL = (-0.5, 2.0)
 class ClmTuner(PeftTuner):
     """z = s z_aligned + (1 - s) z_plain (paper, section 4.3), or with `merge` embeddings one pass with h + s (Phi(h) - h)."""
 
-    def __init__(self, model: PreTrainedModel, config: ClmConfig, merge: str) -> None:
-        super().__init__(model, config)
-        self._merge, self._warned = merge, False
-
-    @classmethod
-    def around(cls, model: PeftModel) -> ClmTuner:
-        """The paper's dial for a model that peft has attached already."""
-        tuner = super().around(model)
-        tuner._merge, tuner._warned = "logits", False
-        return tuner
+    _warned = False
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """Both streams, or one of them at exactly 0 and 1; a single pass where the embeddings are merged."""
         self._warn_beyond(strength)
-        return one_pass(strength) if self._merge == "embeddings" else mixed_logits(strength)
+        config = self.module.active_peft_config
+        return one_pass(strength) if config.merge == "embeddings" else mixed_logits(strength)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Rows at 1 go through the new blocks, rows at 0 past them."""
@@ -65,4 +56,5 @@ class ClmTuner(PeftTuner):
 
 def build(config: ClmTunerConfig, model: PreTrainedModel) -> ClmTuner:
     """Adds the blocks."""
-    return ClmTuner(model, ClmConfig(task_type="CAUSAL_LM", blocks=config.blocks, start=config.start), config.merge)
+    settings = ClmConfig(task_type="CAUSAL_LM", blocks=config.blocks, start=config.start, merge=config.merge)
+    return ClmTuner(model, settings)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
 from alignlab.tuners.clm import ClmConfig, ClmLayer
+from alignlab.tuners.dial import knob_of
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -220,3 +221,11 @@ def test_a_block_is_named_like_a_real_peft_method() -> None:
 
     assert PeftType("CLM") is PeftType["CLM"] is PeftType.CLM
     assert json.dumps(PeftType.CLM) == '"CLM"'
+
+
+def test_the_dial_of_an_adapter_is_the_one_it_was_made_with(build: Build, tmp_path: Path) -> None:
+    get_peft_model(build("llama"), ClmConfig(merge="embeddings")).save_pretrained(tmp_path)
+
+    back = PeftModel.from_pretrained(build("llama"), tmp_path)
+
+    assert len(knob_of(back).terms(0.5)) == 1

@@ -50,6 +50,7 @@ def test_an_unknown_family_is_taken_where_its_block_is_described(build: Build, l
     [
         ({"blocks": 0}, "CLM takes 1 to 3 blocks, got 0"),
         ({"blocks": 4}, "CLM takes 1 to 3 blocks, got 4"),
+        ({"merge": "states"}, "unknown merge 'states' for CLM; known: logits, embeddings"),
         ({"start": "zero"}, "unknown start 'zero' for CLM; known: identity, random"),
         ({"target_modules": "h.0"}, "describe one block together; give both, or neither"),
         ({"writes": ["mlp.c_proj"]}, "describe one block together; give both, or neither"),
