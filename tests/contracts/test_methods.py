@@ -252,9 +252,10 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path: Path, monkeypatch: p
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("alignlab.assembly.run_stages", interrupt)
-        run(composed(tmp_path, "red", "evaluation=off"))
+        with pytest.raises(KeyboardInterrupt):
+            run(composed(tmp_path, "red", "evaluation=off"))
     before = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
 
     run(composed(tmp_path, "red", "evaluation=off"))
