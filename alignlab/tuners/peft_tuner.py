@@ -74,7 +74,7 @@ class PeftTuner:
     def rests_on(self, folder: Path) -> None:
         """Written into adapter_config.json."""
         for config in self.module.peft_config.values():
-            config.base_model_name_or_path = str(folder)
+            config.base_model_name_or_path = str(folder.resolve())
 
     def aside(self) -> AbstractContextManager[None]:
         """Without the adapter; one whose start depends on the backbone says so."""
