@@ -29,9 +29,8 @@ from alignlab.tuners.weights import BackboneWeights, digest
 class TrainStage:
     """Moves the tuner, or the backbone without it, under `objective` on `view` of `split`.
 
-    `moves`: tuner | backbone.
-    `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
-    None leaves that to the objective.
+    `moves`: tuner | backbone. `cached_reference`: base (tuner off) or start (the stage's first weights) has its
+    log-probabilities computed beforehand; None leaves that to the objective.
     """
 
     name: str
@@ -72,13 +71,13 @@ class TrainStage:
         part.save(folder / "result")
         if self.moves == "backbone":
             policy.backbone.describe(folder / "result")
-        self._name_backbone(policy, folder)
+        self._announce(policy, folder)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
         with self._beside(policy):
             self._part(policy).load(folder / "result")
-        self._name_backbone(policy, folder)
+        self._announce(policy, folder)
 
     def _part(self, policy: Policy) -> Part:
         tuner = _tuner_of(policy)
@@ -87,7 +86,7 @@ class TrainStage:
     def _beside(self, policy: Policy) -> AbstractContextManager[None]:
         return _tuner_of(policy).aside() if self.moves == "backbone" else nullcontext()
 
-    def _name_backbone(self, policy: Policy, folder: Path) -> None:
+    def _announce(self, policy: Policy, folder: Path) -> None:
         """Other weights get another fingerprint, by which references are cached, and are the base of what comes after."""
         if self.moves == "backbone":
             _tuner_of(policy).rests_on(folder / "result")
