@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
+from alignlab.files import stamps
 
 TOO_LONG = ("error", "drop", "cut_prompt_left")
 
@@ -62,7 +63,7 @@ class FilesConfig(DataConfig):
     def stamp(self) -> list[str]:
         """Name, size and time of every local file that would be read."""
         found = [*self.files(self.train), *self.files(self.test)] if self.path else []
-        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
+        return stamps(found)
 
     def files(self, pattern: str) -> list[Path]:
         """The files that a pattern names; raises ConfigError where there are none."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ModelError
+from alignlab.files import stamps
 from alignlab.models.config import ModelConfig
 from alignlab.models.text import Codec, Template
 
@@ -148,9 +149,7 @@ def load_codec(config: ModelConfig) -> Codec:
 
 def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
     """A short hash that changes when other weights would be loaded."""
-    files: list[Any] = []
-    if config.source != "hub":
-        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _weights(config)]
+    files = [] if config.source == "hub" else stamps(_weights(config))
     words = [
         config.source,
         config.path,

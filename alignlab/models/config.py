@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
+from alignlab.files import stamps
 
 EMBEDDED = Path(__file__).parent / "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,7 +51,7 @@ class ModelConfig:
     def stamp(self) -> list[str]:
         """Name, size and time of the weights of a local folder; embedded weights change with the code only."""
         found = sorted(self.location.glob("*.safetensors")) if self.source == "folder" else []
-        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
+        return stamps(found)
 
     @property
     def location(self) -> Path:

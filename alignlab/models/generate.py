@@ -16,7 +16,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from alignlab.errors import ControlError
-from alignlab.models.knob import Knob, checked_strengths
+from alignlab.models.knob import Knob, as_strength, checked_strengths
 from alignlab.models.streams import Streams
 
 CustomGenerate = Callable[..., "Tensor | GenerateDecoderOnlyOutput"]
@@ -43,7 +43,7 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         _refuse(generation_config, given)
         strengths = _per_row(strength, len(input_ids), generation_config.num_return_sequences or 1)
-        value = torch.tensor(strengths, device=input_ids.device) if len(set(strengths)) > 1 else strengths[0]
+        value = as_strength(strengths, input_ids.device)
         mask_BT = given.get("attention_mask")
         made = _Made(input_ids, torch.ones_like(input_ids) if mask_BT is None else mask_BT)
         with Streams(model, knob, value, len(input_ids), input_ids.device) as streams:

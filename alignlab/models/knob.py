@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
 
 from alignlab.errors import ControlError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 Strength: TypeAlias = "float | Tensor"
 """One number for every row of a batch, or a tensor with one number per row."""
@@ -40,6 +39,11 @@ class Knob(Protocol):
 
     def off(self) -> AbstractContextManager[None]:
         """Makes the model the untouched backbone, bit for bit, for the passes inside."""
+
+
+def as_strength(values: Sequence[float], device: torch.device) -> Strength:
+    """One number where all are the same, else a tensor of them."""
+    return torch.tensor(values, device=device) if len(set(values)) > 1 else values[0]
 
 
 def checked_strengths(strength: float | Iterable[float], count: int | None = None) -> list[float]:

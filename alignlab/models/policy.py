@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, decode
-from alignlab.models.knob import Knob, Strength, Term, checked_strengths
+from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
 from alignlab.models.segments import attending_in_segments
@@ -93,8 +93,7 @@ class Policy:
         texts = [""] * len(prompts)
         with torch.inference_mode():
             for rows in self._decode_batches(strengths):
-                given = [strengths[row] for row in rows]
-                value = torch.tensor(given, device=self.backbone.device) if len(set(given)) > 1 else given[0]
+                value = as_strength([strengths[row] for row in rows], self.backbone.device)
                 streams = Streams(self.model, self.knob, value, len(rows), self.backbone.device)
                 answers = decode(self.backbone, [encoded[row] for row in rows], streams, sampling, uniform_BT[rows])
                 for row, new_ids in zip(rows, answers, strict=True):

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
+from alignlab.files import stamps
+
+EDITS = ("both", "scale", "shift")
+STARTS = ("identity", "random")
+MERGES = ("logits", "embeddings")
+MOST_BLOCKS = 3
+"""Blocks that CLM adds at most; its paper's table 7 ends there."""
 
 
 @dataclass
@@ -71,7 +78,7 @@ class RedTunerConfig(TunerConfig):
     def check(self) -> None:
         """Raises ConfigError for an edit or a place that does not exist."""
         super().check()
-        if self.edit not in ("both", "scale", "shift"):
+        if self.edit not in EDITS:
             raise ConfigError(f"tuner.edit={self.edit!r} is not known; choose both, scale or shift.")
         if self.place not in ("ffn", "plus"):
             raise ConfigError(f"tuner.place={self.place!r} is not known; choose ffn (RED) or plus (RED+).")
@@ -118,7 +125,7 @@ class DeraConfig(TunerConfig):
     def stamp(self) -> list[str]:
         """Name, size and time of the aligned weights."""
         found = sorted(Path(self.aligned).glob("*.safetensors")) if self.aligned else []
-        return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found]
+        return stamps(found)
 
 
 @dataclass
@@ -133,9 +140,9 @@ class ClmTunerConfig(TunerConfig):
     def check(self) -> None:
         """Raises ConfigError for a number, a start or a merge that does not exist."""
         super().check()
-        if not 1 <= self.blocks <= 3:
+        if not 1 <= self.blocks <= MOST_BLOCKS:
             raise ConfigError(f"tuner.blocks={self.blocks} must be 1, 2 or 3.")
-        if self.start not in ("identity", "random"):
+        if self.start not in STARTS:
             raise ConfigError(f"tuner.start={self.start!r} is not known; choose identity or random.")
-        if self.merge not in ("logits", "embeddings"):
+        if self.merge not in MERGES:
             raise ConfigError(f"tuner.merge={self.merge!r} is not known; choose logits (the paper's) or embeddings.")

@@ -27,9 +27,10 @@ class ClmBlocks(nn.Module):
         super().__init__()
         assert config.writes is not None  # the model fills it in
         self._random, self._writes = config.start == "random", tuple(config.writes)
-        self.blocks = nn.ModuleList(_copied(base) for _ in range(config.blocks))
-        for number, block in enumerate(self.blocks):
-            number_as(block, first_index + number)
+        self.cache_layers = range(first_index, first_index + config.blocks)
+        self.blocks = nn.ModuleList(_copied(base) for _ in self.cache_layers)
+        for index, block in zip(self.cache_layers, self.blocks, strict=True):
+            number_as(block, index)
             if self._random:
                 _draw(block)
             else:
@@ -67,13 +68,10 @@ class ClmBlocks(nn.Module):
 
 def number_as(block: nn.Module, index: int) -> None:
     """Tells a block which layer of the cache is its own."""
-    for attention in with_cache(block):
-        attention.layer_idx = index
-
-
-def with_cache(module: nn.Module) -> list[Any]:
-    """The modules that have a layer of the cache, by their `layer_idx`."""
-    return [inside for inside in module.modules() if hasattr(inside, "layer_idx")]
+    attention: Any
+    for attention in block.modules():
+        if hasattr(attention, "layer_idx"):
+            attention.layer_idx = index
 
 
 def _copied(block: nn.Module) -> nn.Module:

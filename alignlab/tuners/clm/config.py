@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from alignlab.errors import ConfigError
+from alignlab.tuners.config import MERGES, MOST_BLOCKS, STARTS
 from alignlab.tuners.peft_types import grow
-
-STARTS = ("identity", "random")
-MERGES = ("logits", "embeddings")
-MOST_BLOCKS = 3
-"""Blocks that can be added; the paper's table 7 ends there."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.knob import Strength
-from alignlab.tuners.clm.blocks import ClmBlocks, with_cache
+from alignlab.tuners.clm.blocks import ClmBlocks
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.tuner import setting
 
@@ -62,8 +62,8 @@ class ClmLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: ClmConfig) -> None:
         """Add an adapter: copies of the first block that write nothing yet, with cache layers behind the backbone's own."""
-        used = [attention.layer_idx for blocks in self.clm_blocks.values() for attention in with_cache(blocks)]
-        self.clm_blocks[adapter_name] = ClmBlocks(self.base_layer, config, max([self.depth - 1, *used]) + 1)
+        free = max([self.depth, *(cast("ClmBlocks", blocks).cache_layers.stop for blocks in self.clm_blocks.values())])
+        self.clm_blocks[adapter_name] = ClmBlocks(self.base_layer, config, free)
         BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -156,10 +156,9 @@ def _picked(value: Any, rows: Rows) -> Any:
 
 def _make_room(cache: Cache, blocks: ClmBlocks) -> None:
     """Caches are made with one layer per block of the config; the new blocks' layers are added on first use."""
-    numbers = [attention.layer_idx for attention in with_cache(blocks)]
     # Before the first block runs, all layers hold the same tokens.
-    if any(cache.get_seq_length(number) != cache.get_seq_length() for number in numbers):
+    if any(cache.get_seq_length(number) != cache.get_seq_length() for number in blocks.cache_layers):
         raise ControlError("this cache holds tokens read without the CLM block; begin a new one, or keep the strength at 0.")
     # A cache that was made without a config grows by itself.
-    while cache.layers and len(cache.layers) <= max(numbers):
+    while cache.layers and len(cache.layers) < blocks.cache_layers.stop:
         cache.layers.append(copy.deepcopy(cache.layers[0]))

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from alignlab.errors import ConfigError, ModelError
+from alignlab.tuners.config import EDITS
 from alignlab.tuners.peft_types import grow
-
-EDITS = ("both", "scale", "shift")
 
 _LLAMA = r"(.*\.)?layers\.\d+\.mlp\.down_proj"
 # The bare suffixes `output.dense` and `c_proj` would also match the output of the attention: hence full matches.
