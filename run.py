@@ -36,7 +36,7 @@ def run(raw: DictConfig) -> float | None:
 
     from rich.console import Console
 
-    from alignlab import assembly, plan
+    from alignlab import assembly, plan, preparation
     from alignlab.evaluation import report
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -46,7 +46,7 @@ def run(raw: DictConfig) -> float | None:
         print(f"report: {done}")
         return report.headline_of(done)
 
-    planned = assembly.make_plan(config)  # bad data ends here, with nothing written
+    planned = preparation.make_plan(config)  # bad data ends here, with nothing written
     plan.show(planned, console)
     with assembly.open_session(config) as session:
         policy = assembly.policy_of(planned, session)

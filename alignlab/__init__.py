@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from alignlab.models.decode import Sampling
     from alignlab.models.policy import Policy
     from alignlab.tuners.clm import ClmConfig
-    from alignlab.tuners.dial import at_strength
+    from alignlab.tuners.control import ControlConfig
+    from alignlab.tuners.dial import at_class, at_strength
     from alignlab.tuners.red import RedConfig
 
-__all__ = ["ClmConfig", "Policy", "RedConfig", "Sampling", "at_strength", "load"]
+__all__ = ["ClmConfig", "ControlConfig", "Policy", "RedConfig", "Sampling", "at_class", "at_strength", "load"]
 
 _HOMES = {
     "ClmConfig": "alignlab.tuners.clm",
+    "ControlConfig": "alignlab.tuners.control",
     "Policy": "alignlab.models.policy",
     "RedConfig": "alignlab.tuners.red",
     "Sampling": "alignlab.models.decode",
+    "at_class": "alignlab.tuners.dial",
     "at_strength": "alignlab.tuners.dial",
     "load": "alignlab.finished",
 }

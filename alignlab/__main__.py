@@ -34,6 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("--to", required=True, type=Path, help="the folder to write")
     export.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    export.add_argument("--control", help="the class to export, for a run with classes; none: the model without any")
     given = parser.parse_args(words)
     show_words(logging.INFO)
     try:
@@ -43,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return _table(given.folder, _settings(given.where), given.means)
         if given.command == "plot":
             return _plot(given.folder, _settings(given.where), given.to, given.metrics)
-        return _export(given.run, given.to, given.dtype)
+        return _export(given.run, given.to, given.dtype, given.control)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -91,11 +92,11 @@ def _plot(folder: Path, where: Mapping[str, Sequence[str]], to: Path, metrics: S
     return 0
 
 
-def _export(run: Path, to: Path, dtype: str) -> int:
+def _export(run: Path, to: Path, dtype: str, control: str | None) -> int:
     """Merges what was learned into the backbone and writes a plain checkpoint."""
     from alignlab.finished import export
 
-    difference = export(run, to, dtype)
+    difference = export(run, to, dtype, control)
     print(f"exported to {to}; largest difference of logits {difference:.3g}")
     return 0
 

@@ -1,4 +1,4 @@
-"""From a typed config to a run: the folder, the plan, the policy, the stages, the evaluation and the report."""
+"""From a plan to a run: the folder, the policy, the stages, the evaluation and the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,21 @@ import torch
 import yaml
 
 from alignlab.config import GROUPS, RunConfig
-from alignlab.data.encode import Limits
-from alignlab.data.source import Source
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.evaluation import SUITES
 from alignlab.evaluation.report import Report, write_report
-from alignlab.evaluation.suite import Bench, HeldOut, held_out_pairs
+from alignlab.evaluation.suite import Bench
 from alignlab.evaluation.sweep import Row, sweep
-from alignlab.models.backbone import load_codec, skeleton
 from alignlab.models.policy import Policy
-from alignlab.models.text import Codec
 from alignlab.plots import draw_curves, draw_dial
+from alignlab.preparation import Plan
 from alignlab.provenance import environment
 from alignlab.tracking import Identity
 from alignlab.tracking.ledger import Ledger
-from alignlab.training.method import Method, Work
 from alignlab.training.session import Session
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that can be known before weights are loaded. `learned` of `parameters` are trained."""
-
-    config: RunConfig
-    source: Source
-    method: Method
-    works: tuple[Work, ...]
-    held_out: HeldOut | None
-    learned: int
-    parameters: int
+CONTROL = "control"
+"""Folder of a run with the configuration of its control, so that it loads without its data."""
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -98,31 +82,11 @@ def finished(config: RunConfig) -> Path | None:
     return report if status and status["state"] == "done" and report.is_file() and not config.force else None
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Reads and encodes the data and counts the parameters; no weights yet."""
-    source = GROUPS["data"][config.data.name].build(config.data)
-    method = GROUPS["method"][config.method.name].build(config.method)
-    codec = load_codec(config.model)
-    shape = skeleton(config.model)
-    parameters = shape.num_parameters()
-    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, shape)
-    learned = sum(parameter.numel() for parameter in tuner.parameters())
-    limits = _limits(config, codec, int(shape.config.max_position_embeddings))
-    for stage in method.stages:
-        stage.check(config.trainer)
-    works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
-    asked = any("pairs" in SUITES[suite].needs(config.evaluation) for suite in config.suites)
-    held_out = held_out_pairs(source, codec, limits) if asked else None
-    if config.suites:
-        source.prompts()
-    return Plan(config, source, method, works, held_out, learned, parameters)
-
-
-def build_policy(model: Any, tuner: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
+def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device)
     torch.manual_seed(seed)
-    return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model), shared_prefix=shared_prefix)
+    return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control), shared_prefix=shared_prefix)
 
 
 def policy_of(plan: Plan, session: Session) -> Policy:
@@ -130,8 +94,16 @@ def policy_of(plan: Plan, session: Session) -> Policy:
     config = plan.config
     shared_prefix = config.trainer.shared_prefix
     start = plan.method.start
+    if plan.control is not None:
+        plan.control.save_pretrained(session.folder / CONTROL)
     return build_policy(
-        config.model, config.tuner, start=start, seed=config.seed, device=session.device, shared_prefix=shared_prefix
+        config.model,
+        config.tuner,
+        plan.control,
+        start=start,
+        seed=config.seed,
+        device=session.device,
+        shared_prefix=shared_prefix,
     )
 
 
@@ -149,12 +121,12 @@ def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
 
 
 def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
-    """Every fitting suite at every strength of the control."""
+    """Every fitting suite at every point of the control."""
     config = plan.config
-    bench = Bench(policy, plan.source, plan.held_out, config.evaluation)
+    bench = Bench(policy, plan.source, plan.held_out, config.evaluation, plan.classes, plan.held_out_items)
     if not config.suites:
         return []
-    return sweep(bench, config.suites, config.control.name, config.control.strengths, _log_row(session))
+    return sweep(bench, config.suites, plan.points, _log_row(session))
 
 
 def report(plan: Plan, rows: list[Row], session: Session) -> Report:
@@ -168,12 +140,14 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         "rows": {
             **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
             **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
+            **({"held_out_items": asdict(plan.held_out_items.account)} if plan.held_out_items else {}),
         },
     }
     made = write_report(session.ledger, names, rows)
     figures = [draw_curves(session.ledger, session.folder / "curves.png")]
-    if config.control.figure and rows:
-        figures.append(draw_dial(rows, session.folder / "dial.png"))
+    turned = [row for row in rows if row.control == plan.points[-1].control]
+    if config.control.figure and turned:
+        figures.append(draw_dial(turned, session.folder / "dial.png"))
     session.tracker.results([asdict(row) for row in rows], figures)
     return made
 
@@ -196,10 +170,6 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / "stages", ignore_errors=True)
     for name in ("metrics.jsonl", "report.json", "status.json"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _limits(config: RunConfig, codec: Codec, context: int) -> Limits:
-    return Limits(min(config.data.max_tokens or context, context), config.data.too_long, len(codec.head))
 
 
 def _identity(config: RunConfig, folder: Path) -> Identity:
@@ -226,7 +196,7 @@ def device_of(wanted: str) -> str:
 
 
 def _log_row(session: Session) -> Any:
-    def log_row(row: Row) -> None:
-        session.log(f"evaluation/strength {row.strength:g}/{row.suite}", 0, {row.metric: row.value})
+    def log_row(title: str, row: Row) -> None:
+        session.log(f"evaluation/{title}/{row.suite}", 0, {row.metric: row.value})
 
     return log_row

@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from alignlab.data import SOURCES
 from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError
-from alignlab.evaluation import CONTROLS, EVALUATIONS, SUITES
-from alignlab.evaluation.config import ControlConfig, EvaluationConfig
+from alignlab.evaluation import CONTROLS, EVALUATIONS
+from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
+from alignlab.fit import check_fit, fitting_suites
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
@@ -43,9 +45,10 @@ class PathsConfig:
 
 @dataclass
 class SizingConfig:
-    """Which sizing sheets were laid over the tuner's and the method's own numbers; null = none."""
+    """Which sizing sheets were laid over the tuner's, the control's and the method's own numbers; null = none."""
 
     tuner: str | None
+    control: str | None
     method: str | None
 
 
@@ -88,7 +91,7 @@ class RunConfig:
     tuner: TunerConfig
     model: ModelConfig
     data: DataConfig
-    control: ControlConfig
+    control: DialConfig | FormConfig
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     tracking: Any
@@ -119,9 +122,9 @@ def parse(raw: DictConfig) -> RunConfig:
     for part in parts.values():
         if hasattr(part, "check"):
             part.check()
-    offered = _offered(parts)
-    _check_fit(parts, offered)
-    suites, left_out = _fitting_suites(parts["evaluation"], parts["data"], offered)
+    chosen = {group: (GROUPS[group][part.name], part) for group, part in parts.items()}
+    offered = check_fit(chosen)
+    suites, left_out = fitting_suites(parts["evaluation"], offered)
     return RunConfig(
         seed=_seed(plain),
         force=_simple(plain, "force", bool),
@@ -146,10 +149,22 @@ def _resolved(raw: DictConfig) -> dict[str, Any]:
         resolved = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; give it one on the command line.") from error
+    except InterpolationKeyError as error:
+        raise ConfigError(_taken_from_nowhere(raw, error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
     return typing.cast("dict[str, Any]", resolved)
+
+
+def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
+    """The sentence for a value that one sheet takes from another, which has no such key."""
+    found = re.search(r"'((\w+)\.[\w.]+)'", str(error))
+    if found is None or found.group(2) not in GROUPS:
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
+    key, group = found.groups()
+    choice = OmegaConf.select(raw, f"{group}.name")
+    return f"{error.full_key} is taken from {key}, which {group}={choice} does not have; choose another {group}."
 
 
 def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
@@ -197,44 +212,3 @@ def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
         wanted = {int: "a whole number", bool: "true or false", str: "a text"}[kind]
         raise ConfigError(f"{key}={value!r} must be {wanted}.")
     return value
-
-
-def _offered(parts: Mapping[str, Any]) -> frozenset[str]:
-    words = (GROUPS[group][part.name].offers(part) for group, part in parts.items())
-    return frozenset().union(*words)
-
-
-def _check_fit(parts: Mapping[str, Any], offered: frozenset[str]) -> None:
-    for group, part in parts.items():
-        missing = GROUPS[group][part.name].needs(part) - offered
-        if missing:
-            others = ", ".join(
-                f"{other}={parts[other].name}" for other in ("method", "data", "tuner", "model") if other != group
-            )
-            raise ConfigError(
-                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers;"
-                f" {_who_offers(missing)}."
-            )
-
-
-def _who_offers(words: frozenset[str]) -> str:
-    known = {
-        "pairs": "try data=toy, hh_rlhf or ultrafeedback",
-        "chosen": "try data=toy, hh_rlhf or ultrafeedback",
-        "corpus": "only data=toy has one",
-        "every weight": "take tuner=full",
-        "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
-        "no training": "tuner.aligned is left as it is, so take method=evaluate",
-        "float32 weights": "set model.dtype=float32, since small steps round away in half precision where the backbone's own"
-        " weights are trained (tuner=full, method.sft_first=true)",
-    }
-    return "; ".join(known.get(word, f"nothing offers {word!r}") for word in sorted(words))
-
-
-def _fitting_suites(
-    evaluation: EvaluationConfig, data: DataConfig, offered: frozenset[str]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The suites that the data can serve, and for the others what is missing."""
-    missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
-    left_out = {name: f"needs {' and '.join(words)}, data={data.name} has none" for name, words in missing.items() if words}
-    return tuple(name for name in evaluation.suites if name not in left_out), left_out

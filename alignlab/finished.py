@@ -7,13 +7,16 @@ from pathlib import Path
 import torch
 import yaml
 from omegaconf import DictConfig
+from peft import PeftConfig
 
-from alignlab.assembly import build_policy, device_of
+from alignlab.assembly import CONTROL, build_policy, device_of
 from alignlab.config import GROUPS, parts_of
-from alignlab.errors import RunFolderError
+from alignlab.errors import ControlError, RunFolderError
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
+from alignlab.records import NO_CLASS
 from alignlab.tracking.ledger import Ledger
+from alignlab.tuners.control.export import export_class
 
 
 def load(folder: str | Path, device: str = "auto") -> Policy:
@@ -29,9 +32,11 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
     plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
     method = GROUPS["method"][parts["method"].name].build(parts["method"])
+    written = folder / CONTROL
     policy = build_policy(
         parts["model"],
         parts["tuner"],
+        PeftConfig.from_pretrained(str(written)) if written.is_dir() else None,
         start=method.start,
         seed=plain["seed"],
         device=device_of(device),
@@ -42,11 +47,20 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
     return policy
 
 
-def export(folder: Path, to: Path, dtype: str) -> float:
-    """A run as a plain checkpoint; returns the largest difference of logits between the run and the reloaded checkpoint.
+def export(folder: Path, to: Path, dtype: str, control: str | None = None) -> float:
+    """A run as a plain checkpoint, under one class where it has classes; returns the largest difference of logits between the
+    run and the reloaded checkpoint.
 
-    Raises ModelError where the tuner has no plain form in this architecture (see its card).
+    Raises ModelError where the tuner has no plain form in this architecture (see its card), and ControlError for a class that
+    is missing, unknown, or asked of a run without any.
     """
     policy = load(folder, device="cpu")
+    controls = policy.knob.controls
+    if controls is not None:
+        if control is None:
+            raise ControlError(f"{folder} has a class to choose: --control {', '.join(controls.names)} or {NO_CLASS}.")
+        return export_class(policy, control, to, getattr(torch, dtype))
+    if control is not None:
+        raise ControlError(f"{folder} has no classes; leave --control out.")
     tuned = getattr(policy.knob, "module", policy.model)
     return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.assembly import Plan, folder_of
+from alignlab.assembly import folder_of
 from alignlab.config import RunConfig
+from alignlab.preparation import Plan
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -19,22 +20,33 @@ def show(plan: Plan, console: Console) -> None:
     )
     if plan.method.stages:
         share = 100 * plan.learned / plan.parameters
-        table.add_row("trainable", f"{plan.learned:,} of {plan.parameters:,} parameters ({share:.3g} %)")
+        table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
         table.add_row("numbers", _sheets(config))
     else:
-        table.add_row("trainable", "nothing is trained")
+        table.add_row("tuner", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         table.add_row(f"stage {stage.name}", f"{work.steps} steps, {work.note}; moves {stage.moves}")
         table.add_row("", work.account.sentence())
-    strengths = ", ".join(f"{strength:g}" for strength in config.control.strengths)
+    if plan.classes:
+        table.add_row("classes", _classes(plan))
+    where = ", ".join(point.asked or f"{point.strength:g}" for point in plan.points)
     suites = ", ".join(config.suites) or "none"
-    table.add_row("evaluation", f"{suites}; at strengths {strengths}" if config.suites else suites)
+    at = "classes" if plan.classes else "strengths"
+    table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
     if plan.held_out:
         table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
     for suite, reason in config.left_out.items():
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
+
+
+def _classes(plan: Plan) -> str:
+    """How each class is told to the model."""
+    assert plan.classes is not None
+    edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
+    placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""
+    return f"{', '.join(plan.classes.names)}, each by a {plan.control.form}{placeholders}{edges}"
 
 
 def _sheets(config: RunConfig) -> str:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_CLASS = "none"
+"""What stands for no class at all, where one may be asked for by name."""
+
+
 @dataclass(frozen=True)
 class Response:
     """One answer and what is known of it: a label, a score, any number of named attributes."""
@@ -43,10 +47,11 @@ class Preference:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and response to encode."""
+    """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes."""
 
     prompt: str
     response: str
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Encoded:
     ids: tuple[int, ...]
     start: int
     moved: bool = False
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Batch:
     """What reaches the model: ids padded on the right, members of a group sharing their first `prefix_G` tokens.
 
     `step_groups` and `step_tokens` are the sizes of the whole optimiser step that this (micro-)batch is a part of, so that
-    every loss and metric is written as this batch's share of the step, and shares add up under accumulation.
+    every loss and metric is written as this batch's share of the step, and shares add up under accumulation. `controls`: the
+    class of each member, groups after one another, where the members have one; what it looks like is the policy's business.
     """
 
     ids_GMT: Tensor
@@ -105,6 +112,7 @@ class Batch:
     step_groups: int
     step_tokens: int
     reference_GM: Tensor | None = None
+    controls: tuple[str, ...] | None = None
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

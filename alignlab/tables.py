@@ -44,7 +44,7 @@ def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:
     """One line per setting and metric: the plain mean over seeds, how many there are, and the lowest and highest."""
-    keys = [*distinguishing(frame), "strength", "suite", "metric"]
+    keys = [*distinguishing(frame), "strength", "control", "suite", "metric"]
     grouped = frame.groupby(keys, sort=False, dropna=False)["value"]
     made = grouped.agg(mean="mean", seeds="count", lowest="min", highest="max")
     return made.reset_index()

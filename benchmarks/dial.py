@@ -176,7 +176,7 @@ def _imports() -> None:
 def _streams(policy: Any, strength: float, batch: int) -> Any:
     from alignlab.models.streams import Streams
 
-    return Streams(policy.model, policy.knob, strength, batch, policy.backbone.device)
+    return Streams(policy.model, policy.knob, policy.knob.terms(strength), batch, policy.backbone.device)
 
 
 def _policy(side: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.data import hh_rlhf, jsonl, toy_stories, ultrafeedback
-from alignlab.data.config import FramedConfig, HhConfig, JsonlConfig, ToyConfig
+from alignlab.data import hh_rlhf, jsonl, summaries, toy_stories, ultrafeedback
+from alignlab.data.config import FramedConfig, HhConfig, JsonlConfig, SummariesConfig, ToyConfig
 from alignlab.registry import Entry, Registry
 
 
@@ -14,7 +14,7 @@ def _pairs(_config: Any) -> frozenset[str]:
 
 
 def _toy(_config: Any) -> frozenset[str]:
-    return frozenset({"pairs", "chosen", "corpus", "oracle"})
+    return frozenset({"pairs", "chosen", "corpus", "oracle", "scores", "attributes"})
 
 
 SOURCES = Registry(
@@ -23,6 +23,7 @@ SOURCES = Registry(
         "toy": Entry(ToyConfig, toy_stories.build, offers=_toy),
         "hh_rlhf": Entry(HhConfig, hh_rlhf.build, offers=_pairs),
         "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
+        "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
         "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
     },
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import Dataset
@@ -29,15 +30,20 @@ def plan(groups: Sequence[EncodedGroup], *, steps: int, step_groups: int, micro_
 
     Epochs are shuffled one after the other into one stream, and steps are cut from it, so no step is short and no group is
     left out of an epoch. Within a window of steps, groups of like length come together; the steps are then shuffled.
+    Groups of several classes are drawn in turn, so that every step has as many of each, and a rare class comes round sooner.
     """
     generator = random.Random(seed)
-    stream = _epochs(len(groups), generator)
+    classes = _by_class(groups)
+    streams = [_epochs(members, generator) for members in classes]
     shares: list[Share] = []
     done = 0
     while done < steps:
         count = min(WINDOW_STEPS, steps - done)
-        window = sorted((next(stream) for _ in range(count * step_groups)), key=lambda index: (groups[index].length, index))
-        cut = [window[begin : begin + step_groups] for begin in range(0, len(window), step_groups)]
+        begins = range(done * step_groups, (done + count) * step_groups, step_groups)
+        turns = [[place % len(streams) for place in range(begin, begin + step_groups)] for begin in begins]
+        drawn = [islice(stream, sum(turn.count(own) for turn in turns)) for own, stream in enumerate(streams)]
+        sorted_by_class = [iter(_by_length(groups, members)) for members in drawn]
+        cut = [_by_length(groups, (next(sorted_by_class[own]) for own in turn)) for turn in turns]
         generator.shuffle(cut)
         for step in cut:
             tokens = sum(groups[index].response_tokens for index in step)
@@ -58,6 +64,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad: int, step_groups: int, step_
     width = max(group.length for group in groups)
     ids = [[list(m.ids) + [pad] * (width - len(m.ids)) for m in group.members] for group in groups]
     references = [group.reference for group in groups if group.reference is not None]
+    controls = tuple(member.control for group in groups for member in group.members if member.control is not None)
     return Batch(
         ids_GMT=torch.tensor(ids),
         length_GM=torch.tensor([[len(m.ids) for m in group.members] for group in groups]),
@@ -67,6 +74,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad: int, step_groups: int, step_
         step_groups=step_groups,
         step_tokens=step_tokens,
         reference_GM=torch.tensor(references) if len(references) == len(groups) else None,
+        controls=controls or None,
     )
 
 
@@ -101,9 +109,21 @@ class Batches(Dataset[dict[str, Batch]]):
         return {"batch": collate(members, pad=self._pad, step_groups=share.step_groups, step_tokens=share.step_tokens)}
 
 
-def _epochs(count: int, generator: random.Random) -> Iterator[int]:
+def _by_class(groups: Sequence[EncodedGroup]) -> list[list[int]]:
+    """The groups of each class, in the alphabetical order of classes; all of them together where there are none."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group.members[0].control or "", []).append(index)
+    return [members[name] for name in sorted(members)]
+
+
+def _by_length(groups: Sequence[EncodedGroup], members: Iterable[int]) -> list[int]:
+    return sorted(members, key=lambda index: (groups[index].length, index))
+
+
+def _epochs(members: list[int], generator: random.Random) -> Iterator[int]:
     while True:
-        order = list(range(count))
+        order = list(members)
         generator.shuffle(order)
         yield from order
 

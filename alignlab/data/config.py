@@ -8,6 +8,7 @@ from pathlib import Path
 from alignlab.errors import ConfigError
 from alignlab.files import stamps
 
+CLASSED_BY = ("pairs", "labels", "scores", "attributes")
 TOO_LONG = ("error", "drop", "cut_prompt_left")
 
 
@@ -37,12 +38,14 @@ class DataConfig:
 
 @dataclass
 class ToyConfig(DataConfig):
-    """The embedded world: how many records of each split its grammar writes, and the seed of the world itself."""
+    """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
+    whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
     pairs: int
     test_pairs: int
     corpus: int
     world_seed: int
+    length_cues: bool
 
 
 @dataclass
@@ -107,7 +110,46 @@ class FramedConfig(HubConfig):
 
 
 @dataclass
+class SummariesConfig(HubConfig):
+    """Summaries from feedback. `subset`: a folder of the hub's layout. `frame`: the prompt, with {subreddit}, {title} and one
+    {post}. `revision` has to be one that holds files: the hub's main branch holds a script."""
+
+    subset: str
+    frame: str
+
+    def check(self) -> None:
+        """Raises ConfigError for a frame that does not hold the post."""
+        super().check()
+        if self.frame.count("{post}") != 1:
+            raise ConfigError(f"data.frame={self.frame!r} must hold {{post}} exactly once.")
+
+
+@dataclass
 class JsonlConfig(FilesConfig):
     """A user's own lines: {prompt, chosen, rejected}, {chosen, rejected} as dialogues, or {prompt, response, label|score}."""
 
     unusable_pairs: str
+
+
+@dataclass
+class ClassesConfig:
+    """What tells the classes of a control apart. `by`: pairs (chosen, rejected) | labels | scores (cut at quantiles of the
+    training split into `bins`) | attributes (those named, crossed). `names`: the classes, best first; null = as found."""
+
+    by: str
+    names: list[str] | None
+    bins: int
+    attributes: list[str]
+
+    def check(self) -> None:
+        """Raises ConfigError for classes that cannot be told apart."""
+        if self.by not in CLASSED_BY:
+            raise ConfigError(f"control.classes.by={self.by!r} is not known; choose one of {', '.join(CLASSED_BY)}.")
+        if self.names is not None and len(set(self.names)) < max(2, len(self.names)):
+            raise ConfigError(f"control.classes.names={self.names} must name at least two classes, each once.")
+        if self.by == "pairs" and len(self.names or ()) != 2:
+            raise ConfigError(f"control.classes.names={self.names} must name two classes: of chosen and of rejected answers.")
+        if self.by == "scores" and (self.bins < 2 or len(self.names or range(self.bins)) != self.bins):
+            raise ConfigError(f"control.classes.bins={self.bins} must be at least 2, with as many names, or null.")
+        if self.by == "attributes" and not self.attributes:
+            raise ConfigError("control.classes.attributes is empty; name at least one attribute of the responses.")

@@ -26,11 +26,12 @@ def build(config: JsonlConfig) -> Source:
 
 
 def offers(config: JsonlConfig) -> frozenset[str]:
-    """`pairs` and `chosen`, or `labels`, by the first line of the training file."""
+    """`pairs` and `chosen`, or `chosen` with `labels`, `scores` and `attributes`, by the first line of the training file."""
     if config.path is None:
         raise ConfigError("data=jsonl needs data.path: a folder that holds the files named by data.train and data.test.")
     for _, fields in read(config.files(config.train), limit=1):
-        return frozenset({"pairs", "chosen"}) if "chosen" in fields else frozenset({"labels", "chosen"})
+        held = {f"{key}s" for key in ("label", "score") if key in fields} | ({"attributes"} & fields.keys())
+        return frozenset({"chosen", *({"pairs"} if "chosen" in fields else held)})
     raise ConfigError(f"data.path={config.path}: the training file is empty; give it at least one line.")
 
 

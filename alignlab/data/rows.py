@@ -51,11 +51,14 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
 
 
 def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
-    """A record of one response with a label or a score."""
+    """A record of one response with a label, a score or attributes."""
     label, score = fields.get("label"), fields.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
         raise DataError(f"{row}: 'score' must be a number but is {score!r}.")
-    response = Response(text(fields, "response", row), None if label is None else str(label), score)
+    attributes = fields.get("attributes") or {}
+    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
+        raise DataError(f"{row}: 'attributes' must map names to texts but is {attributes!r}.")
+    response = Response(text(fields, "response", row), None if label is None else str(label), score, attributes)
     return Preference(row, text(fields, "prompt", row), (response,))
 
 

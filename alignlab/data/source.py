@@ -33,6 +33,10 @@ class Verdict(Protocol):
     def consistency(self) -> float:
         """How far the response keeps to one side of what is to be aligned, in [0, 1]."""
 
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """What else can be named of it, as in the data's responses."""
+
 
 Judge = Callable[[str, str], Verdict]
 """(prompt, response) -> verdict, exact and without randomness."""

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from alignlab.data.config import ToyConfig
 from alignlab.data.source import Source, Split
 from alignlab.data.toy.oracle import judge
-from alignlab.data.toy.world import corpus, evaluation_prompts, pairs
+from alignlab.data.toy.world import LENGTH_CUES, corpus, evaluation_prompts, pairs
 
 
 def build(config: ToyConfig) -> Source:
     """Stories made by the grammar; the same config gives the same stories."""
+    cues = LENGTH_CUES if config.length_cues else LENGTH_CUES[:1]
     train, test = config.limit or config.pairs, config.test_limit or config.test_pairs
     return Source(
         config.name,
         {
-            "train": partial(_pairs, "train", min(train, config.pairs), config.world_seed),
-            "test": partial(_pairs, "test", min(test, config.test_pairs), config.world_seed),
+            "train": partial(_pairs, "train", min(train, config.pairs), config.world_seed, cues),
+            "test": partial(_pairs, "test", min(test, config.test_pairs), config.world_seed, cues),
             "corpus": partial(_corpus, config.corpus, config.world_seed),
         },
         judge=judge,
-        asked=partial(evaluation_prompts, config.test_pairs, config.world_seed),
+        asked=partial(evaluation_prompts, config.test_pairs, config.world_seed, cues),
     )
 
 
-def _pairs(split: str, count: int, seed: int) -> Split:
-    return Split(tuple(pairs(split, count, seed)))
+def _pairs(split: str, count: int, seed: int, cues: Sequence[str | None]) -> Split:
+    return Split(tuple(pairs(split, count, seed, cues)))
 
 
 def _corpus(count: int, seed: int) -> Split:

@@ -24,6 +24,12 @@ def chosen(record: Preference) -> Group | None:
     return None if liked is None else Group(record.row, (Example(record.prompt, liked.text),))
 
 
+def labelled(record: Preference) -> Group:
+    """The single response of a record whose label is its class (see `classes.labelled`)."""
+    response = record.responses[0]
+    return Group(record.row, (Example(record.prompt, response.text, response.label),))
+
+
 def every(record: Preference) -> Group | None:
     """The first response, whatever is known of it: plain text for pretraining."""
     return Group(record.row, (Example(record.prompt, record.responses[0].text),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.evaluation.config import ControlConfig, EvaluationConfig
+from alignlab.evaluation.config import DialConfig, EmbeddedFormConfig, EvaluationConfig, FormConfig, LoraFormConfig
 from alignlab.registry import Entry, Registry, words
 
 
@@ -26,12 +26,19 @@ def _fluency(bench: Any) -> Any:
     return Fluency(bench)
 
 
+def _classes(bench: Any) -> Any:
+    from alignlab.evaluation.classes import BetweenClasses
+
+    return BetweenClasses(bench)
+
+
 SUITES = Registry(
     "evaluation suite",
     {
         "toy": Entry(EvaluationConfig, _toy, needs=words("oracle")),
         "preference": Entry(EvaluationConfig, _preference, needs=words("pairs")),
         "fluency": Entry(EvaluationConfig, _fluency),
+        "classes": Entry(EvaluationConfig, _classes, needs=words("classes")),
     },
 )
 
@@ -40,5 +47,29 @@ def _same(config: Any) -> Any:
     return config
 
 
-CONTROLS = Registry("control", {name: Entry(ControlConfig, _same) for name in ("trained", "dial", "grid")})
+def _no_control(_config: DialConfig, *_: Any) -> None:
+    """A dial chooses between no classes."""
+
+
+def _control(config: FormConfig, *given: Any) -> Any:
+    from alignlab.tuners.control.settle import settle
+
+    return settle(config, *given)
+
+
+def _classed_by(config: FormConfig) -> frozenset[str]:
+    return frozenset({"controls", config.classes.by})
+
+
+_LEARNED = words("classes", "learned control")
+CONTROLS = Registry(
+    "control",
+    {
+        **{name: Entry(DialConfig, _no_control) for name in ("trained", "dial", "grid")},
+        "text": Entry(FormConfig, _control, needs=_classed_by, offers=words("classes")),
+        "token": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
+        "soft_prompt": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
+        "lora": Entry(LoraFormConfig, _control, needs=_classed_by, offers=_LEARNED),
+    },
+)
 EVALUATIONS = Registry("evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")})

@@ -10,7 +10,7 @@ import torch
 
 from alignlab.data.batching import in_order, whole
 from alignlab.evaluation.statistics import Measurement, bootstrap
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.suite import Bench, Point
 from alignlab.models.logprobs import Logprobs
 from alignlab.records import EncodedGroup, Example
 
@@ -25,10 +25,10 @@ class Fluency:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
 
-    def measure(self, strength: float) -> list[Measurement]:
+    def measure(self, point: Point) -> list[Measurement]:
         """Perplexity per token (texts that are empty are left out of it), share of distinct bigrams of a text, share of
         its 4-grams that it had already used, and length in words."""
-        prompts, texts = self._bench.answers(strength)
+        prompts, texts = self._bench.answers(point)
         words = [text.split() for text in texts]
         nats = self._nats_per_token(prompts, texts)
         perplexity = [bootstrap("perplexity", nats, show=math.exp)] if nats else []

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.suite import Bench, Point
 from alignlab.records import Batch, EncodedGroup
 
 ROWS_PER_PASS = 32
@@ -28,12 +28,12 @@ class Preference:
         self._groups = bench.held_out.groups[: bench.config.pairs]
         self._base_N: Tensor | None = None
 
-    def measure(self, strength: float) -> list[Measurement]:
+    def measure(self, point: Point) -> list[Measurement]:
         """Accuracy by log-probability, by log-probability per token, by implicit reward, and the mean reward margin (nats)."""
         if self._base_N is None:
             with self._policy.off():
                 self._base_N = self._margins()[0]
-        with self._policy.at(strength):
+        with point.set(self._policy):
             margin_N, per_token_N = self._margins()
         reward_N = margin_N - self._base_N
         return [

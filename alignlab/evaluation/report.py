@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.evaluation.sweep import Row, headline
+from alignlab.evaluation.sweep import Row, headline, titles
 from alignlab.tracking.ledger import Ledger
 
 
@@ -39,22 +39,23 @@ def headline_of(path: Path) -> float | None:
 
 
 def show(report: Report, console: Console) -> None:
-    """Metrics down, strengths across, each with its interval."""
+    """Metrics down, strengths or classes across, each with its interval."""
     if not report.rows:
         return
-    strengths = list(dict.fromkeys(row.strength for row in report.rows))
+    named = titles(report.rows)
+    columns = list(dict.fromkeys(named))
     table = Table(title="results (value with 95 % interval)", title_justify="left")
     table.add_column("metric", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
-    for strength in strengths:
-        table.add_column(f"strength {strength:g}", justify="right", no_wrap=True)
-    cells = {(row.suite, row.metric, row.strength): row for row in report.rows}
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    cells = {(row.suite, row.metric, title): row for row, title in zip(report.rows, named, strict=True)}
     for suite, metric in dict.fromkeys((row.suite, row.metric) for row in report.rows):
-        found = [cells.get((suite, metric, strength)) for strength in strengths]
+        found = [cells.get((suite, metric, title)) for title in columns]
         n = next(row.n for row in found if row)
         table.add_row(f"{suite}/{metric}", str(n), *(_cell(row) for row in found))
     console.print(table)
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.value:.3f} [dim]{row.low:.3f}..{row.high:.3f}[/dim]" if row else "missing"
+    return f"{row.value:.3f} [dim]{row.low:.3f}..{row.high:.3f}[/dim]" if row else "-"

@@ -44,3 +44,21 @@ def share(metric: str, values: Sequence[float]) -> Measurement:
         return bootstrap(metric, values)
     interval = binomtest(int(sum(values)), len(values)).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Measurement(metric, sum(values) / len(values), len(values), float(interval.low), float(interval.high))
+
+
+def rank_correlation(metric: str, ranked: Sequence[Sequence[float]]) -> Measurement:
+    """Spearman's correlation of place and value, over items of several values in their expected rising order, with a bootstrap
+    over items."""
+    from scipy.stats import spearmanr
+
+    array = np.asarray(ranked, dtype=np.float64)
+    places = np.tile(np.arange(array.shape[1]), len(array))
+
+    def correlation(rows: np.ndarray) -> float:
+        values = array[rows].ravel()
+        return float(spearmanr(places, values).statistic) if np.ptp(values) else 0.0
+
+    generator = np.random.default_rng(0)
+    drawn = [correlation(generator.integers(0, len(array), len(array))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Measurement(metric, correlation(np.arange(len(array))), len(array), float(low), float(high))

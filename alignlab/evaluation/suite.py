@@ -1,62 +1,81 @@
-"""What a suite is: it measures a policy at one strength. Texts are sampled once per strength and shared by all suites."""
+"""What a suite is: it measures a policy at one point, a strength or a class. Texts are sampled once per point, for all."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from alignlab.data.classes import Classes
 from alignlab.data.encode import Account, Limits, encode
-from alignlab.data.source import Source
-from alignlab.data.views import pair
+from alignlab.data.source import Source, Split
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import Measurement
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.records import EncodedGroup
+from alignlab.records import EncodedGroup, View
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a policy is measured. `control`: the dial's name, or the class's; `asked`: the class, None where it is the strength
+    that is asked for."""
+
+    strength: float
+    control: str
+    asked: str | None = None
+
+    def set(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside, the policy is at this point."""
+        return policy.at(self.strength) if self.asked is None else policy.under(self.asked)
+
+
+@dataclass(frozen=True)
 class HeldOut:
-    """The pairs of the test split as ids, and the account of its rows."""
+    """Groups of the test split as ids, and the account of its rows."""
 
     groups: Sequence[EncodedGroup]
     account: Account
 
 
-def held_out_pairs(source: Source, codec: Codec, limits: Limits) -> HeldOut:
-    """Reads and encodes the test split; part of the plan, so that bad rows are found before any training."""
-    return HeldOut(*encode(source.split("test"), pair, codec.examples, limits))
+def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
+    """Encodes a test split; part of the plan, so that bad rows are found before any training."""
+    return HeldOut(*encode(split, view, codec.examples, limits))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), and the texts sampled
-    so far, by strength."""
+    """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
+    far, by point; and where there are classes, those and the held-out items of each."""
 
     policy: Policy
     source: Source
     held_out: HeldOut | None
     config: EvaluationConfig
-    _answers: dict[float, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
+    classes: Classes | None = None
+    held_out_items: HeldOut | None = None
+    _answers: dict[Point, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 
-    def answers(self, strength: float) -> tuple[Sequence[str], list[str]]:
-        """Prompts and the responses sampled at this strength; the same random numbers at every strength."""
-        if strength not in self._answers:
+    def answers(self, point: Point) -> tuple[Sequence[str], list[str]]:
+        """Prompts and the responses sampled at this point; the same random numbers at every point."""
+        if point not in self._answers:
             config = self.config
             prompts = self._prompts()
             sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
-            texts = self.policy.respond(prompts, strength=strength, sampling=sampling, seed=config.sampling_seed)
-            self._answers[strength] = (prompts, texts)
-        return self._answers[strength]
+            texts = self.policy.respond(
+                prompts, strength=point.strength, control=point.asked, sampling=sampling, seed=config.sampling_seed
+            )
+            self._answers[point] = (prompts, texts)
+        return self._answers[point]
 
     def _prompts(self) -> list[str]:
         """The first prompts of the evaluation split that leave room for an answer; how many did not is logged."""
-        room = self.policy.backbone.context - self.config.max_new_tokens
+        room = self.policy.room - self.config.max_new_tokens
         offered = self.source.prompts()
         lengths = [len(ids) for ids in self.policy.backbone.codec.prompts(offered)]
         fitting = [prompt for prompt, length in zip(offered, lengths, strict=True) if length <= room]
@@ -66,7 +85,15 @@ class Bench:
 
 
 class Suite(Protocol):
-    """Some metrics. Built once per run, asked once per strength."""
+    """Some metrics. Built once per run, asked once per point."""
 
-    def measure(self, strength: float) -> list[Measurement]:
-        """The metrics at this strength."""
+    def measure(self, point: Point) -> list[Measurement]:
+        """The metrics at this point."""
+
+
+@runtime_checkable
+class SuiteAcross(Suite, Protocol):
+    """A suite that also has something to say of all points together."""
+
+    def across(self, points: Sequence[Point]) -> list[Measurement]:
+        """Metrics that need more than one point."""

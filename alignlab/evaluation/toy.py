@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from alignlab.errors import ConfigError
-from alignlab.evaluation.statistics import Measurement, bootstrap
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.statistics import Measurement, bootstrap, share
+from alignlab.evaluation.suite import Bench, Point
 
 
 class Toy:
@@ -15,11 +15,15 @@ class Toy:
             raise ConfigError(f"evaluation suite toy needs an oracle; data={bench.source.name} has none.")
         self._bench, self._judge = bench, bench.source.judge
 
-    def measure(self, strength: float) -> list[Measurement]:
-        """Mean reward in [-1, 1], mean capability in [0, 1], and the mean share of mood words on their story's side."""
-        verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._bench.answers(strength), strict=True)]
+    def measure(self, point: Point) -> list[Measurement]:
+        """Mean reward in [-1, 1], mean capability in [0, 1], the mean share of mood words on their story's side, and for a
+        class made of attributes the share of stories that have them all."""
+        verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._bench.answers(point), strict=True)]
+        wanted = self._bench.classes.attributes.get(point.control, {}) if self._bench.classes else {}
+        obeyed = [float(all(verdict.attributes.get(key) == value for key, value in wanted.items())) for verdict in verdicts]
         return [
             bootstrap("reward", [verdict.reward for verdict in verdicts]),
             bootstrap("capability", [verdict.capability for verdict in verdicts]),
             bootstrap("consistency", [verdict.consistency for verdict in verdicts]),
+            *([share("obedience", obeyed)] if wanted else []),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignlab.methods import clm, dpo, evaluate, pretrain, red, sft
+from alignlab.methods import clm, coh, dpo, evaluate, meet, pretrain, red, sft
 from alignlab.registry import Registry
 
 METHODS = Registry(
@@ -12,6 +12,8 @@ METHODS = Registry(
         "dpo": dpo.ENTRY,
         "red": red.ENTRY,
         "clm": clm.ENTRY,
+        "meet": meet.ENTRY,
+        "coh": coh.ENTRY,
         "evaluate": evaluate.ENTRY,
         "pretrain": pretrain.ENTRY,
     },

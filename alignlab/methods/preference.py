@@ -58,6 +58,7 @@ def stages(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
     from alignlab.training.method import Method
+    from alignlab.training.moves import TheBackbone
     from alignlab.training.objectives import Preference, nll
     from alignlab.training.stages import TrainStage
 
@@ -66,7 +67,7 @@ def stages(config: PreferenceConfig) -> Method:
     beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
     cached = config.reference if beforehand else None
     prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
-    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves="backbone")
+    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves=TheBackbone())
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
 
 

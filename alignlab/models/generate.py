@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,22 +16,54 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from alignlab.errors import ControlError
-from alignlab.models.knob import Knob, as_strength, checked_strengths
+from alignlab.models.controls import Asked
+from alignlab.models.knob import Knob, Term, as_strength, checked_strengths
 from alignlab.models.streams import Streams
 
+T = TypeVar("T")
 CustomGenerate = Callable[..., "Tensor | GenerateDecoderOnlyOutput"]
 
 
 def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
-    """A function for `generate(..., custom_generate=...)` that decodes at one strength, or at one per prompt.
+    """A function for `generate(..., custom_generate=...)` that decodes at one strength, or at one per prompt; see `_decoding`.
+
+    Raises ControlError for strengths that are not finite or of another number than the prompts.
+    """
+    values = checked_strengths(strength)
+
+    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
+        each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
+        return knob.terms(as_strength(each, device))
+
+    return _decoding(knob, terms)
+
+
+def mixing_classes(knob: Knob, control: Asked | Sequence[Asked]) -> CustomGenerate:
+    """The same under one class, or one per prompt; a class is a name, or a mapping from names to weights.
+
+    Raises ControlError for an unknown class and where the tuner has none.
+    """
+    controls = knob.controls
+    if controls is None:
+        raise ControlError("this adapter has a strength and no classes; take at_strength.")
+    many = isinstance(control, Sequence) and not isinstance(control, str)
+    given = controls.asked(control, len(control) if many else 1)
+
+    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
+        each = _per_row(given, rows, copies) if many else given * rows
+        return controls.terms(controls.asked(each, rows))
+
+    return _decoding(knob, terms)
+
+
+def _decoding(knob: Knob, terms: Callable[[int, int, torch.device], Sequence[Term]]) -> CustomGenerate:
+    """A decoding function. terms: (rows, answers per prompt, device) -> the passes.
 
     Streams are mixed before any logits processor sees them, and all of a text's streams get the token that was drawn; with
     a single stream the result is that of `generate` itself, under the same seed. Caches and positions are the streams' own;
-    transformers hands neither a `streamer` nor an `assistant_model` to custom functions. Raises ControlError for strengths
-    that are not finite or of another number than the prompts, for beams and other ways of searching, for hidden states and
-    attentions, and for a cache that already holds something.
+    transformers hands neither a `streamer` nor an `assistant_model` to custom functions. Raises ControlError for beams and
+    other ways of searching, for hidden states and attentions, and for a cache that already holds something.
     """
-    checked_strengths(strength)
 
     def mix(
         model: PreTrainedModel,
@@ -42,11 +74,10 @@ def mixing(knob: Knob, strength: float | Sequence[float]) -> CustomGenerate:
         **given: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         _refuse(generation_config, given)
-        strengths = _per_row(strength, len(input_ids), generation_config.num_return_sequences or 1)
-        value = as_strength(strengths, input_ids.device)
+        asked = terms(len(input_ids), generation_config.num_return_sequences or 1, input_ids.device)
         mask_BT = given.get("attention_mask")
         made = _Made(input_ids, torch.ones_like(input_ids) if mask_BT is None else mask_BT)
-        with Streams(model, knob, value, len(input_ids), input_ids.device) as streams:
+        with Streams(model, knob, asked, len(input_ids), input_ids.device) as streams:
             _run(made, streams, logits_processor, stopping_criteria, generation_config)
         return made.answer(generation_config)
 
@@ -110,9 +141,9 @@ def _refuse(config: GenerationConfig, given: dict[str, Any]) -> None:
         raise ControlError("give input_ids; embeddings are not copied to the streams.")
 
 
-def _per_row(strength: float | Sequence[float], rows: int, copies: int) -> list[float]:
-    """One strength per row; with several answers per prompt, transformers lays them side by side."""
-    values = checked_strengths(strength)
-    if isinstance(strength, Sequence) and len(values) != rows:
-        return [value for value in checked_strengths(values, rows // copies) for _ in range(copies)]
-    return checked_strengths(strength, rows)
+def _per_row(values: Sequence[T], rows: int, copies: int) -> list[T]:
+    """One value per row; with several answers per prompt, transformers lays them side by side."""
+    prompts = rows // copies
+    if len(values) not in (rows, prompts):
+        raise ControlError(f"{len(values)} strengths or classes were given for {prompts} prompts; give one, or one per prompt.")
+    return list(values) if len(values) == rows else [value for value in values for _ in range(copies)]

@@ -6,23 +6,35 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from alignlab.errors import ControlError
 
+if TYPE_CHECKING:
+    from alignlab.models.controls import Controls
+
 Strength: TypeAlias = "float | Tensor"
 """One number for every row of a batch, or a tensor with one number per row."""
 
 
 @dataclass(frozen=True)
+class Lead:
+    """Ids that are put into a text, behind its first `behind` tokens (BOS)."""
+
+    ids: tuple[int, ...] = ()
+    behind: int = 0
+
+
+@dataclass(frozen=True)
 class Term:
-    """One weighted forward pass: its logits, times `weight`, with the tuner at `setting`."""
+    """One weighted forward pass: its logits, times `weight`, with the tuner at `setting` and a lead in every text."""
 
     weight: Strength
     setting: Strength
+    lead: Lead = Lead()
 
 
 class Knob(Protocol):
@@ -30,6 +42,9 @@ class Knob(Protocol):
 
     per_row: bool
     """Whether one pass may hold rows of different settings."""
+
+    controls: Controls | None
+    """The classes between which it chooses; None where it has a strength only."""
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """The passes whose weighted logits make this strength; raises ControlError for one it cannot honour."""

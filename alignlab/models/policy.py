@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignlab.errors import ConfigError, ControlError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling, decode
+from alignlab.models.controls import WITHOUT, Asked, Controls, led
+from alignlab.models.decode import Sampling, answers, row_sets
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
 from alignlab.models.segments import attending_in_segments
-from alignlab.models.streams import Streams
 from alignlab.records import Batch
-
-DECODE_ROWS = 256
-"""Rows that are generated together."""
 
 
 class Policy:
@@ -31,7 +28,12 @@ class Policy:
         self.backbone = backbone
         self.knob = knob
         self.shared_prefix = shared_prefix and backbone.takes_segments
-        self._terms: tuple[Term, ...] = (Term(1.0, 1.0),)
+        written = knob.controls.template if knob.controls else None
+        if written not in (None, backbone.codec.template_hash):
+            raise ModelError(
+                "this control was trained on prompts written with another template; set model.template as it was then."
+            )
+        self._terms: tuple[Term, ...] | None = None
         self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
 
     @property
@@ -39,10 +41,17 @@ class Policy:
         """The module that holds every parameter."""
         return self.backbone.model
 
+    @property
+    def room(self) -> int:
+        """Tokens of prompt and answer together, beside the longest control."""
+        return self.backbone.context - (self.knob.controls.longest if self.knob.controls else 0)
+
     def logprobs(self, batch: Batch) -> Logprobs:
-        """Log-probability in nats of each response given its prompt, shape groups x members."""
-        layout = self.layout(batch)
-        value_K = token_logprobs([self._pass(layout, term) for term in self._terms], layout.target_K)
+        """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
+        asked under it, unless a context says otherwise."""
+        placed = self._placed(batch)
+        layout = placed[0][0]
+        value_K = token_logprobs([self._pass(layout, term) for layout, term in placed], layout.target_K)
         groups, members, _ = batch.ids_GMT.shape
         ones_K = torch.ones_like(value_K)
         return Logprobs(
@@ -60,11 +69,13 @@ class Policy:
         blocks = getattr(trunk, name)
         if not layers or min(layers) < 1 or max(layers) > len(blocks):
             raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
-        layout = self.layout(batch)
+        (layout, term), *others = self._placed(batch)
+        if others:
+            raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
         kept: dict[int, Tensor] = {}
         hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
         try:
-            with self.backbone.cut_after(max(layers)), self.knob.at(self._single(layout)):
+            with self.backbone.cut_after(max(layers)), self.knob.at(term.setting):
                 self._trunk(layout)
         finally:
             for hook in hooks:
@@ -72,33 +83,38 @@ class Policy:
         return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
 
     def respond(
-        self, prompts: Sequence[str], *, strength: float | Sequence[float] = 1.0, sampling: Sampling, seed: int
+        self,
+        prompts: Sequence[str],
+        *,
+        strength: float | Sequence[float] = 1.0,
+        control: Asked | Sequence[Asked] | None = None,
+        sampling: Sampling,
+        seed: int,
     ) -> list[str]:
-        """Answers each prompt at one strength, or at one strength per prompt.
+        """Answers each prompt at one strength, or at one strength per prompt; or under a class (`control`), likewise.
 
-        A row's text depends on its prompt, its strength, the seed and its place in `prompts`, not on the batch it ran in.
-        Raises ControlError for a strength that is not a finite number or a list of the wrong length.
+        A class is a name, or a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none"
+        is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
+        `prompts`, not on the batch it ran in. Raises ControlError for a strength that is not a finite number, an unknown
+        class, and a list of the wrong length.
         """
         strengths = checked_strengths(strength, len(prompts))
+        chosen = None if control is None else self._classes().asked(control, len(prompts))
         encoded = self.backbone.codec.prompts(prompts)
-        room = self.backbone.context - sampling.max_new_tokens
+        room = self.room - sampling.max_new_tokens
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) > room:
                 raise ConfigError(
                     f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
-                    f" holds {self.backbone.context}; shorten it or lower max_new_tokens."
+                    f" has room for {room} before them; shorten it or lower max_new_tokens."
                 )
-        generator = torch.Generator().manual_seed(seed)
-        uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(self.backbone.device)
-        texts = [""] * len(prompts)
-        with torch.inference_mode():
-            for rows in self._decode_batches(strengths):
-                value = as_strength([strengths[row] for row in rows], self.backbone.device)
-                streams = Streams(self.model, self.knob, value, len(rows), self.backbone.device)
-                answers = decode(self.backbone, [encoded[row] for row in rows], streams, sampling, uniform_BT[rows])
-                for row, new_ids in zip(rows, answers, strict=True):
-                    texts[row] = self.backbone.codec.continuation(encoded[row], new_ids)
-        return texts
+        device = self.backbone.device
+        batches: list[tuple[list[int], Sequence[Term]]] = []
+        for rows in row_sets(self.knob, strengths):
+            strength_here = as_strength([strengths[row] for row in rows], device)
+            terms = self._classes().terms([chosen[row] for row in rows]) if chosen else self.knob.terms(strength_here)
+            batches.append((rows, terms))
+        return answers(self.backbone, self.knob, encoded, batches, sampling, seed)
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:
@@ -108,6 +124,19 @@ class Policy:
         """
         checked_strengths(strength.tolist() if isinstance(strength, Tensor) else strength)
         before, self._terms = self._terms, self.knob.terms(strength)
+        try:
+            yield
+        finally:
+            self._terms = before
+
+    @contextmanager
+    def under(self, control: Asked) -> Iterator[None]:
+        """Every verb inside runs under this class, or mixture of classes; "none" is the model without any.
+
+        Raises ControlError for an unknown class, and where the tuner has none.
+        """
+        controls = self._classes()
+        before, self._terms = self._terms, controls.terms(controls.asked(control, 1))
         try:
             yield
         finally:
@@ -136,10 +165,23 @@ class Policy:
             for parameter, required in before.items():
                 parameter.requires_grad_(required)
 
-    def layout(self, batch: Batch) -> Layout:
-        """How this policy lays a batch into rows. Strengths that differ by group need a row for each member."""
-        by_group = any(isinstance(number, Tensor) for term in self._terms for number in (term.weight, term.setting))
-        shared = self.shared_prefix and not by_group and can_share(batch)
+    def _placed(self, batch: Batch) -> list[tuple[Layout, Term]]:
+        """For each pass its rows, leads included, and its term with settings and weights per row."""
+        if self._terms is None and batch.controls is not None:
+            each, setting_R = self._classes().led(batch)
+            return [(self._layout(each, apart=True), Term(1.0, setting_R))]
+        terms = self._terms or (Term(1.0, 1.0 if self.knob.controls is None else WITHOUT),)
+        apart = any(isinstance(number, Tensor) for term in terms for number in (term.weight, term.setting))
+        members = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1]
+        layouts = [self._layout(led(batch, [term.lead] * members), apart) for term in terms]
+        return [
+            (layout, Term(_by_row(term.weight, layout), _by_row(term.setting, layout)))
+            for layout, term in zip(layouts, terms, strict=True)
+        ]
+
+    def _layout(self, batch: Batch, apart: bool) -> Layout:
+        """How a batch is laid into rows. Settings that differ (`apart`) need a row for each member."""
+        shared = self.shared_prefix and not apart and can_share(batch)
         # A reference computed online meets the same batch twice in a row.
         if self._laid is None or self._laid[0]() is not batch or self._laid[1] != shared:
             made = without_padding(batch, self.backbone.model.dtype) if shared else one_row_per_member(batch)
@@ -148,7 +190,7 @@ class Policy:
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
-        with self.knob.at(_by_row(term.setting, layout)):
+        with self.knob.at(term.setting):
             hidden_KD = self._trunk(layout)[layout.row_K, layout.time_K]
 
         def head(some_kD: Tensor) -> Tensor:
@@ -156,8 +198,7 @@ class Policy:
             with self.knob.at(term.setting):
                 return self.backbone.head(some_kD)
 
-        weight = _by_row(term.weight, layout)
-        weight = weight[layout.row_K] if isinstance(weight, Tensor) else weight
+        weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
         return Pass(weight, head, hidden_KD)
 
     def _trunk(self, layout: Layout) -> Tensor:
@@ -177,20 +218,10 @@ class Policy:
         hidden_RTD: Tensor = output.last_hidden_state
         return hidden_RTD
 
-    def _single(self, layout: Layout) -> Strength:
-        if len(self._terms) > 1:
-            raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
-        return _by_row(self._terms[0].setting, layout)
-
-    def _decode_batches(self, strengths: list[float]) -> Iterator[list[int]]:
-        """Row numbers that are generated together: all rows where the knob takes them mixed, else one strength at a time."""
-        rows = list(range(len(strengths)))
-        by_weight = not any(isinstance(term.setting, Tensor) for term in self.knob.terms(torch.tensor(strengths)))
-        mixed = self.knob.per_row or by_weight
-        sets = [rows] if mixed else [[r for r in rows if strengths[r] == s] for s in dict.fromkeys(strengths)]
-        for chosen in sets:
-            for start in range(0, len(chosen), DECODE_ROWS):
-                yield chosen[start : start + DECODE_ROWS]
+    def _classes(self) -> Controls:
+        if self.knob.controls is None:
+            raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
+        return self.knob.controls
 
 
 def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:

@@ -8,33 +8,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignlab.models.knob import Knob, Strength, Term
+from alignlab.models.controls import led_rows
+from alignlab.models.knob import Knob, Lead, Strength, Term
 
 
 @dataclass
 class _Stream:
-    """Rows that run in one pass. `mixed_R`: the text of each row, and its weight; None = every text once, with weight 1."""
+    """Rows that run in one pass. `mixed_R`: the text of each row, and its weight; None = every text once, with weight 1.
+    `leads`: what stands in each row beside its text. `mask_RT`: what the rows hold so far, leads included."""
 
     mixed_R: tuple[Tensor, Tensor] | None
     setting: Strength
+    leads: Sequence[Lead]
     cache: Any = None
+    mask_RT: Tensor | None = None
+
+    def fed(self, ids_RT: Tensor, mask_RT: Tensor) -> tuple[Tensor, Tensor]:
+        """New tokens of the rows and the mask of all their tokens; the first ones get their leads."""
+        if self.mask_RT is None:
+            ids_RT, mask_RT = (
+                led_rows(ids_RT, mask_RT, self.leads) if any(lead.ids for lead in self.leads) else (ids_RT, mask_RT)
+            )
+        else:
+            mask_RT = torch.cat([self.mask_RT, mask_RT[:, -ids_RT.shape[1] :]], dim=1)
+        self.mask_RT = mask_RT
+        return ids_RT, mask_RT
 
 
 class Streams:
-    """Runs all terms of a strength side by side. Where rows of a pass may differ in their setting, it is a single pass.
+    """Runs all terms of a mixture side by side. Where rows of a pass may differ in their setting, it is a single pass.
 
     A context: the knob is turned inside. `step` feeds new tokens of every text and returns the mixed logits.
     """
 
-    def __init__(self, model: nn.Module, knob: Knob, strength: Strength, texts: int, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, knob: Knob, terms: Sequence[Term], texts: int, device: torch.device) -> None:
         self._model, self._knob, self._texts = model, knob, texts
-        self._streams = _laid(knob.terms(strength), texts, knob.per_row, device)
+        self._streams = _laid(terms, texts, knob.per_row, device)
         self._inside = ExitStack()
 
     def __enter__(self) -> Streams:
@@ -61,6 +77,7 @@ class Streams:
         return logits_RV.new_zeros(self._texts, logits_RV.shape[1]).index_add(0, owner_R, logits_RV)
 
     def _last_logits(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> Tensor:
+        ids_RT, mask_RT = stream.fed(ids_RT, mask_RT)
         with self._at(stream):
             output = self._model(
                 input_ids=ids_RT,
@@ -81,16 +98,17 @@ class Streams:
 def _laid(terms: Sequence[Term], texts: int, together: bool, device: torch.device) -> list[_Stream]:
     """The rows of each pass. Rows of weight 0 do not run, so a text at an end of the dial costs one row."""
     if len(terms) == 1 and terms[0].weight == 1.0:
-        return [_Stream(None, terms[0].setting)]
+        return [_Stream(None, terms[0].setting, [terms[0].lead] * texts)]
     every = torch.arange(texts, device=device)
-    owners, weights, settings = [], [], []
+    owners, weights, settings, leads = [], [], [], []
     for term in terms:
         weight_B = torch.as_tensor(term.weight, dtype=torch.float32, device=device).expand(texts)
         setting_B = torch.as_tensor(term.setting, dtype=torch.float32, device=device).expand(texts)
         owners.append(every[weight_B != 0])
         weights.append(weight_B[owners[-1]])
         settings.append(setting_B[owners[-1]])
+        leads.append([term.lead] * len(owners[-1]))
     if together:
-        return [_Stream((torch.cat(owners), torch.cat(weights)), torch.cat(settings))]
-    rows = zip(owners, weights, settings, strict=True)
-    return [_Stream((owner_R, weight_R), setting_R) for owner_R, weight_R, setting_R in rows if len(owner_R)]
+        return [_Stream((torch.cat(owners), torch.cat(weights)), torch.cat(settings), [*chain(*leads)])]
+    rows = zip(owners, weights, settings, leads, strict=True)
+    return [_Stream((owner_R, weight_R), setting_R, lead_R) for owner_R, weight_R, setting_R, lead_R in rows if len(owner_R)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,6 +70,16 @@ class Codec:
             for prompt, both, example, row in zip(alone, joined, examples, rows, strict=True)
         ]
 
+    @property
+    def template_hash(self) -> str:
+        """Changes with anything that changes how a prompt is written."""
+        words = [vars(self.template), self.tokenizer.chat_template if self.template.chat else None]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+    def lead(self, text: str) -> tuple[int, ...]:
+        """Ids of a text by itself, no special tokens added."""
+        return tuple(self._ids([text])[0])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -92,7 +104,8 @@ class Codec:
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         if not set(self.head).isdisjoint(both[:cut]):
             raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
-        return Encoded((*self.head, *both, self.eos), start=len(self.head) + cut, moved=cut < len(prompt))
+        ids = (*self.head, *both, self.eos)
+        return Encoded(ids, start=len(self.head) + cut, moved=cut < len(prompt), control=example.control)
 
 
 def _common(left: list[int], right: list[int]) -> int:

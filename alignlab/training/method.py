@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
     from alignlab.training.config import TrainerConfig
+    from alignlab.training.moves import Moves
     from alignlab.training.session import Session
 
 
@@ -35,8 +36,8 @@ class Stage(Protocol):
         """Unique within the method; also its folder and the first half of its metrics' names."""
 
     @property
-    def moves(self) -> str:
-        """tuner | backbone | nothing."""
+    def moves(self) -> Moves | None:
+        """What it learns; None where it only looks."""
 
     def check(self, trainer: TrainerConfig) -> None:
         """Raises ConfigError where the machine's sheet does not fit this stage; before anything is read."""

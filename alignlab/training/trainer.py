@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,26 @@ class FitTrainer(Trainer):
             self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value
         return loss.value
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's own, and beside it a group without decay for each set of parameters that has its own rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        apart = self._part.rated()
+        with _resting([parameter for rated in apart for parameter in rated.parameters]):
+            made: torch.optim.Optimizer = super().create_optimizer(model)
+        for rated in apart:
+            made.add_param_group({"params": rated.parameters, "lr": rated.rate, "weight_decay": 0.0, "rated": True})
+        return made
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Loss, rate, gradient norm and the objective's own metrics (means over the steps since the last line)."""
         if "loss" in logs:
             steps = max(1, self.state.global_step - self._logged_at)
             self._logged_at = self.state.global_step
             own = {name: value.item() / steps for name, value in self._metrics.items()}
+            assert self.optimizer is not None
+            rated = [group for group in self.optimizer.param_groups if "rated" in group]
+            own.update({"tuner_learning_rate": rated[0]["lr"]} if rated else {})
             self._metrics.clear()
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)
@@ -173,6 +188,18 @@ def check_extra(extra: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
         if key not in known:
             raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
+
+
+@contextmanager
+def _resting(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, these are not learned, so that an optimiser that takes all that are learned leaves them out."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _first(items: list[Any]) -> Any:

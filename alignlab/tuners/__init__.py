@@ -1,4 +1,7 @@
-"""What is learned on top of a backbone: one table; the parts that need torch are imported when one is built."""
+"""What is learned on top of a backbone: one table; the parts that need torch are imported when one is built.
+
+Every `build` takes the tuner's own config, the model, and the configuration of the run's control where it has classes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from alignlab.tuners.config import (
     BitfitConfig,
     BlocksConfig,
     ClmTunerConfig,
+    ControlTunerConfig,
     DeraConfig,
     FullConfig,
     Ia3Config,
@@ -17,52 +21,58 @@ from alignlab.tuners.config import (
 )
 
 
-def _full(config: FullConfig, model: Any) -> Any:
+def _full(config: FullConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.weights import full
 
     return full(config, model)
 
 
-def _bitfit(config: BitfitConfig, model: Any) -> Any:
+def _bitfit(config: BitfitConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.weights import bitfit
 
     return bitfit(config, model)
 
 
-def _blocks(config: BlocksConfig, model: Any) -> Any:
+def _blocks(config: BlocksConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.weights import blocks
 
     return blocks(config, model)
 
 
-def _dera(config: DeraConfig, model: Any) -> Any:
+def _dera(config: DeraConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.dera import build
 
     return build(config, model)
 
 
-def _clm(config: ClmTunerConfig, model: Any) -> Any:
+def _clm(config: ClmTunerConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.clm.tuner import build
 
     return build(config, model)
 
 
-def _lora(config: LoraConfig, model: Any) -> Any:
+def _lora(config: LoraConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.lora import build
 
     return build(config, model)
 
 
-def _ia3(config: Ia3Config, model: Any) -> Any:
+def _ia3(config: Ia3Config, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.ia3 import build
 
     return build(config, model)
 
 
-def _red(config: RedTunerConfig, model: Any) -> Any:
+def _red(config: RedTunerConfig, model: Any, _control: Any = None) -> Any:
     from alignlab.tuners.red.tuner import build
 
     return build(config, model)
+
+
+def _control(config: ControlTunerConfig, model: Any, control: Any) -> Any:
+    from alignlab.tuners.control.tuner import build
+
+    return build(config, model, control)
 
 
 _WEIGHTS = words("float32 weights")
@@ -85,5 +95,6 @@ TUNERS = Registry(
         "lora": Entry(LoraConfig, _lora),
         "ia3": Entry(Ia3Config, _ia3),
         "red": Entry(RedTunerConfig, _red),
+        "control": Entry(ControlTunerConfig, _control, needs=words("classes", "labelled training"), offers=words("controls")),
     },
 )

@@ -11,6 +11,8 @@ from alignlab.files import stamps
 EDITS = ("both", "scale", "shift")
 STARTS = ("identity", "random")
 MERGES = ("logits", "embeddings")
+FORMS = ("text", "token", "soft_prompt", "lora")
+STARTS_OF_PROMPTS = ("text", "vocabulary", "random")
 MOST_BLOCKS = 3
 """Blocks that CLM adds at most; its paper's table 7 ends there."""
 
@@ -146,3 +148,10 @@ class ClmTunerConfig(TunerConfig):
             raise ConfigError(f"tuner.start={self.start!r} is not known; choose identity or random.")
         if self.merge not in MERGES:
             raise ConfigError(f"tuner.merge={self.merge!r} is not known; choose logits (the paper's) or embeddings.")
+
+
+@dataclass
+class ControlTunerConfig(TunerConfig):
+    """What the chosen control puts into the model. `joint_rate`: the control's rate while the model is trained with it."""
+
+    joint_rate: float

@@ -10,7 +10,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-ROOMS = ("alignlab.tuners.red", "alignlab.tuners.clm")
+ROOMS = ("alignlab.tuners.red", "alignlab.tuners.clm", "alignlab.tuners.control")
 """The rooms that register a PEFT method when they are imported."""
 
 

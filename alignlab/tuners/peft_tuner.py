@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ModelError
+from alignlab.models.controls import Controls
 from alignlab.models.knob import Strength, Term
-from alignlab.tuners.tuner import one_pass, setting
+from alignlab.tuners.tuner import Rated, one_pass, setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +32,7 @@ class PeftTuner:
     """A peft adapter; each kind adds its `at`."""
 
     per_row = True
+    controls: Controls | None = None
     adds_parameters = True
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
@@ -58,6 +60,10 @@ class PeftTuner:
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
         return list(self._learned)
+
+    def rated(self) -> list[Rated]:
+        """None."""
+        return []
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """One pass at this strength."""

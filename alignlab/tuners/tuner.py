@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +15,22 @@ from alignlab.errors import ControlError
 from alignlab.models.knob import Knob, Strength, Term
 
 
+@dataclass(frozen=True)
+class Rated:
+    """Parameters with a learning rate of their own, beside the stage's."""
+
+    parameters: list[nn.Parameter]
+    rate: float
+
+
 class Part(Protocol):
     """What a stage moves: some parameters, and a folder they can be kept in."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
+
+    def rated(self) -> list[Rated]:
+        """Those of them that have a rate of their own."""
 
     def save(self, folder: Path) -> None:
         """Writes what is learned, as safetensors."""

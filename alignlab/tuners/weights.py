@@ -20,7 +20,7 @@ from alignlab.errors import ModelError
 from alignlab.models.backbone import block_list
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
-from alignlab.tuners.tuner import Tuner, between, one_pass, origins
+from alignlab.tuners.tuner import Rated, Tuner, between, one_pass, origins
 
 FILE = "weights.safetensors"
 PLAIN = "model.safetensors"
@@ -31,6 +31,7 @@ class WeightsTuner:
     """Some of the backbone's parameters, learned in place; a copy of where they started is kept for the knob."""
 
     per_row = False
+    controls = None
     adds_parameters = False
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
@@ -64,6 +65,10 @@ class WeightsTuner:
         yield
         self._origins = origins(self._named.values())
 
+    def rated(self) -> list[Rated]:
+        """None."""
+        return []
+
     def save(self, folder: Path) -> None:
         """Writes the learned tensors, and no others."""
         write(self._named, folder)
@@ -88,6 +93,10 @@ class BackboneWeights:
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
         return list(self._named.values())
+
+    def rated(self) -> list[Rated]:
+        """None."""
+        return []
 
     def save(self, folder: Path) -> None:
         """Writes every tensor of the backbone, under the names of a plain checkpoint."""

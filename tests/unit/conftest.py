@@ -47,6 +47,7 @@ class NoKnob:
     """A backbone that nothing was attached to: one pass, whatever the strength."""
 
     per_row = True
+    controls = None
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         return (Term(1.0, 1.0),)

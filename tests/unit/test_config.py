@@ -67,9 +67,9 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("method=rde", "unknown method 'rde'; did you mean red? known: clm, dpo, evaluate, pretrain, red, sft."),
-        ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, toy, ultrafeedback."),
-        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, dera, full, ia3, lora, red."),
+        ("method=rde", "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, red, sft."),
+        ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, summaries, toy, ultrafeedback."),
+        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, red."),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, word: str, said: str) -> None:
@@ -120,7 +120,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ("method.fit.batch=???", "method.fit.batch has no value; give it one on the command line."),
         ("~control.figure", "control.figure has no value; its sheet or the command line must give one."),
         ("data.limit=${nowhere}", "data.limit: Interpolation key 'nowhere' not found"),
-        ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, jsonl."),
+        ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, summaries, jsonl."),
     ],
 )
 def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, said: str) -> None:
@@ -132,11 +132,11 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
     [
         (
             ["method=pretrain", "data=hh_rlhf"],
-            "method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full, model=local offers;",
+            "method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full, model=local, control=dial offers;",
         ),
         (
             ["method=pretrain", "tuner=lora"],
-            "method=pretrain needs every weight, which none of data=toy, tuner=lora, model=local offers;",
+            "method=pretrain needs every weight, which none of data=toy, tuner=lora, model=local, control=dial offers;",
         ),
         (["method=dpo", "method.loss=ipo", "method.smoothing=0.1"], "method.smoothing has no meaning for method.loss=ipo"),
         (["method=dpo", "method.loss=robust", "method.smoothing=0.5"], "method.smoothing must be below 0.5"),
@@ -169,7 +169,9 @@ def test_a_method_on_pairs_refuses_a_file_of_single_responses(composed: Compose,
 
     said = refused(composed, "method=dpo", *words)
 
-    assert said.startswith("method=dpo needs pairs, which none of data=jsonl, tuner=lora, model=local offers; try data=toy")
+    assert said.startswith(
+        "method=dpo needs pairs, which none of data=jsonl, tuner=lora, model=local, control=dial offers; try data=toy"
+    )
 
 
 def test_pretraining_refuses_a_file_of_pairs(composed: Compose, tmp_path: Path) -> None:
@@ -196,7 +198,10 @@ def test_suites_that_the_data_cannot_serve_are_left_out_with_the_reason(composed
     config = parse(composed("data=hh_rlhf"))
 
     assert config.suites == ("preference", "fluency")
-    assert config.left_out == {"toy": "needs oracle, data=hh_rlhf has none"}
+    assert config.left_out == {
+        "toy": "needs oracle, which this run does not have",
+        "classes": "needs classes, which this run does not have",
+    }
 
 
 def test_suites_keep_the_order_of_the_sheet(composed: Compose) -> None:

@@ -49,5 +49,5 @@ def test_every_file_says_what_it_is_and_can_be_read_at_one_sitting(path: Path) -
 def test_an_unknown_name_of_the_package_is_answered_with_what_it_offers() -> None:
     import alignlab
 
-    with pytest.raises(AttributeError, match="no attribute 'Polisy'; it offers ClmConfig, Policy, "):
+    with pytest.raises(AttributeError, match="no attribute 'Polisy'; it offers ClmConfig, ControlConfig, Policy, "):
         _ = alignlab.Polisy

@@ -58,7 +58,9 @@ def test_runs_that_differ_in_a_list_are_told_apart(tmp_path: Path) -> None:
     for number, strengths in enumerate(([0.0, 1.0], [0.0, 2.0])):
         ledger = Ledger(tmp_path / str(number))
         ledger.write("config.json", {"seed": 0, "control": {"strengths": strengths}})
-        ledger.write("report.json", {"results": [{"strength": 1.0, "suite": "toy", "metric": "reward", "value": 0.5}]})
+        ledger.write(
+            "report.json", {"results": [{"strength": 1.0, "control": "dial", "suite": "toy", "metric": "reward", "value": 0.5}]}
+        )
 
     assert means(results(tmp_path))["control.strengths"].tolist() == ["0.0 1.0", "0.0 2.0"]
 
@@ -95,7 +97,7 @@ def test_the_table_command_averages_over_seeds(tmp_path: Path, capsys: pytest.Ca
     status = main(["table", str(runs(tmp_path)), "--means"])
 
     assert status == 0
-    assert "1.0,toy,reward,0.5,2,0.0,1.0" in capsys.readouterr().out
+    assert "1.0,dial,toy,reward,0.5,2,0.0,1.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_condition_leaves_the_other_runs_out(tmp_path: Path, capsys: pytest.Ca
     status = main(["table", str(runs(tmp_path)), "--where", "seed=1", "--means"])
 
     assert status == 0
-    assert "1.0,toy,reward,1.0,1,1.0,1.0" in capsys.readouterr().out
+    assert "1.0,dial,toy,reward,1.0,1,1.0,1.0" in capsys.readouterr().out
 
 
 def test_the_plot_command_names_the_metrics_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,11 @@ class Verdict:
         """The length class: 'short' (3 or 4 sentences), 'long' (5 to 7), or 'other'."""
         return length_class(self.sentences)
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Mood and length by name."""
+        return {"mood": self.mood, "length": self.length}
+
 
 def judge(prompt: str, story: str) -> Verdict:
     """The oracle's verdict; raises DataError for a prompt that is not of this world."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
 from random import Random
 
@@ -28,8 +29,8 @@ def combinations(split: str) -> list[tuple[str, str]]:
     ]
 
 
-def pairs(split: str, count: int, seed: int) -> list[Preference]:
-    """Pairs for prompts without a mood cue, a third of them with each length cue or none.
+def pairs(split: str, count: int, seed: int, cues: Sequence[str | None] = LENGTH_CUES) -> list[Preference]:
+    """Pairs for prompts without a mood cue, equally many with each length cue or none.
 
     Of five stories drawn freely, equally long by plan, the most cheerful is chosen and one that is less so is rejected.
     """
@@ -37,7 +38,7 @@ def pairs(split: str, count: int, seed: int) -> list[Preference]:
     known = combinations(split)
     records = []
     for index in range(count):
-        ask = Ask(*random.choice(known), length=random.choice(LENGTH_CUES))
+        ask = Ask(*random.choice(known), length=random.choice(cues))
         chosen, rejected = _candidates(ask, random)
         responses = (_response(ask, chosen, "chosen"), _response(ask, rejected, "rejected"))
         records.append(Preference(f"toy/{split}/{seed}/{index}", ask.prompt, responses))
@@ -61,9 +62,9 @@ def corpus(count: int, seed: int) -> list[Preference]:
     return records
 
 
-def evaluation_prompts(count: int, seed: int) -> list[str]:
+def evaluation_prompts(count: int, seed: int, cues: Sequence[str | None] = LENGTH_CUES) -> list[str]:
     """Prompts of the test split without a mood cue, each at most once until all of them have been used."""
-    asks = [Ask(name, thing, length=length) for name, thing in combinations("test") for length in LENGTH_CUES]
+    asks = [Ask(name, thing, length=length) for name, thing in combinations("test") for length in cues]
     Random(f"evaluation/{seed}").shuffle(asks)
     return [ask.prompt for ask in islice(cycle(asks), count)]
 

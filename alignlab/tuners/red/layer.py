@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.tuners.precision import at_least_float32
+from alignlab.tuners.precision import Float32
 from alignlab.tuners.red.config import RedConfig
 from alignlab.tuners.tuner import setting
 
@@ -40,7 +39,7 @@ def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     return setting("strength", _checked(value), layers)
 
 
-class RedEdit(nn.Module):
+class RedEdit(Float32):
     """One adapter's vectors at one layer: `scale` and `shift` of shape (D,), the one that is not learned being None.
 
     Always float32: near 1.0 the grid of bfloat16 is so wide that an AdamW step of 1e-3 is rounded away every time.
@@ -71,18 +70,6 @@ class RedEdit(nn.Module):
         if isinstance(strength, Tensor):
             return torch.where(strength == 1, stored, turned), shift
         return stored if strength == 1 else turned, shift
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RedEdit:
-        """Follow `.to(device)`, but not `.to(dtype)`: peft's attaching and a later cast of the model both come here."""
-        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """Lift a file's half-precision vectors: loading with `assign=True` would take them as they are."""
-        for name in ("scale", "shift"):
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name].float()
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class RedLayer(nn.Module, BaseTunerLayer):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -13,13 +13,14 @@ import torch
 from alignlab.data.batching import whole
 from alignlab.data.encode import Limits
 from alignlab.data.source import Judge, Source, Split
+from alignlab.data.views import pair
 from alignlab.errors import ConfigError
-from alignlab.evaluation.config import ControlConfig, EvaluationConfig
+from alignlab.evaluation.config import DialConfig, EvaluationConfig
 from alignlab.evaluation.fluency import Fluency, _distinct
 from alignlab.evaluation.preference import Preference as PreferenceSuite
 from alignlab.evaluation.preference import _wins
 from alignlab.evaluation.statistics import Measurement
-from alignlab.evaluation.suite import Bench, held_out_pairs
+from alignlab.evaluation.suite import Bench, Point, held_out
 from alignlab.evaluation.sweep import Row, headline, sweep
 from alignlab.evaluation.toy import Toy
 from alignlab.models.backbone import Backbone
@@ -38,6 +39,7 @@ class Said:
     reward: float
     capability: float
     consistency: float = 1.0
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def by_length(prompt: str, response: str) -> Said:
@@ -60,8 +62,12 @@ def config(**changes: Any) -> EvaluationConfig:
 
 def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
     source = Source("made", {"test": lambda: Split(RECORDS)}, judge=judge)
-    held_out = held_out_pairs(source, policy.backbone.codec, Limits(128, "error", 1))
-    return Bench(policy, source, held_out, config(**changes))
+    pairs = held_out(source.split("test"), pair, policy.backbone.codec, Limits(128, "error", 1))
+    return Bench(policy, source, pairs, config(**changes))
+
+
+def at(strength: float) -> Point:
+    return Point(strength, "dial")
 
 
 def named(measured: Sequence[Measurement]) -> dict[str, Measurement]:
@@ -79,7 +85,7 @@ def test_preference_accuracy_is_the_share_of_pairs_whose_chosen_answer_is_likeli
     margin_G = scores.total_GM[:, 0] - scores.total_GM[:, 1]
     per_token_G = scores.mean_GM[:, 0] - scores.mean_GM[:, 1]
 
-    measured = named(PreferenceSuite(bench(policy)).measure(1.0))
+    measured = named(PreferenceSuite(bench(policy)).measure(at(1.0)))
 
     assert measured["accuracy"].value == (margin_G > 0).float().mean().item()
     assert measured["accuracy_per_token"].value == (per_token_G > 0).float().mean().item()
@@ -93,21 +99,21 @@ def test_the_reward_margin_is_measured_against_the_untouched_backbone(llama: Bac
         base = policy.logprobs(batch_of(llama)).total_GM
     margin_G = (own - base)[:, 0] - (own - base)[:, 1]
 
-    measured = named(PreferenceSuite(bench(policy)).measure(1.0))
+    measured = named(PreferenceSuite(bench(policy)).measure(at(1.0)))
 
     assert measured["reward_margin"].value == pytest.approx(margin_G.mean().item(), abs=1e-4)
     assert measured["reward_accuracy"].value == (margin_G > 0).float().mean().item()
 
 
 def test_at_strength_zero_every_reward_is_a_tie(llama: Backbone) -> None:
-    measured = named(PreferenceSuite(bench(attached("lora", llama))).measure(0.0))
+    measured = named(PreferenceSuite(bench(attached("lora", llama))).measure(at(0.0)))
 
     assert measured["reward_accuracy"] == Measurement("reward_accuracy", 0.5, 4, 0.5, 0.5)
     assert measured["reward_margin"].value == pytest.approx(0.0, abs=1e-4)
 
 
 def test_as_many_pairs_are_scored_as_the_sheet_says(llama: Backbone) -> None:
-    measured = PreferenceSuite(bench(attached("lora", llama), pairs=2)).measure(1.0)
+    measured = PreferenceSuite(bench(attached("lora", llama), pairs=2)).measure(at(1.0))
 
     assert {each.n for each in measured} == {2}
 
@@ -116,17 +122,17 @@ def test_texts_are_sampled_once_per_strength_and_are_those_of_the_policy(llama: 
     policy = attached("lora", llama)
     made = bench(policy)
 
-    prompts, texts = made.answers(0.5)
+    prompts, texts = made.answers(at(0.5))
 
     assert prompts == [prompt for prompt, _, _ in PAIRS[:3]]
     assert texts == policy.respond(prompts, strength=0.5, sampling=Sampling(6, 1.0, 1.0), seed=0)
-    assert made.answers(0.5)[1] is texts
+    assert made.answers(at(0.5))[1] is texts
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(llama: Backbone) -> None:
     shortest = min(len(ids) for ids in llama.codec.prompts([prompt for prompt, _, _ in PAIRS]))
 
-    prompts, _ = bench(attached("lora", llama), max_new_tokens=llama.context - shortest).answers(1.0)
+    prompts, _ = bench(attached("lora", llama), max_new_tokens=llama.context - shortest).answers(at(1.0))
 
     assert prompts == ["Tell a story."]
 
@@ -139,9 +145,9 @@ def test_a_prompt_of_several_pairs_is_asked_once() -> None:
 
 def test_the_toy_suite_reports_the_oracles_means(llama: Backbone) -> None:
     made = bench(attached("lora", llama))
-    prompts, texts = made.answers(1.0)
+    prompts, texts = made.answers(at(1.0))
 
-    measured = named(Toy(made).measure(1.0))
+    measured = named(Toy(made).measure(at(1.0)))
 
     assert measured["reward"].value == pytest.approx(sum(map(len, texts)) / 300)
     assert measured["capability"].value == pytest.approx(sum(map(len, prompts)) / 300)
@@ -155,14 +161,14 @@ def test_the_toy_suite_needs_an_oracle(llama: Backbone) -> None:
 def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Backbone) -> None:
     policy = attached("lora", llama)
     made = bench(policy)
-    prompts, texts = made.answers(1.0)
+    prompts, texts = made.answers(at(1.0))
     examples = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     encoded = policy.backbone.codec.examples(examples, ["text"] * len(examples))
     groups = [EncodedGroup("text", (Encoded(e.ids[:-1], e.start),)) for e in encoded]  # a sampled text has no EOS of its own
     with policy.off():
         scores = policy.logprobs(whole(groups, policy.backbone.codec.pad))
 
-    measured = named(Fluency(made).measure(1.0))
+    measured = named(Fluency(made).measure(at(1.0)))
 
     assert measured["perplexity"].value == pytest.approx(math.exp(-scores.mean_GM[:, 0].mean().item()), rel=1e-4)
     assert measured["words"].value == pytest.approx(sum(len(text.split()) for text in texts) / 3)
@@ -170,9 +176,9 @@ def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Bac
 
 def test_empty_texts_have_no_perplexity(llama: Backbone) -> None:
     made = bench(attached("lora", llama))
-    made._answers[1.0] = (["Tell a story."] * 2, ["", " "])
+    made._answers[at(1.0)] = (["Tell a story."] * 2, ["", " "])
 
-    measured = named(Fluency(made).measure(1.0))
+    measured = named(Fluency(made).measure(at(1.0)))
 
     assert "perplexity" not in measured
     assert measured["words"].value == 0.0
@@ -187,14 +193,14 @@ def test_distinct_is_the_share_of_different_n_grams(text: str, size: int, value:
 
 
 def test_a_sweep_measures_every_suite_at_every_strength_and_logs_each_row(llama: Backbone) -> None:
-    logged: list[Row] = []
+    logged: list[tuple[str, Row]] = []
 
-    rows = sweep(bench(attached("lora", llama)), ["toy", "preference"], "dial", [0.0, 1.0], logged.append)
+    rows = sweep(bench(attached("lora", llama)), ["toy", "preference"], [at(0.0), at(1.0)], lambda *given: logged.append(given))
 
     visited = list(dict.fromkeys((row.strength, row.suite) for row in rows))
     assert visited == [(0.0, "toy"), (0.0, "preference"), (1.0, "toy"), (1.0, "preference")]
     assert {row.control for row in rows} == {"dial"}
-    assert logged == rows
+    assert logged == [(f"strength {row.strength:g}", row) for row in rows]
 
 
 def row(strength: float, suite: str, metric: str) -> Row:
@@ -233,4 +239,4 @@ def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any]
 )
 def test_a_grid_of_strengths_that_cannot_be_read_is_refused(strengths: list[float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        ControlConfig("dial", strengths, figure=True).check()
+        DialConfig("dial", strengths, figure=True).check()

@@ -197,8 +197,12 @@ def full_cache(model: PeftModel) -> DynamicCache:
 @pytest.mark.parametrize(
     ("strength", "more", "sentence"),
     [
-        ([0.0, 1.0, 1.0], lambda _: {}, "3 strengths were given for 4 prompts"),
-        ([0.0] * 3, lambda _: {"do_sample": True, "num_return_sequences": 2}, "3 strengths were given for 4 prompts"),
+        ([0.0, 1.0, 1.0], lambda _: {}, "3 strengths or classes were given for 4 prompts"),
+        (
+            [0.0] * 3,
+            lambda _: {"do_sample": True, "num_return_sequences": 2},
+            "3 strengths or classes were given for 4 prompts",
+        ),
         (math.nan, lambda _: {}, "not finite"),
         ([0.0, 1.0, math.inf, 1.0], lambda _: {}, "not finite"),
         (0.5, lambda _: {"num_beams": 2}, "beam search is not offered, so set num_beams=1"),
@@ -231,5 +235,5 @@ def test_what_the_dial_cannot_do_is_refused(
 def test_an_adapter_without_a_dial_is_refused(llama: Backbone) -> None:
     model = peft.get_peft_model(llama.model, peft.IA3Config(task_type="CAUSAL_LM"))
 
-    with pytest.raises(ModelError, match="no dial is known for a IA3 adapter; there is one for CLM, RED, LORA"):
+    with pytest.raises(ModelError, match="no dial is known for a IA3 adapter; there is one for CLM, CONTROL, RED, LORA"):
         alignlab.at_strength(model, 0.5)

@@ -88,10 +88,10 @@ def test_pairs_without_a_common_token_are_computed_separately(llama: Backbone) -
     batch.ids_GMT[:, 1, 0] = 7
     batch.prefix_G.zero_()
 
-    layout = policy.layout(batch)
+    shared = policy.logprobs(batch).total_GM
+    policy.shared_prefix = False
 
-    assert layout.segments is None
-    assert len(layout.ids_RT) == 8
+    assert torch.equal(shared, policy.logprobs(batch).total_GM)
 
 
 @every_backbone

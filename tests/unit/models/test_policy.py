@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError, ControlError
-from alignlab.models import policy as policies
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.knob import Knob, Strength, Term
@@ -32,6 +31,7 @@ class Mixing:
     """s * tuned + (1 - s) * plain at the logits, by two passes."""
 
     per_row = True
+    controls = None
 
     def __init__(self, inner: Knob) -> None:
         self._inner = inner
@@ -163,7 +163,7 @@ def test_answers_do_not_depend_on_the_batch_they_ran_in(kind: str, sampling: Sam
     policy = plain(backbone(kind))
     together = policy.respond(PROMPTS, sampling=sampling, seed=0)
 
-    monkeypatch.setattr(policies, "DECODE_ROWS", 1)
+    monkeypatch.setattr("alignlab.models.decode.DECODE_ROWS", 1)
     alone = policy.respond(PROMPTS, sampling=sampling, seed=0)
 
     assert alone == together

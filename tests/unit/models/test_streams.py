@@ -42,7 +42,7 @@ def ends(policy: Policy, ids: Tensor = IDS) -> tuple[Tensor, Tensor]:
 def stepped(policy: Policy, strength: float | Tensor, ids: Tensor = IDS, mask: Tensor | None = None) -> Tensor:
     """Last logits after one step over all tokens."""
     mask = torch.ones_like(ids) if mask is None else mask
-    with torch.no_grad(), Streams(policy.model, policy.knob, strength, len(ids), ids.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength), len(ids), ids.device) as streams:
         return streams.step(ids, mask)
 
 
@@ -135,7 +135,7 @@ def test_token_by_token_gives_the_logits_of_whole_passes_mixed_by_hand(kind: str
     policy = attached("clm", backbone(kind))
     strength_B = torch.tensor([-0.5, 0.0, 2.0])
 
-    with torch.no_grad(), Streams(policy.model, policy.knob, strength_B, 3, IDS.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength_B), 3, IDS.device) as streams:
         found = [streams.step(IDS[:, :4], torch.ones(3, 4, dtype=torch.long))]
         found += [streams.step(IDS[:, t : t + 1], torch.ones(3, t + 1, dtype=torch.long)) for t in range(4, 7)]
 
@@ -220,7 +220,7 @@ def test_a_stream_begun_with_the_tuner_off_is_not_continued_with_it_on(llama: Ba
     policy = attached("clm", llama)
     mask = torch.ones(3, 8, dtype=torch.long)
 
-    with torch.no_grad(), Streams(policy.model, policy.knob, 1.0, 3, IDS.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(1.0), 3, IDS.device) as streams:
         with policy.knob.off():
             streams.step(IDS, mask[:, :7])
         with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):

@@ -50,7 +50,7 @@ def last_logits(model: torch.nn.Module) -> Tensor:
 
 def stepped(policy: Policy, strength: float | Tensor) -> Tensor:
     """The same, at a strength."""
-    with torch.no_grad(), Streams(policy.model, policy.knob, strength, 3, IDS.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength), 3, IDS.device) as streams:
         return streams.step(IDS, torch.ones_like(IDS))
 
 

@@ -1,0 +1,92 @@
+"""Between the classes of a control: how far apart are they, in reward and in likelihood?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignlab.data.batching import in_order, whole
+from alignlab.errors import ConfigError
+from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
+from alignlab.evaluation.suite import Bench, Point
+from alignlab.records import EncodedGroup
+
+ROWS_PER_PASS = 64
+
+
+class BetweenClasses:
+    """What can be said of two classes only together. Held-out items are single responses with their class."""
+
+    def __init__(self, bench: Bench) -> None:
+        if bench.classes is None or bench.held_out_items is None:
+            raise ConfigError(f"evaluation suite classes needs classes; data={bench.source.name} was not asked for any.")
+        self._bench = bench
+        self._names = bench.classes.names
+        # Two items to a pair.
+        self._groups: Sequence[EncodedGroup] = bench.held_out_items.groups[: 2 * bench.config.pairs]
+        self._own = [self._names.index(str(group.members[0].control)) for group in self._groups]
+        self._total_NC: Tensor | None = None
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Held-out nats per token of a class's own items under that class; nothing where no class is asked for alone."""
+        if point.control not in self._names:
+            return []
+        number = self._names.index(point.control)
+        rows = [row for row, own in enumerate(self._own) if own == number]
+        tokens = torch.tensor([self._groups[row].response_tokens for row in rows])
+        nats_N = -self._totals()[rows, number] / tokens
+        return [bootstrap("nats_per_token", nats_N.tolist())] if rows else []
+
+    def across(self, points: Sequence[Point]) -> list[Measurement]:
+        """Where there is an oracle and an order: `gap`, reward(first) - reward(last) per prompt, and `separation`, the share
+        of prompts where it is above 0 (for more than two classes, the rank correlation of class and reward). From held-out
+        items: `class_accuracy`, those whose own class makes them likeliest; and for pairs of them under two classes,
+        `pair_accuracy` of log p(y | first) - log p(y | second), and `likelihood_separation`, its mean difference in nats."""
+        alone = [point for point in points if point.control in self._names]
+        best_N = self._totals().argmax(-1)
+        correct = [float(int(best) == own) for best, own in zip(best_N, self._own, strict=True)]
+        return [*self._by_reward(alone), share("class_accuracy", correct), *self._by_pairs()]
+
+    def _by_reward(self, points: Sequence[Point]) -> list[Measurement]:
+        judge, classes = self._bench.source.judge, self._bench.classes
+        assert classes is not None
+        if judge is None or classes.attributes:  # attributes have no order
+            return []
+        rewards = [
+            [judge(prompt, text).reward for prompt, text in zip(*self._bench.answers(point), strict=True)] for point in points
+        ]
+        gaps = [first - last for first, last in zip(rewards[0], rewards[-1], strict=True)]
+        if len(points) == 2:
+            apart = share("separation", [0.5 if gap == 0 else float(gap > 0) for gap in gaps])
+        else:
+            apart = rank_correlation("separation", [list(reversed(each)) for each in zip(*rewards, strict=True)])
+        return [bootstrap("gap", gaps), apart]
+
+    def _by_pairs(self) -> list[Measurement]:
+        if len(self._names) != 2:
+            return []
+        favour_N = (self._totals()[:, 0] - self._totals()[:, 1]).tolist()
+        sides: dict[str, dict[int, float]] = {}
+        for group, own, favour in zip(self._groups, self._own, favour_N, strict=True):
+            sides.setdefault(group.row.rpartition("/")[0], {})[own] = favour
+        margins = [both[0] - both[1] for both in sides.values() if len(both) == 2]
+        if len(margins) < 2:
+            return []
+        wins = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+        return [share("pair_accuracy", wins), bootstrap("likelihood_separation", margins)]
+
+    @torch.inference_mode()
+    def _totals(self) -> Tensor:
+        """log p(response | prompt, class) in nats of each item under each class, computed once."""
+        if self._total_NC is None:
+            policy = self._bench.policy
+            self._total_NC = torch.zeros(len(self._groups), len(self._names))
+            for number, name in enumerate(self._names):
+                with policy.under(name):
+                    for rows in in_order(self._groups, ROWS_PER_PASS):
+                        batch = whole([self._groups[row] for row in rows], policy.backbone.codec.pad)
+                        scores = policy.logprobs(batch.to(policy.backbone.device))
+                        self._total_NC[rows, number] = scores.total_GM[:, 0].float().cpu()
+        return self._total_NC

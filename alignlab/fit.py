@@ -1,0 +1,54 @@
+"""Whether the parts of a run fit each other: what each needs must be offered by another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from alignlab.errors import ConfigError
+from alignlab.evaluation import SUITES
+from alignlab.evaluation.config import EvaluationConfig
+from alignlab.registry import Entry
+
+NAMED = ("method", "data", "tuner", "model", "control")
+"""The groups that a misfit names."""
+
+WHO_OFFERS: Mapping[str, str] = {
+    "pairs": "try data=toy, hh_rlhf, ultrafeedback or summaries",
+    "chosen": "try data=toy, hh_rlhf, ultrafeedback or summaries",
+    "labels": "set control.classes.by to what the data has",
+    "scores": "set control.classes.by to what the data has",
+    "attributes": "set control.classes.by to what the data has",
+    "classes": "take control=text, token, soft_prompt or lora",
+    "controls": "take tuner=control",
+    "labelled training": "take method=meet or coh, which learn classes",
+    "learned control": "a phrase has nothing to learn by itself, so take control=token, soft_prompt or lora, or method=coh",
+    "corpus": "only data=toy has one",
+    "every weight": "take tuner=full",
+    "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
+    "no training": "tuner.aligned is left as it is, so take method=evaluate",
+    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where the backbone's own"
+    " weights are trained (tuner=full, method.sft_first=true)",
+}
+"""What to do about a word that is needed and not offered."""
+
+
+def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
+    """All words that the choices of a run offer. Raises ConfigError for a need that none of them meets."""
+    offered = frozenset[str]().union(*(entry.offers(part) for entry, part in chosen.values()))
+    for group, (entry, part) in chosen.items():
+        missing = entry.needs(part) - offered
+        if missing:
+            others = ", ".join(f"{other}={chosen[other][1].name}" for other in NAMED if other != group)
+            advice = "; ".join(dict.fromkeys(WHO_OFFERS.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
+            raise ConfigError(
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers; {advice}."
+            )
+    return offered
+
+
+def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The suites that a run can serve, and for the others what is missing."""
+    missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
+    left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
+    return tuple(name for name in evaluation.suites if name not in left_out), left_out

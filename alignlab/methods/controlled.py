@@ -1,0 +1,51 @@
+"""What methods that learn a control have in common: the likelihood of each response under its own class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignlab.errors import ConfigError
+from alignlab.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from alignlab.training.method import Method
+
+
+@dataclass
+class JointConfig:
+    """`joint`: the backbone, trained in full with the control in it. `control_rate`: the control's own learning rate there;
+    null leaves the control as it is."""
+
+    name: str
+    joint: FitConfig
+    control_rate: float | None
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that cannot train."""
+        self.joint.check("method.joint")
+        if self.control_rate is not None and not 0 < self.control_rate < 10:
+            raise ConfigError(f"method.control_rate={self.control_rate} must lie between 0 and 10, or be null.")
+
+
+def stages(config: JointConfig, course: Mapping[str, FitConfig]) -> Method:
+    """The stages of a course, in its order, on one stream of batches, so that however a course is cut, it sees the same.
+
+    `controls` (MEET, step 1): the backbone rests, the control of each class is fitted on the responses of that class. `joint`
+    (step 2): every weight of the backbone together with the controls, by the same likelihood.
+    """
+    from alignlab.data.classes import LABELLED
+    from alignlab.data.views import labelled
+    from alignlab.training.method import Method
+    from alignlab.training.moves import TUNER, Both, Moves
+    from alignlab.training.objectives import nll
+    from alignlab.training.stages import TrainStage
+
+    moves: dict[str, Moves] = {"controls": TUNER, "joint": Both(config.control_rate)}
+    fits = tuple(course.values())
+    made = [
+        TrainStage(name, LABELLED["train"], labelled, nll, fit, moves=moves[name], course=fits, place=place)
+        for place, (name, fit) in enumerate(course.items())
+    ]
+    return Method(config.name, tuple(made))

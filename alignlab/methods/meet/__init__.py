@@ -1,0 +1,50 @@
+"""MEET (arXiv 2310.00819): controls tuned first while the model rests, then together with it. Its sheet chooses `control`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignlab.errors import ConfigError
+from alignlab.methods.controlled import JointConfig, stages
+from alignlab.registry import Entry, words
+from alignlab.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from alignlab.training.method import Method
+
+STAGES = ["controls", "joint"]
+
+
+@dataclass
+class MeetConfig(JointConfig):
+    """`stages`: both, in this order, or one of them, which is an ablation."""
+
+    stages: list[str]
+    controls: FitConfig
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that cannot train, and for another list of stages."""
+        super().check()
+        self.controls.check("method.controls")
+        if self.stages not in (STAGES, STAGES[:1], STAGES[1:]):
+            raise ConfigError(f"method.stages={self.stages} must be [controls,joint], [controls] or [joint].")
+        if self.controls.batch != self.joint.batch:
+            raise ConfigError(
+                f"method.controls.batch={self.controls.batch} and method.joint.batch={self.joint.batch} must be the same: both"
+                " stages cut their steps from one stream of batches."
+            )
+
+
+def build(config: MeetConfig) -> Method:
+    """`controls`, then `joint`."""
+    fits = {"controls": config.controls, "joint": config.joint}
+    return stages(config, {name: fits[name] for name in config.stages})
+
+
+def needs(config: MeetConfig) -> frozenset[str]:
+    """A control with something to learn; and weights that can be trained in place where there is a `joint` stage."""
+    return frozenset({"controls", "learned control"} | ({"float32 weights"} if "joint" in config.stages else set()))
+
+
+ENTRY = Entry(MeetConfig, build, needs=needs, offers=words("training", "labelled training"))

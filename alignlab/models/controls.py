@@ -1,0 +1,139 @@
+"""Classes of answers as a model is asked for them: one per row, or mixtures as weighted passes.
+
+Shapes: B texts, R rows of a pass, T time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from alignlab.errors import ControlError
+from alignlab.models.knob import Lead, Strength, Term
+from alignlab.records import NO_CLASS, Batch
+from alignlab.registry import unknown
+
+Asked: TypeAlias = "str | Mapping[str, float]"
+"""A class by its name, or classes with weights that add up to 1."""
+
+WITHOUT = -1.0
+"""The setting of a pass without any class; a class's own setting is its number."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The classes, best first where there is an order, and the lead that each puts into a text (empty where a class is told
+    by the setting alone). `reserved`: ids that stand for a lead and are never generated. `template`: the hash of the one that
+    prompts were written with in training."""
+
+    names: tuple[str, ...]
+    leads: tuple[Lead, ...]
+    reserved: tuple[int, ...] = ()
+    template: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest lead."""
+        return max(len(lead.ids) for lead in self.leads)
+
+    def number(self, name: str) -> int:
+        """The number of a class. Raises ControlError for one that is not known."""
+        if name not in self.names:
+            raise ControlError(unknown("class", name, (*self.names, NO_CLASS)))
+        return self.names.index(name)
+
+    def asked(self, control: Asked | Sequence[Asked], count: int) -> list[Mapping[str, float]]:
+        """What is asked for each of `count` texts, as weights of classes.
+
+        Raises ControlError for a list of another length, an unknown class, and weights that do not add up to 1.
+        """
+        many = isinstance(control, Sequence) and not isinstance(control, str)
+        given = list(control) if many else [control] * count  # type: ignore[arg-type]
+        if len(given) != count:
+            raise ControlError(f"{len(given)} classes were given for {count} prompts; give one, or one per prompt.")
+        return [self._weights(each) for each in given]  # type: ignore[arg-type]
+
+    def terms(self, asked: Sequence[Mapping[str, float]]) -> tuple[Term, ...]:
+        """z = sum over classes of w_c z_c (our choice; MEET's paper does not mix), a pass for each class that is asked for."""
+        used = [name for name in (*self.names, NO_CLASS) if any(weights.get(name, 0.0) for weights in asked)]
+        if all(weights == asked[0] for weights in asked):
+            return tuple(self._term(name, asked[0][name]) for name in used)
+        return tuple(self._term(name, torch.tensor([weights.get(name, 0.0) for weights in asked])) for name in used)
+
+    def dial(self, strength: Strength) -> tuple[Term, ...]:
+        """s z(first class) + (1 - s) z(second class), one pass at exactly 0 and 1. Raises ControlError for more classes."""
+        if len(self.names) != 2:
+            raise ControlError(
+                f"a strength lies between two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
+            )
+        first, second = self.names
+        if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
+            return (self._term(first if strength else second, 1.0),)
+        return self._term(first, strength), self._term(second, 1 - strength)
+
+    def led(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """A batch whose members have classes, with each one's lead, and the setting of each (R = G*M, a row per member)."""
+        numbers = [self.number(name) for name in batch.controls or ()]
+        settings_R = torch.tensor(numbers, dtype=torch.float32, device=batch.ids_GMT.device)
+        return led(batch, [self.leads[number] for number in numbers]), settings_R
+
+    def _term(self, name: str, weight: Strength) -> Term:
+        if name == NO_CLASS:
+            return Term(weight, WITHOUT, Lead())
+        number = self.number(name)
+        return Term(weight, float(number), self.leads[number])
+
+    def _weights(self, asked: Asked) -> Mapping[str, float]:
+        weights = {asked: 1.0} if isinstance(asked, str) else dict(asked)
+        for name in weights:
+            if name != NO_CLASS:
+                self.number(name)
+        if not math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6):
+            raise ControlError(f"the weights of classes {weights} must be numbers that add up to 1.")
+        return weights
+
+
+def led(batch: Batch, leads: Sequence[Lead]) -> Batch:
+    """A batch with a lead put into each member (one per member, groups after one another)."""
+    longest = max(len(lead.ids) for lead in leads)
+    if not longest:
+        return batch
+    groups, members, time = batch.ids_GMT.shape
+    device = batch.ids_GMT.device
+    behind = leads[0].behind
+    put_RL = torch.tensor([lead.ids + (0,) * (longest - len(lead.ids)) for lead in leads], device=device)
+    length_R1 = torch.tensor([[len(lead.ids)] for lead in leads], device=device)
+    clock_T = torch.arange(time + longest, device=device).expand(len(leads), -1)
+    since_RT = clock_T - behind
+    from_RT = torch.where(since_RT < 0, clock_T, clock_T - length_R1).clamp(0, time - 1)
+    put_RT = put_RL.gather(1, since_RT.clamp(0, longest - 1))
+    inside_RT = (since_RT >= 0) & (since_RT < length_R1)
+    ids_RT = torch.where(inside_RT, put_RT, batch.ids_GMT.reshape(-1, time).gather(1, from_RT))
+    length_GM = length_R1.reshape(groups, members)
+    # A prefix is shared further only where all members of a group have the same lead.
+    alike_G = torch.tensor([len(set(leads[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
+    longer_G = torch.where(batch.prefix_G >= behind, batch.prefix_G + length_GM[:, 0], batch.prefix_G)
+    return replace(
+        batch,
+        ids_GMT=ids_RT.reshape(groups, members, -1),
+        length_GM=batch.length_GM + length_GM,
+        start_GM=batch.start_GM + length_GM,
+        prefix_G=torch.where(alike_G, longer_G, batch.prefix_G.clamp(max=behind)),
+    )
+
+
+def led_rows(ids_RT: Tensor, mask_RT: Tensor, leads: Sequence[Lead]) -> tuple[Tensor, Tensor]:
+    """Rows padded on the left with a lead put into each, and their mask, again padded on the left."""
+    rows = []
+    for ids, mask, lead in zip(ids_RT.tolist(), mask_RT.tolist(), leads, strict=True):
+        real = [token for token, seen in zip(ids, mask, strict=True) if seen]
+        rows.append([*real[: lead.behind], *lead.ids, *real[lead.behind :]])
+    width = max(len(row) for row in rows)
+    padded = [[0] * (width - len(row)) + row for row in rows]
+    seen = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(padded, device=ids_RT.device), torch.tensor(seen, device=ids_RT.device)

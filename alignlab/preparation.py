@@ -1,0 +1,90 @@
+"""The plan of a run: everything that can be known before weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from alignlab.config import GROUPS, RunConfig
+from alignlab.data.classes import LABELLED, Classes, classed, find
+from alignlab.data.encode import Limits
+from alignlab.data.source import Source
+from alignlab.data.views import labelled, pair
+from alignlab.errors import ConfigError
+from alignlab.evaluation import SUITES
+from alignlab.evaluation.config import FormConfig
+from alignlab.evaluation.suite import HeldOut, Point, held_out
+from alignlab.evaluation.sweep import points
+from alignlab.models.backbone import load_codec, skeleton
+from alignlab.models.controls import Controls
+from alignlab.models.text import Codec
+from alignlab.training.method import Method, Work
+
+LEAST_TOKENS = 4
+"""Of a row of text: BOS, something of a prompt, something of a response, EOS."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
+    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone."""
+
+    config: RunConfig
+    source: Source
+    method: Method
+    works: tuple[Work, ...]
+    points: tuple[Point, ...]
+    held_out: HeldOut | None
+    learned: int
+    parameters: int
+    classes: Classes | None = None
+    control: Any = None
+    held_out_items: HeldOut | None = None
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Reads and encodes the data and counts the parameters; no weights yet."""
+    source = GROUPS["data"][config.data.name].build(config.data)
+    method = GROUPS["method"][config.method.name].build(config.method)
+    codec = load_codec(config.model)
+    shape = skeleton(config.model)
+    classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
+    source = classed(source, classes) if classes else source
+    rows = shape.get_input_embeddings().num_embeddings
+    control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
+    parameters = shape.num_parameters()
+    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, shape, control)
+    learned = sum(parameter.numel() for parameter in tuner.parameters())
+    limits = _limits(config, codec, int(shape.config.max_position_embeddings), tuner.controls)
+    for stage in method.stages:
+        stage.check(config.trainer)
+    works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
+    needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
+    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
+    if config.suites:
+        source.prompts()
+    return Plan(
+        config,
+        source,
+        method,
+        works,
+        points=tuple(points(config.control, classes.names if classes else None)),
+        held_out=held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None,
+        learned=learned,
+        parameters=parameters,
+        classes=classes,
+        control=control,
+        held_out_items=items,
+    )
+
+
+def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:
+    """What is left for a row of text. Raises ConfigError where a control in the text leaves no room for it."""
+    tokens = min(config.data.max_tokens or context, context)
+    taken = controls.longest if controls else 0
+    if tokens - taken < LEAST_TOKENS:
+        raise ConfigError(
+            f"a control of {taken} tokens leaves {tokens - taken} of {tokens} for the text; shorten it (control.length,"
+            " control.phrase) or raise data.max_tokens, if the model's context allows."
+        )
+    return Limits(tokens - taken, config.data.too_long, len(codec.head))

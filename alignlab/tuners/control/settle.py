@@ -1,0 +1,90 @@
+"""From a control's sheet to its configuration: the classes' phrases as ids, and ids that no text holds as placeholders."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tokenizers import pre_tokenizers
+
+from alignlab.data.classes import Classes
+from alignlab.errors import ConfigError
+from alignlab.models.text import Codec
+from alignlab.tuners.control.config import ControlConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEVER_IN_UTF8 = (0xC0, 0xC1, *range(0xF5, 0x100))
+"""Bytes that no text in UTF-8 holds, so a token that stands for one is free."""
+
+_RESERVED = re.compile(r"<\|?(reserved|unused)\w*\|?>|\[unused\d+\]")
+
+
+class Sheet(Protocol):
+    """What every form's sheet has; a form adds its own numbers."""
+
+    name: str
+    place: str
+
+    def phrase_of(self, name: str) -> str:
+        """The text that stands for a class."""
+
+
+def settle(sheet: Sheet, classes: Classes, codec: Codec, rows: int) -> ControlConfig:
+    """The configuration of a control. `rows`: of the model's embedding.
+
+    Raises ConfigError for placeholders that lie beyond it, that texts use, or that cannot be found.
+    """
+    return ControlConfig(
+        task_type="CAUSAL_LM",
+        form=sheet.name,
+        classes=list(classes.names),
+        behind=len(codec.head) if sheet.place == "after_bos" else 0,
+        phrases=[list(codec.lead(sheet.phrase_of(name))) for name in classes.names],
+        edges=list(classes.edges),
+        template=codec.template_hash,
+        **_own(sheet, len(classes.names), codec, rows),
+    )
+
+
+def free_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[int]:
+    """Ids inside an embedding of so many rows that no text is encoded to: rows behind the tokenizer's last token, tokens that
+    are called reserved or unused, and bytes that UTF-8 does not have."""
+    vocabulary = tokenizer.get_vocab()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # In byte-level vocabularies each of these bytes is written as the character of its number.
+    as_characters = {chr(byte) for byte in NEVER_IN_UTF8} if set(alphabet) <= vocabulary.keys() else set()
+    bytes_ = as_characters | {f"<0x{byte:02X}>" for byte in NEVER_IN_UTF8}
+    behind = range(max(vocabulary.values()) + 1, rows)
+    reserved = sorted(index for token, index in vocabulary.items() if _RESERVED.fullmatch(token))
+    unused = sorted(index for token, index in vocabulary.items() if token in bytes_)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    return [index for index in dict.fromkeys([*behind, *reserved, *unused]) if index not in special and index < rows]
+
+
+def _own(sheet: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
+    """What a form has beside the others."""
+    if sheet.name == "lora":
+        own = {"rank": sheet.rank, "alpha": sheet.alpha, "dropout": sheet.dropout}
+        return {**own, "target_modules": list(sheet.targets) or None}
+    if sheet.name == "text":
+        return {}
+    found = sheet.placeholders or free_ids(codec.tokenizer, rows)[:classes]
+    _check(found, classes, codec, rows)
+    return {"length": sheet.length, "init": sheet.init, "placeholders": list(found)}
+
+
+def _check(placeholders: list[int], classes: int, codec: Codec, rows: int) -> None:
+    beyond = [index for index in placeholders if not 0 <= index < rows]
+    if beyond:
+        raise ConfigError(
+            f"control.placeholders: {beyond[0]} lies beyond the vocabulary of {rows}; give unused ids below that."
+        )
+    if len(placeholders) < classes:
+        raise ConfigError(
+            f"a control in the text needs an unused id for each of {classes} classes, and this vocabulary has"
+            f" {len(placeholders)}; give control.placeholders, or take control=lora or control=text, which need none."
+        )
+    if {codec.eos, codec.pad, *codec.head} & set(placeholders):
+        raise ConfigError(f"control.placeholders={placeholders} holds BOS, EOS or the padding; give ids that no text uses.")

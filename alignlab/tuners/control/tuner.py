@@ -1,0 +1,52 @@
+"""Controls as a tuner of the frame: which class a pass runs under, and the dial between two."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from alignlab.models.knob import Strength, Term
+from alignlab.tuners.config import ControlTunerConfig
+from alignlab.tuners.control.base import refuse_other, weights_hash
+from alignlab.tuners.control.config import ControlConfig
+from alignlab.tuners.control.layer import class_at
+from alignlab.tuners.peft_tuner import PeftTuner
+
+
+class ControlTuner(PeftTuner):
+    """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no dial)."""
+
+    def _find(self) -> None:
+        super()._find()
+        config = self.module.active_peft_config
+        assert isinstance(config, ControlConfig)
+        self.config = config
+        self.controls = config.controls
+
+    def terms(self, strength: Strength) -> tuple[Term, ...]:
+        """Both classes, or one of them at exactly 0 and 1."""
+        assert self.controls is not None
+        return self.controls.dial(strength)
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        """The class of all rows, or of each; forms that stand in the text need no setting."""
+        return class_at(self.module, setting) if self.config.form == "lora" else nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Beside the small tensors, which weights they were tuned with."""
+        self.config.base_hash = weights_hash(self.module)
+        super().save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Reads the tensors back. Raises ModelError where the model's weights are not those they were tuned with."""
+        written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        refuse_other(self.module, written["base_hash"])
+        super().load(folder)
+
+
+def build(_config: ControlTunerConfig, model: PreTrainedModel, control: ControlConfig) -> ControlTuner:
+    """Puts the chosen control in, at its start."""
+    return ControlTuner(model, control)
