@@ -22,6 +22,9 @@ def main(words: Sequence[str] | None = None) -> int:
     table = commands.add_parser("table", help="every number of the finished runs below a folder, as CSV")
     table.add_argument("folder", nargs="?", default="runs", type=Path)
     table.add_argument("--means", action="store_true", help="one line per setting: mean over seeds, lowest and highest")
+    table.add_argument(
+        "--against", nargs="+", default=[], metavar="KEY=VALUE", help="each setting minus the one named here, paired by seed"
+    )
     plot = commands.add_parser("plot", help="a figure of the finished runs below a folder: every setting along the dial")
     plot.add_argument("folder", type=Path)
     plot.add_argument("--to", required=True, type=Path, help="the picture to write, e.g. dial.png")
@@ -41,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "status":
             return _status(given.folder)
         if given.command == "table":
-            return _table(given.folder, _settings(given.where), given.means)
+            return _table(given.folder, _settings(given.where), given.means, _settings(given.against))
         if given.command == "plot":
             return _plot(given.folder, _settings(given.where), given.to, given.metrics)
         return _export(given.run, given.to, given.dtype, given.control)
@@ -69,12 +72,15 @@ def _settings(words: Sequence[str]) -> dict[str, list[str]]:
     return {key: values.split(",") for key, _, values in (word.partition("=") for word in words)}
 
 
-def _table(folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool) -> int:
+def _table(
+    folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool, against: Mapping[str, Sequence[str]]
+) -> int:
     """CSV to standard output."""
-    from alignlab.tables import means, results
+    from alignlab.tables import differences, means, results
 
     frame = results(folder, where)
-    print((means(frame) if over_seeds else frame).to_csv(index=False), end="")
+    made = differences(frame, against) if against else means(frame) if over_seeds else frame
+    print(made.to_csv(index=False), end="")
     return 0
 
 

@@ -50,6 +50,34 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
     return made.reset_index()
 
 
+def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Each setting minus the one named, seed by seed: the mean, how many seeds, and Student's 95 % interval of the mean.
+
+    `against`: settings with their values, which must name one run per seed. A run without classes stands beside the first
+    class of the one named. Raises ConfigError where `against` names no run or several.
+    """
+    from scipy.stats import t
+
+    keys = ["strength", "control", "suite", "metric"]
+    chosen = frame
+    for name, values in against.items():
+        if name not in frame.columns:
+            raise ConfigError(unknown("setting that differs", name, list(frame.columns[: frame.columns.get_loc("strength")])))
+        chosen = chosen[chosen[name].fillna(MISSING).astype(str).isin(values)]
+    named = chosen.set_index(["seed", *keys])["value"]
+    if named.empty or not named.index.is_unique:
+        found = len(chosen[["seed", *distinguishing(frame)]].drop_duplicates())
+        raise ConfigError(f"--against names {found} runs, and must name one per seed; give more, or other, settings.")
+    classes = list(chosen["control"].drop_duplicates())
+    beside = frame.assign(control=frame["control"].where(frame["control"].isin(classes), classes[0]))
+    others = beside.join(named.rename("named"), on=["seed", *keys])
+    others["difference"] = others["value"] - others["named"]
+    grouped = others.dropna(subset="difference").groupby([*distinguishing(frame), *keys], sort=False, dropna=False)["difference"]
+    made = grouped.agg(mean="mean", seeds="count", deviation="std").reset_index()
+    half = made["deviation"] / made["seeds"] ** 0.5 * t.ppf(0.975, (made["seeds"] - 1).clip(lower=1))
+    return made.drop(columns="deviation").assign(low=made["mean"] - half, high=made["mean"] + half)
+
+
 def distinguishing(frame: pd.DataFrame) -> list[str]:
     """The fewest settings, in order, that tell the runs apart, seeds aside: a rate that follows from the tuner is not one."""
     settings = [name for name in frame.columns[: frame.columns.get_loc("strength")] if name != "seed"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,9 @@ class JointConfig:
             raise ConfigError(f"method.control_rate={self.control_rate} must lie between 0 and 10, or be null.")
 
 
-def stages(config: JointConfig, course: Mapping[str, FitConfig]) -> Method:
-    """The stages of a course, in its order, on one stream of batches, so that however a course is cut, it sees the same.
+def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequence[str]) -> Method:
+    """The wanted stages of a course, on one stream of batches. A stage that is left out leaves its steps to the other, so that
+    however a course is cut, it is as long and sees the same (MEET's ablations at equal steps and equal data).
 
     `controls` (MEET, step 1): the backbone rests, the control of each class is fitted on the responses of that class. `joint`
     (step 2): every weight of the backbone together with the controls, by the same likelihood.
@@ -40,12 +41,13 @@ def stages(config: JointConfig, course: Mapping[str, FitConfig]) -> Method:
     from alignlab.training.method import Method
     from alignlab.training.moves import TUNER, Both, Moves
     from alignlab.training.objectives import nll
-    from alignlab.training.stages import TrainStage
+    from alignlab.training.stages import Course, TrainStage
 
     moves: dict[str, Moves] = {"controls": TUNER, "joint": Both(config.control_rate)}
     fits = tuple(course.values())
+    parts = [(0, len(fits))] if len(wanted) == 1 else [(place, place + 1) for place in range(len(fits))]
     made = [
-        TrainStage(name, LABELLED["train"], labelled, nll, fit, moves=moves[name], course=fits, place=place)
-        for place, (name, fit) in enumerate(course.items())
+        TrainStage(name, LABELLED["train"], labelled, nll, course[name], moves=moves[name], course=Course(fits, *part))
+        for name, part in zip(wanted, parts, strict=True)
     ]
     return Method(config.name, tuple(made))

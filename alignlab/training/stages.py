@@ -23,10 +23,19 @@ from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
 
 
 @dataclass(frozen=True)
+class Course:
+    """The lengths of the parts of a stream of batches; a stage takes those from `first` to before `behind`."""
+
+    fits: tuple[FitConfig, ...]
+    first: int
+    behind: int
+
+
+@dataclass(frozen=True)
 class TrainStage:
     """Moves something (`moves`) under `objective` on `view` of `split`.
 
-    `course`: the stages that cut their steps from one stream of batches, this one among them at `place`; empty = alone.
+    `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
     `cached_reference`: base (tuner off) or start (the stage's first weights) has its
     log-probabilities computed beforehand; None leaves that to the objective.
     """
@@ -38,8 +47,7 @@ class TrainStage:
     fit: FitConfig
     cached_reference: str | None = None
     moves: Moves = TUNER
-    course: tuple[FitConfig, ...] = ()
-    place: int = 0
+    course: Course | None = None
 
     def check(self, trainer: TrainerConfig) -> None:
         """Raises ConfigError for a micro-batch that does not divide the batch and for unknown keys in trainer.extra."""
@@ -52,7 +60,8 @@ class TrainStage:
         if self.fit.loss_on == "all":
             groups = [_from_the_start(group, limits.head_tokens) for group in groups]
         note = f"batch {self.fit.batch}, learning rate {self.fit.learning_rate:g}"
-        return Work(groups, account, self.fit.total_steps(len(groups)), note)
+        begin, end, _ = self._course(len(groups))
+        return Work(groups, account, end - begin, note)
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Trains, and leaves the result in the stage's folder."""
@@ -79,10 +88,16 @@ class TrainStage:
 
     def _shares(self, groups: Sequence[EncodedGroup], micro: int, seed: int) -> list[Share]:
         """This stage's micro-batches, behind those of the stages before it in its course."""
-        steps = [fit.total_steps(len(groups)) for fit in self.course or (self.fit,)]
-        every = plan(groups, steps=sum(steps), step_groups=self.fit.batch, micro_groups=micro, seed=seed)
+        begin, end, steps = self._course(len(groups))
+        every = plan(groups, steps=steps, step_groups=self.fit.batch, micro_groups=micro, seed=seed)
         per_step = self.fit.batch // micro
-        return every[sum(steps[: self.place]) * per_step : sum(steps[: self.place + 1]) * per_step]
+        return every[begin * per_step : end * per_step]
+
+    def _course(self, groups: int) -> tuple[int, int, int]:
+        """The first step of this stage, the step behind its last, and the steps of its whole course."""
+        course = self.course or Course((self.fit,), 0, 1)
+        steps = [fit.total_steps(groups) for fit in course.fits]
+        return sum(steps[: course.first]), sum(steps[: course.behind]), sum(steps)
 
     def _with_references(self, groups: Sequence[EncodedGroup], policy: Policy, session: Session) -> Sequence[EncodedGroup]:
         if self.cached_reference is None:

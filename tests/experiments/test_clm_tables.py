@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import product
-from pathlib import Path
-
 import pandas as pd
 import pytest
-import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from alignlab.config import RunConfig, parse
+from tests.experiments.sweeps import EXPERIMENTS, cells, composed, run_of, tables
 
-ROOT = Path(__file__).parents[2]
-HOME = ROOT / "experiments" / "clm"
-TABLES = sorted(str(path.relative_to(HOME).with_suffix("")) for path in HOME.glob("**/*.yaml") if "hydra:" in path.read_text())
-PAPER = [table for table in TABLES if not table.startswith("toy/")]
-
-
-def choices(table: str, key: str, swept: str) -> list[str]:
-    """The overrides that a swept key stands for."""
-    rows = sorted(path.stem for path in (ROOT / "experiments" / key.partition("/")[2]).glob("*.yaml"))
-    return [f"{key}={value}" for value in (rows if swept == "glob(*)" else str(swept).split(","))]
-
-
-def cells(table: str) -> list[list[str]]:
-    """The overrides of each job of a table."""
-    swept = yaml.safe_load((HOME / f"{table}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    return [list(cell) for cell in product(*(choices(table, key, values) for key, values in swept.items()))]
-
-
-@cache
-def composed(table: str, *cell: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("run", [f"experiment=clm/{table}", *cell])
-
-
-def run_of(table: str, *cell: str) -> RunConfig:
-    return parse(composed(table, *cell))
+TABLES = tables("clm")
+PAPER = [table for table in TABLES if not table.startswith("clm/toy/")]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -53,7 +23,7 @@ def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str
 
 @pytest.mark.parametrize("table", PAPER)
 def test_a_published_table_stands_beside_each_table(table: str) -> None:
-    published = pd.read_csv(HOME / table / "published.csv")
+    published = pd.read_csv(EXPERIMENTS / table / "published.csv")
 
     assert published.columns[0] == "row"
     assert published.row.is_unique
@@ -83,7 +53,7 @@ def test_no_toy_number_reaches_the_papers_scale(table: str) -> None:
     ],
 )
 def test_the_main_table_trains_with_the_numbers_of_the_papers_appendix(model: str, row: str, beta: float, rate: float) -> None:
-    method = run_of("table1", f"+experiment/clm/table1={row}", f"model={model}").method
+    method = run_of("clm/table1", f"+experiment/clm/table1={row}", f"model={model}").method
 
     assert (method.beta, method.prefer.learning_rate) == (beta, rate)
     assert (method.prefer.batch, method.prefer.epochs, method.prefer.warmup_fraction) == (128, 1, 0.1)
@@ -91,7 +61,7 @@ def test_the_main_table_trains_with_the_numbers_of_the_papers_appendix(model: st
     assert (method.sft_first, method.sft.learning_rate, method.sft.batch) == (True, 2e-6, 128)
 
 
-@pytest.mark.parametrize("table", ["table6", "table7"])
+@pytest.mark.parametrize("table", ["clm/table6", "clm/table7"])
 def test_the_ablations_train_at_the_rate_and_beta_of_their_captions(table: str) -> None:
     for cell in cells(table):
         method = run_of(table, *cell).method
@@ -100,9 +70,9 @@ def test_the_ablations_train_at_the_rate_and_beta_of_their_captions(table: str) 
 
 
 def test_the_table_of_beta_pairs_each_beta_with_its_rate() -> None:
-    rows = {
-        row: run_of("table5", f"+experiment/clm/table5={row}", "model=llama31_8b").method for row in ("beta-0.1", "beta-0.001")
-    }
+    table = "clm/table5"
+    betas = ("beta-0.1", "beta-0.001")
+    rows = {row: run_of(table, f"+experiment/{table}={row}", "model=llama31_8b").method for row in betas}
 
     assert (rows["beta-0.1"].beta, rows["beta-0.1"].prefer.learning_rate) == (0.1, 5e-6)
     assert (rows["beta-0.001"].beta, rows["beta-0.001"].prefer.learning_rate) == (0.001, 5e-7)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def build(config: JointConfig) -> Method:
     """`joint` alone."""
-    return stages(config, {"joint": config.joint})
+    return stages(config, {"joint": config.joint}, ["joint"])
 
 
 ENTRY = Entry(JointConfig, build, needs=words("controls", "float32 weights"), offers=words("training", "labelled training"))

@@ -18,7 +18,7 @@ STAGES = ["controls", "joint"]
 
 @dataclass
 class MeetConfig(JointConfig):
-    """`stages`: both, in this order, or one of them, which is an ablation."""
+    """`stages`: both, in this order, or one of them, an ablation, which then takes over the other's steps."""
 
     stages: list[str]
     controls: FitConfig
@@ -39,7 +39,7 @@ class MeetConfig(JointConfig):
 def build(config: MeetConfig) -> Method:
     """`controls`, then `joint`."""
     fits = {"controls": config.controls, "joint": config.joint}
-    return stages(config, {name: fits[name] for name in config.stages})
+    return stages(config, fits, config.stages)
 
 
 def needs(config: MeetConfig) -> frozenset[str]:
