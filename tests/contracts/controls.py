@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
 from alignlab.models.controls import Asked
+from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.models.streams import Streams
 from alignlab.records import Batch, EncodedGroup, Example
@@ -24,6 +25,8 @@ from tests.contracts.table import PAIRS
 TWO, THREE = ("good", "bad"), ("good", "bad", "dull")
 PHRASES = {"good": "A happy story.", "bad": "A sad story about Anna.", "dull": "Weary."}
 PLACEHOLDERS = {"good": 127, "bad": 128, "dull": 180}  # bytes that UTF-8 never has
+PROMPTS = [prompt for prompt, *_ in PAIRS]
+HALVES: Asked = {"good": 0.5, "bad": 0.5}
 IDS = torch.tensor([[1, 8, 9, 10, 11, 12], [1, 20, 30, 40, 50, 60], [1, 5, 5, 7, 9, 11]])
 
 
@@ -137,3 +140,8 @@ def last_logits(policy: Policy, control: Asked) -> Tensor:
     terms = policy.knob.controls.terms(policy.knob.controls.asked(control, len(IDS)))
     with torch.no_grad(), Streams(policy.model, policy.knob, terms, len(IDS), IDS.device) as streams:
         return streams.step(IDS, torch.ones_like(IDS))
+
+
+def said(policy: Policy, control: Asked | Sequence[Asked], temperature: float = 0.0) -> list[str]:
+    """What the prompts are answered with under a class, or one class per prompt."""
+    return policy.respond(PROMPTS, control=control, sampling=Sampling(8, temperature, 1.0), seed=0)

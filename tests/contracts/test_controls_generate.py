@@ -1,0 +1,126 @@
+"""Controls inside transformers' own generate, and the ids that stand for them, which no way of generating may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+import alignlab
+from alignlab.models.controls import Asked
+from alignlab.models.decode import Sampling
+from alignlab.models.policy import Policy
+from tests.conftest import CODEC, backbone
+from tests.contracts.controls import CASES, EMBEDDED, HALVES, PAIRED, PROMPTS, Case, last_logits, said, trained
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_paired_case = pytest.mark.parametrize("case", PAIRED, ids=str)
+every_embedded_case = pytest.mark.parametrize("case", EMBEDDED, ids=str)
+both_ways = pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+MIXED: list[Asked] = ["good", HALVES, "none", "bad"]
+ENCODED = CODEC.prompts(PROMPTS)
+WIDTH = max(map(len, ENCODED))
+
+
+def generated(model: Any, **more: Any) -> Tensor:
+    """Ids that transformers' own generate puts behind the prompts, greedily unless told otherwise."""
+    ids = torch.tensor([[CODEC.pad] * (WIDTH - len(prompt)) + list(prompt) for prompt in ENCODED])
+    mask = torch.tensor([[0] * (WIDTH - len(prompt)) + [1] * len(prompt) for prompt in ENCODED])
+    given = {"max_new_tokens": 8, "do_sample": False, **more}
+    made: Tensor = model.generate(input_ids=ids, attention_mask=mask, **given)
+    return made[:, WIDTH:]
+
+
+def texts(ids_BT: Tensor) -> list[str]:
+    """The same as text, up to the end."""
+    ends = (ids_BT != CODEC.eos).long().cumprod(1).sum(1).tolist()
+    rows = [row[:end] for row, end in zip(ids_BT.tolist(), ends, strict=True)]
+    return [CODEC.continuation(prompt, row) for prompt, row in zip(ENCODED, rows, strict=True)]
+
+
+def module_of(policy: Policy) -> Any:
+    """The PeftModel."""
+    return policy.knob.module  # type: ignore[attr-defined]
+
+
+def reserved(policy: Policy) -> tuple[int, ...]:
+    """The placeholders."""
+    assert policy.knob.controls is not None
+    return policy.knob.controls.reserved
+
+
+def wants_placeholders(policy: Policy) -> None:
+    """From now on the head gives every placeholder, and it alone, 100 logits more."""
+    more_V = torch.zeros(len(CODEC.tokenizer))
+    more_V[list(reserved(policy))] = 100.0
+    policy.backbone.head.register_forward_hook(lambda _module, _inputs, logits: logits + more_V)
+
+
+@every_case
+def test_at_class_inside_generate_is_respond(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+
+    mixed = generated(module_of(policy), custom_generate=alignlab.at_class(module_of(policy), MIXED))
+    alone = generated(module_of(policy), custom_generate=alignlab.at_class(policy, "bad"))
+
+    assert texts(mixed) == said(policy, MIXED)
+    assert texts(alone) == said(policy, "bad")
+
+
+@every_paired_case
+def test_at_strength_inside_generate_is_respond(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+    strengths = [0.0, 0.5, 1.0, 2.0]
+
+    mixed = generated(module_of(policy), custom_generate=alignlab.at_strength(module_of(policy), strengths))
+
+    assert texts(mixed) == policy.respond(PROMPTS, strength=strengths, sampling=Sampling(8, 0.0, 1.0), seed=0)
+
+
+@every_embedded_case
+def test_a_model_can_be_brought_to_want_nothing_but_placeholders(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+
+    wants_placeholders(policy)
+
+    assert set(last_logits(policy, "good").argmax(-1).tolist()) <= set(reserved(policy))
+
+
+@both_ways
+@every_embedded_case
+def test_it_says_what_it_would_have_said_without_wanting_them(case: Case, temperature: float) -> None:
+    policy = trained(case, backbone(case.backbone))
+    before = said(policy, MIXED, temperature)
+
+    wants_placeholders(policy)
+
+    assert said(policy, MIXED, temperature) == before
+
+
+@every_embedded_case
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"do_sample": True}, {"num_beams": 2}, {"generation_config": GenerationConfig(max_new_tokens=6)}],
+    ids=["greedy", "sampled", "beams", "own_config"],
+)
+def test_generate_says_no_placeholder_even_to_a_model_that_wants_them(case: Case, how: dict[str, Any]) -> None:
+    policy = trained(case, backbone(case.backbone))
+    wants_placeholders(policy)
+
+    said_ids = generated(module_of(policy), **how)
+
+    assert not torch.isin(said_ids, torch.tensor(reserved(policy))).any()
+
+
+@every_embedded_case
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}], ids=["greedy", "sampled"])
+def test_nor_does_it_under_a_class(case: Case, how: dict[str, Any]) -> None:
+    policy = trained(case, backbone(case.backbone))
+    wants_placeholders(policy)
+
+    said_ids = generated(module_of(policy), custom_generate=alignlab.at_class(policy, MIXED), **how)
+
+    assert not torch.isin(said_ids, torch.tensor(reserved(policy))).any()
