@@ -1,86 +1,32 @@
-"""MEET's two stages: what moves in each, at which rate, what is kept, and which batches they see."""
+"""MEET's two stages: what moves in each, and at which rate."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from alignlab.data.classes import classed, find
-from alignlab.data.config import ClassesConfig
-from alignlab.data.encode import Limits
-from alignlab.data.source import Source, Split
-from alignlab.errors import ModelError
-from alignlab.methods.meet import STAGES, MeetConfig, build
 from alignlab.models.policy import Policy
-from alignlab.records import Batch, Loss, Preference
 from alignlab.training.objectives import nll
-from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainer import FitTrainer, Step, arguments
-from tests.conftest import CODEC, backbone
-from tests.contracts.controls import Case, attach, batch_of, items, last_logits, learned, totals, trained
-from tests.unit.conftest import PAIRS, fit_config, session_in
+from tests.conftest import backbone
+from tests.contracts.controls import Case, attach, batch_of, items, learned, totals, trained
+from tests.unit.conftest import session_in
+from tests.unit.training.courses import (
+    CONTROL_RATE,
+    FORMS,
+    RATE,
+    SOFT,
+    TEXT,
+    moved,
+    of_the_control,
+    run,
+    stage,
+    weights,
+)
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
-PLAIN_SOURCE = Source("made", {name: lambda: Split(RECORDS) for name in ("train", "test")})
-SOURCE = classed(PLAIN_SOURCE, find(ClassesConfig("pairs", ["good", "bad"], 2, []), PLAIN_SOURCE))
-LIMITS = Limits(120, "error", 1)
-FORMS = {
-    "token-llama": Case("token", "llama", 0),
-    "soft_prompt-gpt2": Case("soft_prompt", "gpt2", 0, settings={"length": 3}),
-    "lora-llama": Case("lora", "llama", 0),
-}
-TEXT = Case("text", "llama", 0)
-SOFT = FORMS["soft_prompt-gpt2"]
-every_form = pytest.mark.parametrize("case", FORMS.values(), ids=str)
-RATE, CONTROL_RATE = 1e-3, 2e-2
-
-
-def stage(name: str, *, steps: int = 3, control_rate: float | None = CONTROL_RATE, **changes: Any) -> TrainStage:
-    """One stage alone, with as many steps as are asked for."""
-    return stages([name], steps=(steps - 1, 1), control_rate=control_rate, **changes)[0]
-
-
-def stages(names: Sequence[str], *, steps: tuple[int, int], control_rate: float | None = CONTROL_RATE, **changes: Any) -> Any:
-    """The stages of MEET; `steps` of each in the sheet."""
-    controls, joint = (fit_config(steps=count, learning_rate=RATE, **changes) for count in steps)
-    return build(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
-
-
-def run(made: TrainStage, policy: Policy, folder: Path) -> Session:
-    """The session of a stage that was run in a folder."""
-    session = session_in(folder)
-    made.run(policy, made.prepare(SOURCE, CODEC, LIMITS), session)
-    return session
-
-
-def weights(policy: Policy) -> dict[str, Tensor]:
-    """Every parameter by name, as it is now."""
-    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
-
-
-def moved(policy: Policy, before: dict[str, Tensor]) -> set[str]:
-    """The names of parameters that are other numbers now."""
-    return {name for name, tensor in weights(policy).items() if not torch.equal(tensor, before[name])}
-
-
-def of_the_control(policy: Policy) -> set[str]:
-    """The names of the control's parameters."""
-    own = {id(parameter) for parameter in learned(policy)}
-    return {name for name, parameter in policy.model.named_parameters() if id(parameter) in own}
-
-
-def losses(session: Session, name: str) -> dict[int, float]:
-    """The loss of each step."""
-    return {entry["step"]: entry[f"{name}/loss"] for entry in session.ledger.history() if f"{name}/loss" in entry}
+every_form = pytest.mark.parametrize("case", FORMS, ids=str)
 
 
 def trainer_of(made: TrainStage, policy: Policy, folder: Path) -> FitTrainer:
@@ -174,3 +120,14 @@ def test_both_rates_follow_the_schedule_and_are_logged(tmp_path: Path) -> None:
     falling = [1.0, 0.75, 0.5, 0.25]  # of four steps
     assert [entry["joint/learning_rate"] / RATE for entry in logged] == pytest.approx(falling)
     assert [entry["joint/tuner_learning_rate"] / CONTROL_RATE for entry in logged] == pytest.approx(falling)
+
+
+@every_form
+def test_the_loss_of_controls_falls(case: Case, tmp_path: Path) -> None:
+    policy = attach(case, backbone(case.backbone))
+    batch = batch_of(items(("good", "bad")))
+    before = totals(policy, batch).sum()
+
+    run(stage("controls", steps=12, learning_rate=3e-2), policy, tmp_path)
+
+    assert totals(policy, batch).sum() > before + 1

@@ -1,0 +1,76 @@
+"""Small courses of MEET: forms on small backbones, its stages, and what is looked at after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignlab.data.classes import classed, find
+from alignlab.data.config import ClassesConfig
+from alignlab.data.encode import Limits
+from alignlab.data.source import Source, Split
+from alignlab.methods.meet import MeetConfig, build
+from alignlab.models.policy import Policy
+from alignlab.records import Preference
+from alignlab.training.session import Session
+from alignlab.training.stages import TrainStage
+from tests.conftest import CODEC
+from tests.contracts.controls import Case, learned
+from tests.unit.conftest import PAIRS, fit_config, session_in
+
+RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+PLAIN_SOURCE = Source("made", {name: lambda: Split(RECORDS) for name in ("train", "test")})
+SOURCE = classed(PLAIN_SOURCE, find(ClassesConfig("pairs", ["good", "bad"], 2, []), PLAIN_SOURCE))
+LIMITS = Limits(120, "error", 1)
+FORMS = (
+    Case("token", "llama", 0),
+    Case("soft_prompt", "gpt2", 0, settings={"length": 3}),
+    Case("lora", "llama", 0),
+)
+TEXT = Case("text", "llama", 0)
+SOFT = FORMS[1]
+RATE, CONTROL_RATE = 1e-3, 2e-2
+
+
+def stage(name: str, *, steps: int = 3, control_rate: float | None = CONTROL_RATE, **changes: Any) -> TrainStage:
+    """One stage alone, with as many steps as are asked for."""
+    made: TrainStage = stages([name], steps=(steps - 1, 1), control_rate=control_rate, **changes)[0]
+    return made
+
+
+def stages(names: Sequence[str], *, steps: tuple[int, int], control_rate: float | None = CONTROL_RATE, **changes: Any) -> Any:
+    """The stages of MEET; `steps` of each in the sheet."""
+    controls, joint = (fit_config(steps=count, **{"learning_rate": RATE, **changes}) for count in steps)
+    return build(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
+
+
+def run(made: TrainStage, policy: Policy, folder: Path) -> Session:
+    """The session of a stage that was run in a folder."""
+    session = session_in(folder)
+    made.run(policy, made.prepare(SOURCE, CODEC, LIMITS), session)
+    return session
+
+
+def weights(policy: Policy) -> dict[str, Tensor]:
+    """Every parameter by name, as it is now."""
+    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+
+
+def moved(policy: Policy, before: dict[str, Tensor]) -> set[str]:
+    """The names of parameters that are other numbers now."""
+    return {name for name, tensor in weights(policy).items() if not torch.equal(tensor, before[name])}
+
+
+def of_the_control(policy: Policy) -> set[str]:
+    """The names of the control's parameters."""
+    own = {id(parameter) for parameter in learned(policy)}
+    return {name for name, parameter in policy.model.named_parameters() if id(parameter) in own}
+
+
+def losses(session: Session, name: str) -> dict[int, float]:
+    """The loss of each step."""
+    return {entry["step"]: entry[f"{name}/loss"] for entry in session.ledger.history() if f"{name}/loss" in entry}
