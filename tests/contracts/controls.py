@@ -37,7 +37,7 @@ class Case:
 
     form: str
     backbone: str
-    parameters: int
+    parameters: int = 0
     classes: tuple[str, ...] = TWO
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -29,12 +29,12 @@ SAME_LENGTH = {"good": "A happy story.", "bad": "A sad story."}  # four tokens e
 
 def lora(kind: str) -> Policy:
     """A LoRA per class, three classes, that looks trained."""
-    return trained(Case("lora", kind, 0, THREE), backbone(kind))
+    return trained(Case("lora", kind, classes=THREE), backbone(kind))
 
 
 def soft_prompt(kind: str, **settings: Any) -> Policy:
     """Five vectors per class that look trained."""
-    return trained(Case("soft_prompt", kind, 0, settings={"length": 5, **settings}), backbone(kind))
+    return trained(Case("soft_prompt", kind, settings={"length": 5, **settings}), backbone(kind))
 
 
 def layers(policy: Policy) -> dict[str, ControlLora]:
@@ -158,7 +158,7 @@ def test_in_front_of_bos_it_is_pefts_prompt_tuning(kind: str) -> None:
 def phrased(form: str, kind: str, behind: int) -> Policy:
     """A new control whose classes are told by phrases of four tokens, or start as them."""
     phrases = [list(CODEC.lead(text)) for text in SAME_LENGTH.values()]
-    return attach(Case(form, kind, 0), backbone(kind), phrases=phrases, init="text", length=4, behind=behind)
+    return attach(Case(form, kind), backbone(kind), phrases=phrases, init="text", length=4, behind=behind)
 
 
 @every_backbone

@@ -27,11 +27,11 @@ PLAIN_SOURCE = Source("made", {name: lambda: Split(RECORDS) for name in ("train"
 SOURCE = classed(PLAIN_SOURCE, find(ClassesConfig("pairs", ["good", "bad"], 2, []), PLAIN_SOURCE))
 LIMITS = Limits(120, "error", 1)
 FORMS = (
-    Case("token", "llama", 0),
-    Case("soft_prompt", "gpt2", 0, settings={"length": 3}),
-    Case("lora", "llama", 0),
+    Case("token", "llama"),
+    Case("soft_prompt", "gpt2", settings={"length": 3}),
+    Case("lora", "llama"),
 )
-TEXT = Case("text", "llama", 0)
+TEXT = Case("text", "llama")
 SOFT = FORMS[1]
 RATE, CONTROL_RATE = 1e-3, 2e-2
 

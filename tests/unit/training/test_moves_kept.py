@@ -131,3 +131,17 @@ def test_every_step_holds_as_many_of_each_class(tmp_path: Path) -> None:
 
     sides = [[row.rpartition("/")[2] for row in step] for step in rows]  # 0 is the chosen answer, 1 the rejected one
     assert [sorted(step) for step in sides] == [["0", "1"]] * 5
+
+
+@every_form
+def test_joint_goes_on_from_controls_that_were_put_back(case: Case, tmp_path: Path) -> None:
+    straight, first, second = (attach(case, backbone(case.backbone), seed=seed) for seed in (0, 0, 7))
+    controls, joint = stages(STAGES, steps=(3, 2))
+    run(controls, straight, tmp_path / "straight")
+    run(joint, straight, tmp_path / "straight")
+    run(controls, first, tmp_path / "cut")
+
+    controls.restore(second, tmp_path / "cut" / "stages" / "controls")
+    run(joint, second, tmp_path / "cut")
+
+    assert not moved(second, weights(straight))
