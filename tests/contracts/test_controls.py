@@ -205,3 +205,16 @@ def test_a_control_is_float32_over_a_bfloat16_backbone(case: Case) -> None:
 
     assert {parameter.dtype for parameter in learned(policy)} == {torch.float32}
     assert {last_logits(policy, name).isfinite().all().item() for name in case.classes} == {True}
+
+
+@every_case
+def test_gradient_checkpointing_changes_no_gradient(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+    policy.model.train()
+    batch = batch_of(items(case.classes))
+    kept = gradients(policy, batch)
+
+    with policy.backbone.without_activations(True):
+        again = gradients(policy, batch)
+
+    torch.testing.assert_close(again, kept, atol=1e-6, rtol=1e-6)

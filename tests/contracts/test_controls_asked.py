@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.errors import ControlError
+from alignlab.errors import ConfigError, ControlError
 from alignlab.models.controls import Asked
 from alignlab.models.decode import Sampling
 from tests.conftest import CODEC, backbone
@@ -173,3 +173,17 @@ def test_a_list_of_classes_of_another_length_than_the_prompts_is_refused() -> No
 
     with pytest.raises(ControlError, match="3 classes were given for 4 prompts"):
         said(policy, ["good", "bad", "bad"])
+
+
+@every_case
+def test_a_text_has_the_room_that_the_longest_control_leaves(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+    assert policy.knob.controls is not None
+    longest = max(len(lead.ids) for lead in policy.knob.controls.leads)
+    fitting = "a" * (128 - longest - GREEDY.max_new_tokens - 2)  # a context of 128; BOS in front, a line break behind
+
+    answers = policy.respond([fitting], control=HALVES, sampling=GREEDY, seed=0)
+
+    assert len(answers) == 1
+    with pytest.raises(ConfigError, match=f"has room for {128 - longest - 8} before them"):
+        policy.respond([f"{fitting}a"], sampling=GREEDY, seed=0, control="none")

@@ -124,3 +124,17 @@ def test_nor_does_it_under_a_class(case: Case, how: dict[str, Any]) -> None:
     said_ids = generated(module_of(policy), custom_generate=alignlab.at_class(policy, MIXED), **how)
 
     assert not torch.isin(said_ids, torch.tensor(reserved(policy))).any()
+
+
+@pytest.mark.parametrize("case", [case for case in PAIRED if case.backbone == "llama"], ids=str)
+def test_several_answers_to_a_prompt_are_all_under_its_class(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+    by_prompt, by_row = (alignlab.at_class(policy, asked) for asked in (MIXED, [each for each in MIXED for _ in range(2)]))
+
+    made = []
+    for custom in (by_prompt, by_row):
+        torch.manual_seed(3)
+        made.append(generated(module_of(policy), custom_generate=custom, do_sample=True, num_return_sequences=2))
+
+    assert len(made[0]) == 8
+    assert torch.equal(made[0], made[1])

@@ -85,5 +85,4 @@ def _draw(ask: Ask, length: str, random: Random) -> list[str]:
 
 def _response(ask: Ask, story: str, label: str | None) -> Response:
     verdict = judge(ask.prompt, story)
-    length = "short" if verdict.length == "short" else "long"
-    return Response(story, label, verdict.reward, {"mood": verdict.mood, "length": length})
+    return Response(story, label, verdict.reward, verdict.attributes)

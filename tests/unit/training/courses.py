@@ -9,22 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.data.classes import classed, find
+from alignlab.data.classes import Classes, classed, find
 from alignlab.data.config import ClassesConfig
 from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
 from alignlab.methods.meet import MeetConfig, build
 from alignlab.models.policy import Policy
-from alignlab.records import Preference
+from alignlab.records import Preference, Response
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC
-from tests.contracts.controls import Case, learned
+from tests.contracts.controls import THREE, Case, learned
 from tests.unit.conftest import PAIRS, fit_config, session_in
 
 RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 PLAIN_SOURCE = Source("made", {name: lambda: Split(RECORDS) for name in ("train", "test")})
 SOURCE = classed(PLAIN_SOURCE, find(ClassesConfig("pairs", ["good", "bad"], 2, []), PLAIN_SOURCE))
+TEXTS = [(prompt, text) for prompt, *texts in PAIRS for text in texts]
+THREE_RECORDS = tuple(
+    Preference(f"row {number}", prompt, (Response(text, label=THREE[number % 3]),))
+    for number, (prompt, text) in enumerate(TEXTS)
+)
+THREE_SOURCE = classed(
+    Source("three", {"train": lambda: Split(THREE_RECORDS)}), Classes(THREE, lambda response: str(response.label))
+)
 LIMITS = Limits(120, "error", 1)
 FORMS = (
     Case("token", "llama"),
@@ -48,10 +56,10 @@ def stages(names: Sequence[str], *, steps: tuple[int, int], control_rate: float 
     return build(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
 
 
-def run(made: TrainStage, policy: Policy, folder: Path) -> Session:
+def run(made: TrainStage, policy: Policy, folder: Path, source: Source = SOURCE) -> Session:
     """The session of a stage that was run in a folder."""
     session = session_in(folder)
-    made.run(policy, made.prepare(SOURCE, CODEC, LIMITS), session)
+    made.run(policy, made.prepare(source, CODEC, LIMITS), session)
     return session
 
 

@@ -20,11 +20,12 @@ from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
 from alignlab.tuners.dial import knob_of
 from tests.conftest import backbone
-from tests.contracts.controls import Case, attach, last_logits
+from tests.contracts.controls import THREE, Case, attach, last_logits, said
 from tests.unit.training.courses import (
     FORMS,
     SOFT,
     TEXT,
+    THREE_SOURCE,
     losses,
     moved,
     run,
@@ -145,3 +146,17 @@ def test_joint_goes_on_from_controls_that_were_put_back(case: Case, tmp_path: Pa
     run(joint, second, tmp_path / "cut")
 
     assert not moved(second, weights(straight))
+
+
+@pytest.mark.parametrize("form", ["token", "soft_prompt", "lora"])
+def test_three_classes_train_and_answer_again_after_loading(form: str, tmp_path: Path) -> None:
+    case = Case(form, "llama", classes=THREE)
+    policy, fresh = (attach(case, backbone("llama"), seed=seed) for seed in (0, 7))
+    asked = [*THREE, "none"]
+
+    for made in stages(STAGES, steps=(2, 2), batch=3):
+        run(made, policy, tmp_path, THREE_SOURCE)
+        made.restore(fresh, tmp_path / "stages" / made.name)
+
+    assert said(fresh, asked) == said(policy, asked)
+    assert not moved(fresh, weights(policy))
