@@ -72,9 +72,7 @@ def _settings(words: Sequence[str]) -> dict[str, list[str]]:
     return {key: values.split(",") for key, _, values in (word.partition("=") for word in words)}
 
 
-def _table(
-    folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool, against: Mapping[str, Sequence[str]]
-) -> int:
+def _table(folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool, against: Mapping[str, Sequence[str]]) -> int:
     """CSV to standard output."""
     from alignlab.tables import differences, means, results
 

@@ -10,7 +10,7 @@ from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
@@ -59,6 +59,7 @@ def make_plan(config: RunConfig) -> Plan:
     for stage in method.stages:
         stage.check(config.trainer)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
+    _refuse_reserved(works, tuner.controls)
     needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     if config.suites:
@@ -76,6 +77,15 @@ def make_plan(config: RunConfig) -> Plan:
         control=control,
         held_out_items=items,
     )
+
+
+def _refuse_reserved(works: tuple[Work, ...], controls: Controls | None) -> None:
+    """Raises DataError for a row that holds an id which stands for a control."""
+    reserved = set(controls.reserved if controls else ())
+    for work in works:
+        for group in work.groups:
+            if any(not reserved.isdisjoint(member.ids) for member in group.members):
+                raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
 
 
 def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:

@@ -72,7 +72,8 @@ def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd
     beside = frame.assign(control=frame["control"].where(frame["control"].isin(classes), classes[0]))
     others = beside.join(named.rename("named"), on=["seed", *keys])
     others["difference"] = others["value"] - others["named"]
-    grouped = others.dropna(subset="difference").groupby([*distinguishing(frame), *keys], sort=False, dropna=False)["difference"]
+    compared = others.dropna(subset="difference")
+    grouped = compared.groupby([*distinguishing(frame), *keys], sort=False, dropna=False)["difference"]
     made = grouped.agg(mean="mean", seeds="count", deviation="std").reset_index()
     half = made["deviation"] / made["seeds"] ** 0.5 * t.ppf(0.975, (made["seeds"] - 1).clip(lower=1))
     return made.drop(columns="deviation").assign(low=made["mean"] - half, high=made["mean"] + half)

@@ -47,18 +47,9 @@ def share(metric: str, values: Sequence[float]) -> Measurement:
 
 
 def rank_correlation(metric: str, ranked: Sequence[Sequence[float]]) -> Measurement:
-    """Spearman's correlation of place and value, over items of several values in their expected rising order, with a bootstrap
-    over items."""
+    """Spearman's correlation of place and value within each item, whose values stand in the order in which they should rise,
+    averaged over items; an item of equal values counts 0."""
     from scipy.stats import spearmanr
 
-    array = np.asarray(ranked, dtype=np.float64)
-    places = np.tile(np.arange(array.shape[1]), len(array))
-
-    def correlation(rows: np.ndarray) -> float:
-        values = array[rows].ravel()
-        return float(spearmanr(places, values).statistic) if np.ptp(values) else 0.0
-
-    generator = np.random.default_rng(0)
-    drawn = [correlation(generator.integers(0, len(array), len(array))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Measurement(metric, correlation(np.arange(len(array))), len(array), float(low), float(high))
+    places = range(len(ranked[0]))
+    return bootstrap(metric, [float(spearmanr(places, item).statistic) if len(set(item)) > 1 else 0.0 for item in ranked])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from alignlab.files import stamps
 from alignlab.models.config import ModelConfig
 from alignlab.models.text import Codec, Template
 
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 BLOCK_LISTS = ("layers", "h", "blocks")
 """Where a causal trunk keeps its blocks: Llama, Mistral, Qwen and Gemma; GPT-2; others."""
 
@@ -89,15 +90,16 @@ class Backbone:
         self.codec.tokenizer.save_pretrained(folder)
 
     @contextmanager
-    def without_activations(self, wanted: bool) -> Iterator[None]:
-        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again."""
+    def without_activations(self, wanted: bool, contexts: Contexts) -> Iterator[None]:
+        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again. `contexts`: asked at each
+        block, in which context it runs and in which it is computed again."""
         if not wanted:
             yield
             return
         # transformers renamed the switch during version 5.
         new = hasattr(self.model, "activation_checkpointing_enable")
         name = "activation_checkpointing" if new else "gradient_checkpointing"
-        getattr(self.model, f"{name}_enable")({"use_reentrant": False})
+        getattr(self.model, f"{name}_enable")({"use_reentrant": False, "context_fn": contexts})
         try:
             yield
         finally:

@@ -34,6 +34,7 @@ class Policy:
                 "this control was trained on prompts written with another template; set model.template as it was then."
             )
         self._terms: tuple[Term, ...] | None = None
+        self._running: Strength = 1.0
         self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
 
     @property
@@ -101,8 +102,11 @@ class Policy:
         strengths = checked_strengths(strength, len(prompts))
         chosen = None if control is None else self._classes().asked(control, len(prompts))
         encoded = self.backbone.codec.prompts(prompts)
+        reserved = set(self.knob.controls.reserved if self.knob.controls else ())
         room = self.room - sampling.max_new_tokens
         for prompt, ids in zip(prompts, encoded, strict=True):
+            if not reserved.isdisjoint(ids):
+                raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
             if len(ids) > room:
                 raise ConfigError(
                     f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
@@ -152,6 +156,10 @@ class Policy:
         finally:
             self._terms = before
 
+    def without_activations(self, wanted: bool) -> AbstractContextManager[None]:
+        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again, at the pass's setting."""
+        return self.backbone.without_activations(wanted, lambda: (nullcontext(), self.knob.at(self._running)))
+
     @contextmanager
     def only(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Inside, exactly these parameters take gradients."""
@@ -190,6 +198,7 @@ class Policy:
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
+        self._running = term.setting
         with self.knob.at(term.setting):
             hidden_KD = self._trunk(layout)[layout.row_K, layout.time_K]
 

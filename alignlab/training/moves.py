@@ -110,8 +110,9 @@ class BackboneAndTuner:
         return [Rated(learned, self._rate)] if self._rate is not None and learned else []
 
     def save(self, folder: Path) -> None:
-        """Writes lm/ and control/."""
+        """Writes lm/ and control/, which names lm/ as its base."""
         self._backbone.save(folder / LM)
+        self._tuner.rests_on(folder / LM)
         self._tuner.save(folder / CONTROL)
 
     def load(self, folder: Path) -> None:

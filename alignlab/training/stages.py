@@ -71,7 +71,7 @@ class TrainStage:
         shares = self._shares(groups, micro, session.seed)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
-        slim = policy.backbone.without_activations(session.trainer.gradient_checkpointing)
+        slim = policy.without_activations(session.trainer.gradient_checkpointing)
         with self.moves.beside(policy), policy.only(part.parameters()), slim:
             step = Step(policy, self.objective)
             args = arguments(self.fit, session, folder, work.steps)

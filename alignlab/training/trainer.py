@@ -101,7 +101,7 @@ class FitTrainer(Trainer):
         with _resting([parameter for rated in apart for parameter in rated.parameters]):
             made: torch.optim.Optimizer = super().create_optimizer(model)
         for rated in apart:
-            made.add_param_group({"params": rated.parameters, "lr": rated.rate, "weight_decay": 0.0, "rated": True})
+            made.add_param_group({"params": rated.parameters, "lr": rated.rate, "weight_decay": 0.0})
         return made
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -110,9 +110,10 @@ class FitTrainer(Trainer):
             steps = max(1, self.state.global_step - self._logged_at)
             self._logged_at = self.state.global_step
             own = {name: value.item() / steps for name, value in self._metrics.items()}
-            assert self.optimizer is not None
-            rated = [group for group in self.optimizer.param_groups if "rated" in group]
-            own.update({"tuner_learning_rate": rated[0]["lr"]} if rated else {})
+            # All rates follow one schedule, and the optimiser's own have moved on to the next step already.
+            done = logs["learning_rate"] / self.args.learning_rate
+            for rated in self._part.rated():
+                own["tuner_learning_rate"] = rated.rate * done
             self._metrics.clear()
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from alignlab.models.controls import Asked
 from alignlab.models.policy import Policy
 from alignlab.models.streams import Streams
 from alignlab.records import Batch
 from tests.conftest import CODEC, backbone
-from tests.contracts.controls import CASES, Case, batch_of, items, totals, trained
+from tests.contracts.controls import CASES, HALVES, Case, batch_of, items, totals, totals_under, trained, unclassed
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def fed_token_by_token(policy: Policy, batch: Batch) -> Tensor:
+def fed_token_by_token(policy: Policy, batch: Batch, asked: Sequence[Asked]) -> Tensor:
     """log p of each item as generation meets it: prompts padded on the left, leads put in by the streams, then the tokens of
-    the response one by one, R items, S steps."""
+    the response one by one, R items, S steps. asked: a class, or mixture of classes, per item."""
     ids_RT, start_R1 = batch.ids_GMT[:, 0], batch.start_GM
     width, steps = int(start_R1.max()), int((batch.length_GM - start_R1).max())
     prompts_RT = torch.stack([row[:width].roll(width - int(start)) for row, start in zip(ids_RT, start_R1, strict=True)])
@@ -28,7 +30,7 @@ def fed_token_by_token(policy: Policy, batch: Batch) -> Tensor:
     target_RS = ids_RT.gather(1, at_RS.clamp(max=ids_RT.shape[1] - 1))
     controls = policy.knob.controls
     assert controls is not None
-    terms = controls.terms(controls.asked(list(batch.controls or ()), len(ids_RT)))
+    terms = controls.terms(controls.asked(asked, len(ids_RT)))
     with torch.no_grad(), Streams(policy.model, policy.knob, terms, len(ids_RT), ids_RT.device) as streams:
         logits = [streams.step(prompts_RT, mask_RT[:, :width])]
         logits += [streams.step(target_RS[:, s : s + 1], mask_RT[:, : width + s + 1]) for s in range(steps - 1)]
@@ -41,7 +43,18 @@ def test_left_padding_in_generation_and_right_padding_in_scoring_agree(case: Cas
     policy = trained(case, backbone(case.backbone))
     batch = batch_of(items(case.classes))
 
-    scored, fed = totals(policy, batch), fed_token_by_token(policy, batch)
+    scored, fed = totals(policy, batch), fed_token_by_token(policy, batch, batch.controls or ())
+
+    torch.testing.assert_close(scored, fed, atol=1e-5, rtol=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("mixture", [HALVES, {"good": 1.5, "none": -0.5}], ids=str)
+def test_so_they_do_for_a_mixture_of_classes(case: Case, mixture: dict[str, float]) -> None:
+    policy = trained(case, backbone(case.backbone))
+    batch = unclassed(batch_of(items(case.classes)))
+
+    scored, fed = totals_under(policy, mixture, batch), fed_token_by_token(policy, batch, [mixture] * 8)
 
     torch.testing.assert_close(scored, fed, atol=1e-5, rtol=1e-5)
 

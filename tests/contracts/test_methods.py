@@ -95,7 +95,7 @@ def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, tmp_p
 
 @every_method
 def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_path: Path) -> None:
-    # Attention does not change with its key biases, so their gradient is rounding alone, which Adam would blow up to full steps.
+    # Attention does not change with its key biases: their gradient is rounding, which Adam would blow up to full steps.
     words = (f"model={model}", f"method.{STAGE[method]}.adam_epsilon=1e-4", "evaluation=off")
     for micro in (8, 4, 1):
         run(composed(tmp_path / str(micro), method, *words, f"trainer.micro_batch={micro}"))

@@ -58,9 +58,14 @@ def free_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[int]:
     bytes_ = as_characters | {f"<0x{byte:02X}>" for byte in NEVER_IN_UTF8}
     behind = range(max(vocabulary.values()) + 1, rows)
     reserved = sorted(index for token, index in vocabulary.items() if _RESERVED.fullmatch(token))
-    unused = sorted(index for token, index in vocabulary.items() if token in bytes_)
+    unused = sorted(index for token, index in vocabulary.items() if token in bytes_ and index not in _encoded(tokenizer, token))
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    return [index for index in dict.fromkeys([*behind, *reserved, *unused]) if index not in special and index < rows]
+    found = dict.fromkeys([*behind, *reserved, *unused])
+    return [index for index in found if index not in special and index < rows]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _own(sheet: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
@@ -88,3 +93,8 @@ def _check(placeholders: list[int], classes: int, codec: Codec, rows: int) -> No
         )
     if {codec.eos, codec.pad, *codec.head} & set(placeholders):
         raise ConfigError(f"control.placeholders={placeholders} holds BOS, EOS or the padding; give ids that no text uses.")
+    free = free_ids(codec.tokenizer, rows)
+    for index in placeholders:
+        text = str(codec.tokenizer.decode([index]))
+        if index not in free and _encoded(codec.tokenizer, text) == [index]:
+            raise ConfigError(f"control.placeholders: {index} stands for {text!r} in texts; give ids that no text uses.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.base import refuse_other, weights_hash
@@ -41,9 +42,11 @@ class ControlTuner(PeftTuner):
         super().save(folder)
 
     def load(self, folder: Path) -> None:
-        """Reads the tensors back. Raises ModelError where the model's weights are not those they were tuned with."""
+        """Reads the tensors back. Raises ModelError for other classes, and for other weights than they were tuned with."""
         written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        refuse_other(self.module, written["base_hash"])
+        if written.get("classes") != self.config.classes:
+            raise ModelError(f"{folder} holds a control of {written.get('classes')}, and this one has {self.config.classes}.")
+        refuse_other(self.module, written.get("base_hash"))
         super().load(folder)
 
 
