@@ -21,8 +21,9 @@ def main(words: Sequence[str] | None = None) -> int:
     status.add_argument("folder", nargs="?", default="runs", type=Path)
     table = commands.add_parser("table", help="every number of the finished runs below a folder, as CSV")
     table.add_argument("folder", nargs="?", default="runs", type=Path)
-    table.add_argument("--means", action="store_true", help="one line per setting: mean over seeds, lowest and highest")
-    table.add_argument(
+    shape = table.add_mutually_exclusive_group()
+    shape.add_argument("--means", action="store_true", help="one line per setting: mean over seeds, lowest and highest")
+    shape.add_argument(
         "--against", nargs="+", default=[], metavar="KEY=VALUE", help="each setting minus the one named here, paired by seed"
     )
     plot = commands.add_parser("plot", help="a figure of the finished runs below a folder: every setting along the dial")
@@ -44,9 +45,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "status":
             return _status(given.folder)
         if given.command == "table":
-            return _table(given.folder, _settings(given.where), given.means, _settings(given.against))
+            return _table(given.folder, _settings("--where", given.where), given.means, _settings("--against", given.against))
         if given.command == "plot":
-            return _plot(given.folder, _settings(given.where), given.to, given.metrics)
+            return _plot(given.folder, _settings("--where", given.where), given.to, given.metrics)
         return _export(given.run, given.to, given.dtype, given.control)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,11 +65,11 @@ def _status(folder: Path) -> int:
     return 0
 
 
-def _settings(words: Sequence[str]) -> dict[str, list[str]]:
+def _settings(option: str, words: Sequence[str]) -> dict[str, list[str]]:
     """KEY=A,B as a key with its values."""
     odd = [word for word in words if "=" not in word]
     if odd:
-        raise ConfigError(f"--where {odd[0]!r} is not of the form KEY=A,B.")
+        raise ConfigError(f"{option} {odd[0]!r} is not of the form KEY=A,B.")
     return {key: values.split(",") for key, _, values in (word.partition("=") for word in words)}
 
 
@@ -85,9 +86,9 @@ def _table(folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool, a
 def _plot(folder: Path, where: Mapping[str, Sequence[str]], to: Path, metrics: Sequence[str]) -> int:
     """A picture of a sweep."""
     from alignlab.plots import draw_sweep
-    from alignlab.tables import means, results
+    from alignlab.tables import along_a_dial, means, results
 
-    frame = means(results(folder, where))
+    frame = along_a_dial(means(results(folder, where)))
     known = set(frame.suite + "/" + frame.metric)
     lost = [metric for metric in metrics if metric not in known]
     if lost or len(metrics) < 2:

@@ -146,7 +146,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     made = write_report(session.ledger, names, rows)
     figures = [draw_curves(session.ledger, session.folder / "curves.png")]
     turned = [row for row in rows if row.control == plan.points[-1].control]
-    if config.control.figure and turned:
+    if config.control.figure and config.control.strengths and turned:
         figures.append(draw_dial(turned, session.folder / "dial.png"))
     session.tracker.results([asdict(row) for row in rows], figures)
     return made

@@ -109,8 +109,9 @@ class RunConfig:
 
     @property
     def title(self) -> str:
-        """method-tuner-model-data."""
-        return "-".join((self.method.name, self.tuner.name, self.model.name, self.data.name))
+        """method-tuner-model-data; of a control, its form for the tuner."""
+        tuner = self.control.name if isinstance(self.control, FormConfig) else self.tuner.name
+        return "-".join((self.method.name, tuner, self.model.name, self.data.name))
 
 
 def parse(raw: DictConfig) -> RunConfig:
@@ -164,7 +165,11 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     key, group = found.groups()
     choice = OmegaConf.select(raw, f"{group}.name")
-    return f"{error.full_key} is taken from {key}, which {group}={choice} does not have; choose another {group}."
+    field = key.split(".")[1]
+    having = [
+        name for name, entry in GROUPS[group].items() if field in {each.name for each in dataclasses.fields(entry.config)}
+    ]
+    return f"{error.full_key} is taken from {key}, which {group}={choice} does not have; choose {group}={'|'.join(having)}."
 
 
 def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.table import Table
 
 from alignlab.assembly import folder_of
 from alignlab.config import RunConfig
+from alignlab.evaluation.config import FormConfig
 from alignlab.preparation import Plan
 
 
@@ -35,6 +38,8 @@ def show(plan: Plan, console: Console) -> None:
     table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
     if plan.held_out:
         table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
+    if plan.held_out_items:
+        table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     for suite, reason in config.left_out.items():
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))
@@ -46,11 +51,15 @@ def _classes(plan: Plan) -> str:
     assert plan.classes is not None
     edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
     placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""
-    return f"{', '.join(plan.classes.names)}, each by a {plan.control.form}{placeholders}{edges}"
+    held = Counter(group.members[0].control for group in plan.works[0].groups)
+    named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
+    return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
 
 
 def _sheets(config: RunConfig) -> str:
     """Where the tuner's rates and the method's steps came from, the command line aside."""
     rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
+    if isinstance(config.control, FormConfig):
+        rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
     steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
     return f"rates from {rates}, steps and batch from {steps}"

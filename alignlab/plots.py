@@ -64,7 +64,9 @@ def draw_sweep(means: pd.DataFrame, path: Path, metrics: Sequence[tuple[str, str
     for names, rows in groups:
         # A setting that a run does not have is left out.
         label = ", ".join(
-            f"{name.removesuffix('.name')}={value}" for name, value in zip(settings, names, strict=True) if str(value) != "nan"
+            f"{name.removesuffix('.name')}={value}"
+            for name, value in zip(settings, names, strict=True)
+            if str(value) not in ("nan", "none")
         )
         curves = [rows[(rows.suite == suite) & (rows.metric == metric)].sort_values("strength") for suite, metric in metrics]
         for panel, curve in zip(panels, curves, strict=False):

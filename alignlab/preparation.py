@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,10 @@ def make_plan(config: RunConfig) -> Plan:
     for stage in method.stages:
         stage.check(config.trainer)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
-    _refuse_reserved(works, tuner.controls)
     needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
+    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
+    _refuse_reserved([*works, *filter(None, (items, pairs))], tuner.controls)
     if config.suites:
         source.prompts()
     return Plan(
@@ -70,7 +72,7 @@ def make_plan(config: RunConfig) -> Plan:
         method,
         works,
         points=tuple(points(config.control, classes.names if classes else None)),
-        held_out=held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None,
+        held_out=pairs,
         learned=learned,
         parameters=parameters,
         classes=classes,
@@ -79,22 +81,24 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _refuse_reserved(works: tuple[Work, ...], controls: Controls | None) -> None:
+def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:
     """Raises DataError for a row that holds an id which stands for a control."""
     reserved = set(controls.reserved if controls else ())
-    for work in works:
-        for group in work.groups:
+    for part in encoded:
+        for group in part.groups:
             if any(not reserved.isdisjoint(member.ids) for member in group.members):
                 raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
 
 
 def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:
-    """What is left for a row of text. Raises ConfigError where a control in the text leaves no room for it."""
-    tokens = min(config.data.max_tokens or context, context)
+    """How long a row of text may be, controls aside, so that rows do not depend on the control while the context has room.
+
+    Raises ConfigError where a control in the text leaves no room for it.
+    """
     taken = controls.longest if controls else 0
-    if tokens - taken < LEAST_TOKENS:
+    room = context - taken
+    if room < LEAST_TOKENS:
         raise ConfigError(
-            f"a control of {taken} tokens leaves {tokens - taken} of {tokens} for the text; shorten it (control.length,"
-            " control.phrase) or raise data.max_tokens, if the model's context allows."
+            f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
-    return Limits(tokens - taken, config.data.too_long, len(codec.head))
+    return Limits(min(config.data.max_tokens or room, room), config.data.too_long, len(codec.head))

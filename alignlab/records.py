@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NO_CLASS = "none"
 """What stands for no class at all, where one may be asked for by name."""
+ACROSS = "across"
+"""What stands for all classes together, where a number is named by its class."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from alignlab.errors import ConfigError, RunFolderError
+from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 
@@ -19,7 +20,7 @@ NOT_SETTINGS = ("fingerprint", "paths", "tracking")
 def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
     """Every number of every finished run below a folder; columns: the settings that vary, then the report's.
 
-    `where`: only runs whose settings have one of these values, `none` for a setting that a run does not have. Raises
+    `where`: only runs whose settings have one of these values, `none` for a setting that is null or absent. Raises
     RunFolderError where no finished run is left, and ConfigError for a setting that no run has.
     """
     runs = [Ledger(path.parent) for path in sorted(folder.glob("**/report.json"))]
@@ -30,15 +31,16 @@ def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
     for name in asked:
         if not any(name in settings for settings, _ in every):
             raise ConfigError(unknown("setting", name, {key for settings, _ in every for key in settings}))
-    chosen = [(s, run) for s, run in every if all(str(s.get(name, MISSING)) in asked[name] for name in asked)]
+    chosen = [(s, run) for s, run in every if all(_word(s.get(name)) in asked[name] for name in asked)]
     if not chosen:
         raise RunFolderError(f"no finished run below {folder} has the settings asked for.")
     names = dict.fromkeys(name for settings, _ in chosen for name in settings)
-    varying = [name for name in names if len({str(settings.get(name)) for settings, _ in chosen}) > 1]
+    varying = [name for name in names if len({_word(settings.get(name)) for settings, _ in chosen}) > 1]
     lines = []
     for settings, run in chosen:
-        told_apart = {name: settings.get(name) for name in varying}
-        lines += [{**told_apart, **row} for row in (run.read("report.json") or {})["results"]]
+        told_apart = {name: _word(settings.get(name)) for name in varying if name != "seed"}
+        rows = (run.read("report.json") or {})["results"]
+        lines += [{**told_apart, "seed": settings.get("seed"), **row} for row in rows]
     return pd.DataFrame(lines)
 
 
@@ -53,30 +55,40 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
 def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Each setting minus the one named, seed by seed: the mean, how many seeds, and Student's 95 % interval of the mean.
 
-    `against`: settings with their values, which must name one run per seed. A run without classes stands beside the first
-    class of the one named. Raises ConfigError where `against` names no run or several.
+    `against`: settings with their values, which must name one run per seed. Between a run with classes and one without, the
+    first class stands beside the dial. Raises ConfigError where `against` names no run, or several.
     """
     from scipy.stats import t
 
+    settings = distinguishing(frame)
     keys = ["strength", "control", "suite", "metric"]
     chosen = frame
     for name, values in against.items():
         if name not in frame.columns:
             raise ConfigError(unknown("setting that differs", name, list(frame.columns[: frame.columns.get_loc("strength")])))
-        chosen = chosen[chosen[name].fillna(MISSING).astype(str).isin(values)]
+        chosen = chosen[chosen[name].astype(str).isin(values)]
     named = chosen.set_index(["seed", *keys])["value"]
     if named.empty or not named.index.is_unique:
-        found = len(chosen[["seed", *distinguishing(frame)]].drop_duplicates())
+        found = len(chosen[["seed", *settings]].drop_duplicates())
         raise ConfigError(f"--against names {found} runs, and must name one per seed; give more, or other, settings.")
-    classes = list(chosen["control"].drop_duplicates())
-    beside = frame.assign(control=frame["control"].where(frame["control"].isin(classes), classes[0]))
-    others = beside.join(named.rename("named"), on=["seed", *keys])
-    others["difference"] = others["value"] - others["named"]
-    compared = others.dropna(subset="difference")
-    grouped = compared.groupby([*distinguishing(frame), *keys], sort=False, dropna=False)["difference"]
+    runs = frame.groupby([*settings, "seed"], sort=False, dropna=False)
+    beside = pd.concat([_beside(run, chosen) for _, run in runs])
+    compared = beside.join(named.rename("named"), on=["seed", *keys]).dropna(subset="named")
+    compared["difference"] = compared["value"] - compared["named"]
+    grouped = compared.groupby([*settings, *keys], sort=False, dropna=False)["difference"]
     made = grouped.agg(mean="mean", seeds="count", deviation="std").reset_index()
     half = made["deviation"] / made["seeds"] ** 0.5 * t.ppf(0.975, (made["seeds"] - 1).clip(lower=1))
     return made.drop(columns="deviation").assign(low=made["mean"] - half, high=made["mean"] + half)
+
+
+def along_a_dial(frame: pd.DataFrame) -> pd.DataFrame:
+    """What was measured at strengths; classes are left out. Raises ConfigError where nothing is left."""
+    with_classes = frame[frame["control"].isin((NO_CLASS, ACROSS))]
+    strengths = frame.groupby("control")["strength"].transform("nunique")
+    turned = frame if with_classes.empty else frame[strengths > 1]
+    if turned.empty:
+        raise ConfigError("these runs were measured under classes, not along a dial; repeat one with control.strengths=[...].")
+    return turned
 
 
 def distinguishing(frame: pd.DataFrame) -> list[str]:
@@ -91,6 +103,23 @@ def distinguishing(frame: pd.DataFrame) -> list[str]:
         if groups > told_apart:
             chosen, told_apart = [*chosen, name], groups
     return chosen
+
+
+def _beside(run: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a run under the controls of another: where only one of them has classes, its first class is the dial."""
+    if _has_classes(run) == _has_classes(named):
+        return run
+    own, theirs = run["control"].iloc[0], named["control"].iloc[0]
+    return run[run["control"] == own].assign(control=theirs)
+
+
+def _has_classes(run: pd.DataFrame) -> bool:
+    return bool(run["control"].isin((NO_CLASS, ACROSS)).any())
+
+
+def _word(value: object) -> str:
+    """A setting as text; one that a run does not have, or that is null, is `none`."""
+    return MISSING if value is None else str(value)
 
 
 def _cell(value: Any) -> Any:

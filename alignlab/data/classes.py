@@ -11,7 +11,7 @@ from alignlab.data.config import ClassesConfig
 from alignlab.data.source import Source, Split
 from alignlab.data.views import LIKED
 from alignlab.errors import DataError
-from alignlab.records import NO_CLASS, Preference, Response
+from alignlab.records import ACROSS, NO_CLASS, Preference, Response
 
 LABELLED = {"train": "labelled", "test": "labelled_test"}
 """Split -> the split that holds each of its responses that has a class as a record of its own."""
@@ -43,8 +43,9 @@ def find(config: ClassesConfig, source: Source) -> Classes:
             f"control.classes.by={config.by} finds {', '.join(found.names) or 'no class'} in the training split of"
             f" data={source.name}; a control chooses between at least two classes."
         )
-    if NO_CLASS in found.names:
-        raise DataError(f"a class of data={source.name} is called {NO_CLASS!r}, which stands for no class; rename it.")
+    for name, meaning in ((NO_CLASS, "no class"), (ACROSS, "all classes together")):
+        if name in found.names:
+            raise DataError(f"a class of data={source.name} is called {name!r}, which stands for {meaning}; rename it.")
     return found
 
 
@@ -85,6 +86,11 @@ def _pairs(config: ClassesConfig, _responses: Sequence[Response]) -> Classes:
 
 def _labels(config: ClassesConfig, responses: Sequence[Response]) -> Classes:
     found = {response.label for response in responses if response.label is not None}
+    if not config.names and len(found) > 1 and found.isdisjoint(LIKED):
+        raise DataError(
+            f"the labels are {', '.join(sorted(found))}, and none of them says that it is the best; name them, best first:"
+            " control.classes.names=[...]."
+        )
     # Strength 1 is the first class, so a label that stands for what is preferred comes first.
     names = tuple(config.names or sorted(found, key=lambda label: (label not in LIKED, label)))
     return Classes(names, lambda response: response.label if response.label in names else _UNKNOWN)
@@ -143,6 +149,6 @@ def _refuse_empty(classes: Classes, kept: Sequence[Preference], left_out: Mappin
         counts = ", ".join(f"{name}: {held[name]}" for name in classes.names)
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items() if count) or "none left out"
         raise DataError(
-            f"class {empty[0]!r} has no training row ({counts}; {reasons}); give rows of it, or name the classes that there"
-            " are in control.classes.names."
+            f"class {empty[0]!r} has no training row ({counts}; {reasons}); give rows of it, or set control.classes.names to"
+            " the classes that there are (null: as found)."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,9 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
 def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
     """A record of one response with a label, a score or attributes."""
     label, score = fields.get("label"), fields.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-        raise DataError(f"{row}: 'score' must be a number but is {score!r}.")
+    number = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
+    if score is not None and not number:
+        raise DataError(f"{row}: 'score' must be a finite number but is {score!r}.")
     attributes = fields.get("attributes") or {}
     if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
         raise DataError(f"{row}: 'attributes' must map names to texts but is {attributes!r}.")

@@ -24,8 +24,7 @@ class BetweenClasses:
             raise ConfigError(f"evaluation suite classes needs classes; data={bench.source.name} was not asked for any.")
         self._bench = bench
         self._names = bench.classes.names
-        # Two items to a pair.
-        self._groups: Sequence[EncodedGroup] = bench.held_out_items.groups[: 2 * bench.config.pairs]
+        self._groups = _spread(bench.held_out_items.groups, bench.config.pairs)
         self._own = [self._names.index(str(group.members[0].control)) for group in self._groups]
         self._total_NC: Tensor | None = None
 
@@ -70,7 +69,7 @@ class BetweenClasses:
         favour_N = (self._totals()[:, 0] - self._totals()[:, 1]).tolist()
         sides: dict[str, dict[int, float]] = {}
         for group, own, favour in zip(self._groups, self._own, favour_N, strict=True):
-            sides.setdefault(group.row.rpartition("/")[0], {})[own] = favour
+            sides.setdefault(_record(group), {})[own] = favour
         margins = [both[0] - both[1] for both in sides.values() if len(both) == 2]
         if len(margins) < 2:
             return []
@@ -90,3 +89,17 @@ class BetweenClasses:
                         scores = policy.logprobs(batch.to(policy.backbone.device))
                         self._total_NC[rows, number] = scores.total_GM[:, 0].float().cpu()
         return self._total_NC
+
+
+def _spread(groups: Sequence[EncodedGroup], records: int) -> Sequence[EncodedGroup]:
+    """The items of so many records, evenly from the first to the last, since files may be sorted by class."""
+    every = list(dict.fromkeys(_record(group) for group in groups))
+    if len(every) <= records:
+        return groups
+    kept = {every[number * len(every) // records] for number in range(records)}
+    return [group for group in groups if _record(group) in kept]
+
+
+def _record(group: EncodedGroup) -> str:
+    """The record that an item came from; see `classes.labelled`."""
+    return group.row.rpartition("/")[0]

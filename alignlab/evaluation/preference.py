@@ -19,7 +19,8 @@ TIE_NATS = 1e-4
 
 
 class Preference:
-    """Accuracy with ties as one half: of log p(chosen) > log p(rejected), and of the same relative to the backbone."""
+    """Accuracy with ties as one half: of log p(chosen) > log p(rejected), and of the same relative to `off`, which is the
+    tuned backbone where a stage moved it."""
 
     def __init__(self, bench: Bench) -> None:
         if bench.held_out is None:

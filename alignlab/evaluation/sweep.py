@@ -11,13 +11,11 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import DialConfig, FormConfig
 from alignlab.evaluation.statistics import Measurement
 from alignlab.evaluation.suite import Bench, Point, SuiteAcross
-from alignlab.records import NO_CLASS
+from alignlab.records import ACROSS, NO_CLASS
 
 log = logging.getLogger(__name__)
-HEADLINES = {"toy": "reward", "preference": "accuracy", "fluency": "perplexity", "classes": "nats_per_token"}
+HEADLINES = {"toy": "reward", "preference": "accuracy", "fluency": "perplexity", "classes": "class_accuracy"}
 """The metric of each suite that stands for a run."""
-ACROSS = "across"
-"""What stands for the control where a number is of all classes together."""
 
 
 @dataclass(frozen=True)

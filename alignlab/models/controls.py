@@ -52,11 +52,10 @@ class Controls:
 
         Raises ControlError for a list of another length, an unknown class, and weights that do not add up to 1.
         """
-        many = isinstance(control, Sequence) and not isinstance(control, str)
-        given = list(control) if many else [control] * count  # type: ignore[arg-type]
+        given = [control] * count if isinstance(control, (str, Mapping)) else list(control)
         if len(given) != count:
             raise ControlError(f"{len(given)} classes were given for {count} prompts; give one, or one per prompt.")
-        return [self._weights(each) for each in given]  # type: ignore[arg-type]
+        return [self._weights(each) for each in given]
 
     def terms(self, asked: Sequence[Mapping[str, float]]) -> tuple[Term, ...]:
         """z = sum over classes of w_c z_c (our choice; MEET's paper does not mix), a pass for each class that is asked for."""
@@ -89,10 +88,15 @@ class Controls:
         return Term(weight, float(number), self.leads[number])
 
     def _weights(self, asked: Asked) -> Mapping[str, float]:
+        if not isinstance(asked, (str, Mapping)):
+            known = ", ".join((*self.names, NO_CLASS))
+            raise ControlError(f"{asked!r} is neither the name of a class nor names with weights; known: {known}.")
         weights = {asked: 1.0} if isinstance(asked, str) else dict(asked)
-        for name in weights:
+        for name, weight in weights.items():
             if name != NO_CLASS:
-                self.number(name)
+                self.number(str(name))
+            if not isinstance(weight, (int, float)):
+                raise ControlError(f"the weight of class {name!r} is {weight!r}, and must be a number.")
         if not math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6):
             raise ControlError(f"the weights of classes {weights} must be numbers that add up to 1.")
         return weights
@@ -134,6 +138,7 @@ def led_rows(ids_RT: Tensor, mask_RT: Tensor, leads: Sequence[Lead]) -> tuple[Te
         real = [token for token, seen in zip(ids, mask, strict=True) if seen]
         rows.append([*real[: lead.behind], *lead.ids, *real[lead.behind :]])
     width = max(len(row) for row in rows)
-    padded = [[0] * (width - len(row)) + row for row in rows]
+    # Padded with a token of the row itself, which is no placeholder.
+    padded = [[row[0]] * (width - len(row)) + row for row in rows]
     seen = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(padded, device=ids_RT.device), torch.tensor(seen, device=ids_RT.device)

@@ -53,7 +53,7 @@ class Knob(Protocol):
         """Sets the tuner for the passes inside; at 1.0 nothing is touched."""
 
     def off(self) -> AbstractContextManager[None]:
-        """Makes the model the untouched backbone, bit for bit, for the passes inside."""
+        """Makes the model the backbone as it is without the tuner, bit for bit, for the passes inside."""
 
 
 def as_strength(values: Sequence[float], device: torch.device) -> Strength:

@@ -148,7 +148,7 @@ class Policy:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Every verb inside is the untouched backbone's, bit for bit."""
+        """Every verb inside is the backbone's without the tuner, bit for bit; as trained, where a stage moved the backbone."""
         before, self._terms = self._terms, (Term(1.0, 1.0),)
         try:
             with self.knob.off():

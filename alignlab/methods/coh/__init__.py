@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignlab.methods.controlled import JointConfig, stages
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
 
 
 def build(config: JointConfig) -> Method:
-    """`joint` alone."""
-    return stages(config, {"joint": config.joint}, ["joint"])
+    """`joint` alone, in two halves: a course of as many steps as MEET's two stages, and of the same batches."""
+    fit = config.joint
+    steps = (None, None) if fit.steps is None else (fit.steps - fit.steps // 2, fit.steps // 2)
+    epochs = None if fit.epochs is None else fit.epochs / 2
+    first, second = (replace(fit, epochs=epochs, steps=part) for part in steps)
+    return stages(config, {"joint": first, "second half": second}, ["joint"])
 
 
 ENTRY = Entry(JointConfig, build, needs=words("controls", "float32 weights"), offers=words("training", "labelled training"))

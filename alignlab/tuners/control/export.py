@@ -39,7 +39,7 @@ def export_class(policy: Policy, name: str, folder: Path, dtype: torch.dtype) ->
     assert tuner.controls is not None
     number = WITHOUT if name == NO_CLASS else float(tuner.controls.number(name))
     tokenizer = policy.backbone.codec.tokenizer
-    if tuner.config.form == "lora":
+    if tuner.config.form == "lora" and name != NO_CLASS:
         with tuner.at(number):
             return export_plain(tuner.module, tokenizer, folder, dtype)
     plain = copy.deepcopy(tuner.module).base_model.unload()

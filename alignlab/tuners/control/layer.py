@@ -7,6 +7,7 @@ C classes, M vectors per class, K rank of a LoRA, I and O width of its input and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -25,7 +26,12 @@ from alignlab.tuners.tuner import setting
 
 def class_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets the class of every LoRA below `module`: its number for all rows, or one per row; -1 is none."""
-    return setting("setting", value, [layer for layer in module.modules() if isinstance(layer, ControlLora)])
+    return classes_of([layer for layer in module.modules() if isinstance(layer, ControlLora)], value)
+
+
+def classes_of(layers: Sequence[object], value: Strength) -> AbstractContextManager[None]:
+    """The same for layers that have been found."""
+    return setting("setting", value, layers)
 
 
 class ControlTable(Float32):
@@ -165,10 +171,8 @@ class ControlLora(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Folds the class that is set into the weight. Raises ControlError where none is, or one per row."""
-        if isinstance(self.setting, Tensor):
-            raise ControlError("a class per row cannot be merged into one weight; set a single class first.")
-        if self.setting == WITHOUT:
-            return
+        if isinstance(self.setting, Tensor) or self.setting == WITHOUT:
+            raise ControlError("one class is merged into the weights, and none is set, or one per row; set it with class_at.")
         base = cast("nn.Linear", self.base_layer)
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.control_lora:

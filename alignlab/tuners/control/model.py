@@ -11,7 +11,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.tuners.control.base import refuse_other
+from alignlab.tuners.control.belongs import refuse_other
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
 
@@ -93,6 +93,10 @@ class ControlModel(BaseTuner):
         if peft_config.embeds:
             assert isinstance(target, nn.Embedding)
             layer = ControlEmbedding(target, adapter_name, peft_config)
+        elif target is self.model.get_output_embeddings():  # type: ignore[operator]
+            raise ConfigError(
+                f"control.targets names {current_key}, the head, which sees single tokens and no rows; leave it out."
+            )
         else:
             layer = ControlLora(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:

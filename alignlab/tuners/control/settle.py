@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from alignlab.data.classes import Classes
 from alignlab.errors import ConfigError
 from alignlab.models.text import Codec
+from alignlab.registry import unknown
 from alignlab.tuners.control.config import ControlConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Sheet(Protocol):
 
     name: str
     place: str
+    phrases: dict[str, str]
 
     def phrase_of(self, name: str) -> str:
         """The text that stands for a class."""
@@ -36,6 +38,7 @@ def settle(sheet: Sheet, classes: Classes, codec: Codec, rows: int) -> ControlCo
 
     Raises ConfigError for placeholders that lie beyond it, that texts use, or that cannot be found.
     """
+    _check_phrases(sheet, classes, codec)
     return ControlConfig(
         task_type="CAUSAL_LM",
         form=sheet.name,
@@ -78,6 +81,15 @@ def _own(sheet: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
     found = sheet.placeholders or free_ids(codec.tokenizer, rows)[:classes]
     _check(found, classes, codec, rows)
     return {"length": sheet.length, "init": sheet.init, "placeholders": list(found)}
+
+
+def _check_phrases(sheet: Sheet, classes: Classes, codec: Codec) -> None:
+    lost = [name for name in sheet.phrases if name not in classes.names]
+    if lost:
+        raise ConfigError(unknown("class in control.phrases", lost[0], classes.names))
+    texts = [sheet.phrase_of(name) for name in classes.names]
+    if not all(codec.lead(text) for text in texts) or len(set(texts)) < len(texts):
+        raise ConfigError(f"control.phrases: {texts} must be texts that differ from class to class, and none of them empty.")
 
 
 def _check(placeholders: list[int], classes: int, codec: Codec, rows: int) -> None:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from alignlab.errors import ModelError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import ControlTunerConfig
-from alignlab.tuners.control.base import refuse_other, weights_hash
+from alignlab.tuners.control.belongs import refuse_other, weights_hash
 from alignlab.tuners.control.config import ControlConfig
-from alignlab.tuners.control.layer import class_at
+from alignlab.tuners.control.layer import classes_of
 from alignlab.tuners.peft_tuner import PeftTuner
 
 
@@ -34,7 +34,7 @@ class ControlTuner(PeftTuner):
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """The class of all rows, or of each; forms that stand in the text need no setting."""
-        return class_at(self.module, setting) if self.config.form == "lora" else nullcontext()
+        return classes_of(self.layers, setting) if self.config.form == "lora" else nullcontext()
 
     def save(self, folder: Path) -> None:
         """Beside the small tensors, which weights they were tuned with."""

@@ -12,7 +12,7 @@ from peft import PeftModel
 from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.tuners.control.base import weights_hash
+from alignlab.tuners.control.belongs import weights_hash
 from alignlab.tuners.dial import knob_of
 from tests.conftest import backbone
 from tests.contracts.controls import CASES, Case, attach, last_logits, trained

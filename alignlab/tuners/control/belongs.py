@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from alignlab.errors import ModelError
 
 SAMPLED = 16
-"""Numbers looked at from each end of every tensor: training moves them all, and a look stays cheap at any size."""
+"""Numbers looked at from each end of every tensor: training moves nearly all, and a look stays cheap at any size."""
+
+LOOKED_AT = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -25,22 +27,20 @@ def weights_hash(model: nn.Module) -> str:
     }
     made = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if id(parameter) not in adapters:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if id(parameter) not in adapters and ".modules_to_save." not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
             made.update(f"{plain} {tuple(parameter.shape)}".encode())
             made.update(_sample(parameter.detach().flatten()))
     return made.hexdigest()[:16]
 
 
 def refuse_other(model: nn.Module, expected: str | None) -> None:
-    """Raises ModelError where a control was tuned with other weights; weights on no device are not looked at."""
-    held = next(model.parameters())
-    if expected is None or held.is_meta or held.dtype not in (torch.float32, torch.bfloat16):
-        return
-    if weights_hash(model) != expected:
+    """Raises ModelError where a control was tuned with other weights; not looked at are quantised ones and those elsewhere."""
+    unknown = any(held.is_meta or held.dtype not in LOOKED_AT for held in model.parameters())
+    if expected is not None and not unknown and weights_hash(model) != expected:
         raise ModelError(
             "this control was tuned together with other weights than the model has; load it on the model that was saved beside"
-            " it."
+            " it (lm/), in float32 or bfloat16."
         )
 
 
