@@ -67,10 +67,10 @@ def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd
         if name not in frame.columns:
             raise ConfigError(unknown("setting that differs", name, list(frame.columns[: frame.columns.get_loc("strength")])))
         chosen = chosen[chosen[name].astype(str).isin(values)]
+    found = chosen[["seed", *settings]].drop_duplicates()
+    if found.empty or not found["seed"].is_unique:
+        raise ConfigError(f"--against names {len(found)} runs, and must name one per seed; give more, or other, settings.")
     named = chosen.set_index(["seed", *keys])["value"]
-    if named.empty or not named.index.is_unique:
-        found = len(chosen[["seed", *settings]].drop_duplicates())
-        raise ConfigError(f"--against names {found} runs, and must name one per seed; give more, or other, settings.")
     runs = frame.groupby([*settings, "seed"], sort=False, dropna=False)
     beside = pd.concat([_beside(run, chosen) for _, run in runs])
     compared = beside.join(named.rename("named"), on=["seed", *keys]).dropna(subset="named")

@@ -133,12 +133,13 @@ def led(batch: Batch, leads: Sequence[Lead]) -> Batch:
 
 def led_rows(ids_RT: Tensor, mask_RT: Tensor, leads: Sequence[Lead]) -> tuple[Tensor, Tensor]:
     """Rows padded on the left with a lead put into each, and their mask, again padded on the left."""
-    rows = []
+    rows, fills = [], []
     for ids, mask, lead in zip(ids_RT.tolist(), mask_RT.tolist(), leads, strict=True):
         real = [token for token, seen in zip(ids, mask, strict=True) if seen]
         rows.append([*real[: lead.behind], *lead.ids, *real[lead.behind :]])
+        fills.append(real[:1] or [0])
     width = max(len(row) for row in rows)
-    # Padded with a token of the row itself, which is no placeholder.
-    padded = [[row[0]] * (width - len(row)) + row for row in rows]
+    # Padded with a token of a text, which is no placeholder.
+    padded = [fill * (width - len(row)) + row for fill, row in zip(fills, rows, strict=True)]
     seen = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(padded, device=ids_RT.device), torch.tensor(seen, device=ids_RT.device)

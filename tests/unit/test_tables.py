@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from alignlab.__main__ import main
+from alignlab.errors import ConfigError
 from alignlab.plots import draw_sweep
-from alignlab.tables import distinguishing, means, results
+from alignlab.tables import along_a_dial, differences, distinguishing, means, results
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,3 +137,52 @@ def test_the_plot_command_writes_a_picture(tmp_path: Path) -> None:
 
     assert status == 0
     assert (tmp_path / "p.png").read_bytes().startswith(PNG)
+
+
+def under(method: str, seed: int, control: str, metric: str, value: float) -> dict[str, object]:
+    row = {"strength": 1.0, "control": control, "suite": "toy", "metric": metric, "value": value, "n": 8, "low": 0, "high": 1}
+    return {"method.name": method, "seed": seed, **row}
+
+
+def with_classes() -> pd.DataFrame:
+    """A run with classes beside a dial: reward(good) 3 and 5, the dial's 1 and 2."""
+    rows = []
+    for seed, good, dial in ((0, 3.0, 1.0), (1, 5.0, 2.0)):
+        rows += [
+            under("meet", seed, control, "reward", good if control == "good" else 0.0) for control in ("good", "bad", "none")
+        ]
+        rows.append(under("dpo", seed, "trained", "reward", dial))
+    return pd.DataFrame(rows)
+
+
+def test_differences_are_paired_by_seed_and_the_first_class_stands_beside_a_dial() -> None:
+    made = differences(with_classes(), {"method.name": ["meet"]})
+
+    dpo = made[made["method.name"] == "dpo"]
+    # -2 and -3: mean -2.5, deviation sqrt(1/2), and Student's 12.706 for two seeds.
+    assert dpo[["control", "mean", "seeds"]].values.tolist() == [["good", -2.5, 2]]
+    assert dpo["low"].item() == pytest.approx(-2.5 - 12.7062 * 0.5, abs=1e-3)
+
+
+def test_differences_against_a_dial_take_the_first_class_alone() -> None:
+    made = differences(with_classes(), {"method.name": ["dpo"]})
+
+    meet = made[made["method.name"] == "meet"]
+    assert meet[["control", "mean", "seeds"]].values.tolist() == [["trained", 2.5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("against", "sentence"),
+    [
+        ({"method.nam": ["dpo"]}, "unknown setting that differs"),
+        ({"seed": ["0", "1"]}, "names 4 runs, and must name one per seed"),
+    ],
+)
+def test_differences_against_no_single_run_are_refused(against: dict[str, list[str]], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        differences(with_classes(), against)
+
+
+def test_runs_under_classes_are_not_drawn_along_a_dial() -> None:
+    with pytest.raises(ConfigError, match="measured under classes, not along a dial"):
+        along_a_dial(with_classes()[lambda rows: rows["method.name"] == "meet"])

@@ -76,12 +76,16 @@ def test_a_response_that_is_no_side_of_a_pair_is_left_out_and_counted() -> None:
         (["bad", "good", "bad"], ("good", "bad")),
         (["rejected", "chosen"], ("chosen", "rejected")),
         (["dull", "bad", "good"], ("good", "bad", "dull")),
-        (["b", "c", "a"], ("a", "b", "c")),
     ],
     ids=str,
 )
 def test_labels_are_classes_and_a_liked_one_comes_first(given: list[str], names: tuple[str, ...]) -> None:
     assert find(config("labels"), labels(*given)).names == names
+
+
+def test_labels_of_which_none_says_that_it_is_the_best_have_to_be_named() -> None:
+    with pytest.raises(DataError, match="the labels are 0, 1, and none of them says that it is the best; name them"):
+        find(config("labels"), labels("1", "0"))
 
 
 def test_the_names_that_are_given_are_the_classes_in_their_order() -> None:

@@ -110,7 +110,7 @@ def test_a_pointwise_row_keeps_its_label_and_its_score(more: dict[str, Any], res
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="row: 'score' must be a number but is 'high'"):
+    with pytest.raises(DataError, match="row: 'score' must be a finite number but is 'high'"):
         pointwise("row", {"prompt": "p", "response": "r", "score": "high"})
 
 

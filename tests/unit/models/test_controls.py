@@ -139,7 +139,7 @@ def test_rows_padded_on_the_left_stay_so() -> None:
 
     ids, mask = led_rows(ids_RT, mask_RT, [Lead((GOOD, GOOD), 1), Lead((BAD,), 1)])
 
-    assert ids.tolist() == [[0, BOS, GOOD, GOOD, 5], [BOS, BAD, 7, 8, 9]]
+    assert ids.tolist() == [[BOS, BOS, GOOD, GOOD, 5], [BOS, BAD, 7, 8, 9]]
     assert mask.tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
 
 
@@ -149,7 +149,7 @@ def test_rows_without_a_lead_and_in_front_of_bos() -> None:
 
     ids, mask = led_rows(ids_RT, mask_RT, [Lead((GOOD, 91, 92), 0), Lead()])
 
-    assert ids.tolist() == [[GOOD, 91, 92, BOS, 5], [0, 0, BOS, 7, 8]]
+    assert ids.tolist() == [[GOOD, 91, 92, BOS, 5], [BOS, BOS, BOS, 7, 8]]
     assert mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
 
 
