@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
 from alignlab.registry import unknown
-from alignlab.tuners.config import STARTS_OF_PROMPTS
+from alignlab.tuners.config import STARTS_OF_PROMPTS, check_lora
 
 PLACES = ("after_bos", "before_bos")
 
@@ -115,8 +115,7 @@ class LoraFormConfig(FormConfig):
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"control.rank={self.rank} must be at least 1 and control.dropout={self.dropout} in [0, 1).")
+        check_lora("control", self.rank, self.dropout)
 
 
 def _check_strengths(strengths: list[float]) -> None:

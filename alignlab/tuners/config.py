@@ -61,8 +61,7 @@ class LoraConfig(TunerConfig):
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"tuner.rank={self.rank} must be at least 1 and tuner.dropout={self.dropout} in [0, 1).")
+        check_lora("tuner", self.rank, self.dropout)
 
 
 @dataclass
@@ -155,3 +154,9 @@ class ControlTunerConfig(TunerConfig):
     """What the chosen control puts into the model. `joint_rate`: the control's rate while the model is trained with it."""
 
     joint_rate: float
+
+
+def check_lora(group: str, rank: int, dropout: float) -> None:
+    """Raises ConfigError for a LoRA that cannot be built."""
+    if rank < 1 or not 0 <= dropout < 1:
+        raise ConfigError(f"{group}.rank={rank} must be at least 1 and {group}.dropout={dropout} in [0, 1).")
