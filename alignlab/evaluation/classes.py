@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
 from alignlab.evaluation.suite import Bench, Point
 from alignlab.records import EncodedGroup
+from alignlab.scoring import scored
 
 ROWS_PER_PASS = 64
 
@@ -84,10 +84,7 @@ class BetweenClasses:
             self._total_NC = torch.zeros(len(self._groups), len(self._names))
             for number, name in enumerate(self._names):
                 with policy.under(name):
-                    for rows in in_order(self._groups, ROWS_PER_PASS):
-                        batch = whole([self._groups[row] for row in rows], policy.backbone.codec.pad)
-                        scores = policy.logprobs(batch.to(policy.backbone.device))
-                        self._total_NC[rows, number] = scores.total_GM[:, 0].float().cpu()
+                    self._total_NC[:, number] = scored(policy, self._groups, ROWS_PER_PASS)[0][:, 0]
         return self._total_NC
 
 

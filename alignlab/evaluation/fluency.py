@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from alignlab.data.batching import in_order, whole
 from alignlab.evaluation.statistics import Measurement, bootstrap
 from alignlab.evaluation.suite import Bench, Point
-from alignlab.models.logprobs import Logprobs
 from alignlab.records import EncodedGroup, Example
+from alignlab.scoring import scored
 
 ROWS_PER_PASS = 64
 DISTINCT = 2
@@ -47,13 +46,11 @@ class Fluency:
         groups = [
             EncodedGroup(str(number), (replace(example, ids=example.ids[:-1]),)) for number, example in enumerate(encoded)
         ]
-        values = [0.0] * len(groups)
+        if not groups:
+            return []
         with torch.inference_mode(), policy.off():
-            for rows in in_order(groups, ROWS_PER_PASS):
-                batch = whole([groups[row] for row in rows], policy.backbone.codec.pad).to(policy.backbone.device)
-                scores: Logprobs = policy.logprobs(batch)
-                for row, value in zip(rows, (-scores.mean_GM[:, 0]).tolist(), strict=True):
-                    values[row] = value
+            mean_NM = scored(policy, groups, ROWS_PER_PASS)[1]
+        values: list[float] = (-mean_NM[:, 0]).tolist()
         return values
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import Bench, Point
-from alignlab.records import Batch, EncodedGroup
+from alignlab.scoring import scored
 
 ROWS_PER_PASS = 32
 TIE_NATS = 1e-4
@@ -47,15 +44,8 @@ class Preference:
     @torch.inference_mode()
     def _margins(self) -> tuple[Tensor, Tensor]:
         """log p(chosen) - log p(rejected) of each pair, summed and per token, in the order of the groups."""
-        total_N, mean_N = torch.zeros(len(self._groups)), torch.zeros(len(self._groups))
-        for rows in in_order(self._groups, ROWS_PER_PASS):
-            scores = self._policy.logprobs(self._batch([self._groups[row] for row in rows]))
-            total_N[rows] = (scores.total_GM[:, 0] - scores.total_GM[:, 1]).float().cpu()
-            mean_N[rows] = (scores.mean_GM[:, 0] - scores.mean_GM[:, 1]).float().cpu()
-        return total_N, mean_N
-
-    def _batch(self, groups: Sequence[EncodedGroup]) -> Batch:
-        return whole(groups, self._policy.backbone.codec.pad).to(self._policy.backbone.device)
+        total_NM, mean_NM = scored(self._policy, self._groups, ROWS_PER_PASS)
+        return total_NM[:, 0] - total_NM[:, 1], mean_NM[:, 0] - mean_NM[:, 1]
 
 
 def _wins(margin_N: Tensor) -> list[float]:

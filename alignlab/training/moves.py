@@ -106,8 +106,8 @@ class BackboneAndTuner:
 
     def rated(self) -> list[Rated]:
         """The tuner's parameters, at their own rate."""
-        learned = self._tuner.parameters() if self._rate is not None else []
-        return [Rated(learned, self._rate)] if self._rate is not None and learned else []
+        learned = self._tuner.parameters()
+        return [] if self._rate is None or not learned else [Rated(learned, self._rate)]
 
     def save(self, folder: Path) -> None:
         """Writes lm/ and control/, which names lm/ as its base."""

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignlab.data.batching import in_order, whole
 from alignlab.models.policy import Policy
 from alignlab.records import EncodedGroup
+from alignlab.scoring import scored
 
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16
@@ -78,11 +78,7 @@ def _agrees(groups: Sequence[EncodedGroup], stored_NM: Tensor, policy: Policy) -
 
 def _computed(groups: Sequence[EncodedGroup], rows: Sequence[int], policy: Policy) -> Tensor:
     chosen = [groups[row] for row in rows]
-    total_NM = torch.zeros(len(chosen), len(chosen[0].members))
-    for batch in in_order(chosen, ROWS_PER_PASS):
-        made = whole([chosen[index] for index in batch], policy.backbone.codec.pad).to(policy.backbone.device)
-        total_NM[batch] = policy.logprobs(made).total_GM.float().cpu()
-    return total_NM
+    return scored(policy, chosen, ROWS_PER_PASS)[0]
 
 
 def _joined(groups: Sequence[EncodedGroup], total_NM: Tensor) -> list[EncodedGroup]:

@@ -36,8 +36,8 @@ class TrainStage:
     """Moves something (`moves`) under `objective` on `view` of `split`.
 
     `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
-    `cached_reference`: base (tuner off) or start (the stage's first weights) has its
-    log-probabilities computed beforehand; None leaves that to the objective.
+    `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
+    None leaves that to the objective.
     """
 
     name: str
