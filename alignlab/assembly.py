@@ -19,11 +19,12 @@ from alignlab.evaluation.report import Report, write_report
 from alignlab.evaluation.suite import Bench
 from alignlab.evaluation.sweep import Row, sweep
 from alignlab.models.policy import Policy
-from alignlab.plots import draw_curves, draw_dial
+from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.preparation import Plan
 from alignlab.provenance import environment
 from alignlab.tracking import Identity
 from alignlab.tracking.ledger import Ledger
+from alignlab.training.collect import PROFILE
 from alignlab.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -144,12 +145,19 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         },
     }
     made = write_report(session.ledger, names, rows)
-    figures = [draw_curves(session.ledger, session.folder / "curves.png")]
+    figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
     turned = [row for row in rows if row.control == plan.points[-1].control]
     if config.control.figure and config.control.strengths and turned:
         figures.append(draw_dial(turned, session.folder / "dial.png"))
     session.tracker.results([asdict(row) for row in rows], figures)
     return made
+
+
+def _profiles(plan: Plan, session: Session) -> list[Path]:
+    """A figure for each stage that has left a profile of what it saw."""
+    ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
+    found = {name: ledger.read(PROFILE) for name, ledger in ledgers.items()}
+    return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
 
 
 def _refuse_other(ledger: Ledger, config: RunConfig) -> None:

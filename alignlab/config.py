@@ -27,7 +27,7 @@ from alignlab.fit import check_fit, fitting_suites
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, nearest
+from alignlab.registry import Entry, Registry, nearest, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.training.config import TrainerConfig
 from alignlab.tuners import TUNERS
@@ -164,6 +164,10 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
     if found is None or found.group(2) not in GROUPS:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     key, group = found.groups()
+    table, _, row = key.rpartition(".")[0].rpartition(".")
+    rows = OmegaConf.select(raw, table) if row and OmegaConf.select(raw, f"{table}.{row}") is None else None
+    if isinstance(rows, DictConfig):  # a row of a table that its sheet holds: method.presets.paper
+        return unknown(table, row, [str(name) for name in rows])
     choice = OmegaConf.select(raw, f"{group}.name")
     field = key.split(".")[1]
     having = [

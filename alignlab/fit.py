@@ -23,6 +23,8 @@ WHO_OFFERS: Mapping[str, str] = {
     "controls": "take tuner=control",
     "labelled training": "take method=meet or coh, which learn classes",
     "learned control": "a phrase has nothing to learn by itself, so take control=token, soft_prompt or lora, or method=coh",
+    "classes in words": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
+    "blocks in place": "take tuner=lora_lower, or another that neither adds blocks nor chooses between classes",
     "corpus": "only data=toy has one",
     "every weight": "take tuner=full",
     "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",

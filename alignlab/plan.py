@@ -28,7 +28,8 @@ def show(plan: Plan, console: Console) -> None:
     else:
         table.add_row("tuner", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        table.add_row(f"stage {stage.name}", f"{work.steps} steps, {work.note}; moves {stage.moves}")
+        doing = f"{work.steps} steps, {work.note}; moves {stage.moves}" if stage.moves else work.note
+        table.add_row(f"stage {stage.name}", doing)
         table.add_row("", work.account.sentence())
     if plan.classes:
         table.add_row("classes", _classes(plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,18 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
         missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2
         panel.set_ylim(low - missing, high + missing)
         panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey")
+    return _saved(figure, path)
+
+
+def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
+    """What a stage that looks has measured: a panel for each series against the same axis."""
+    axis = profile["x"]
+    figure, panels = _panels(len(profile["series"]))
+    for panel, (name, values) in zip(panels, profile["series"].items(), strict=True):
+        panel.plot(axis["values"], values, marker="o")
+        panel.set(title=name, xlabel=axis["label"])
+        panel.set_xticks(axis["values"])
+    figure.suptitle(profile["title"], fontsize="medium")
     return _saved(figure, path)
 
 

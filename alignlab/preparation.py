@@ -9,6 +9,7 @@ from typing import Any
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
+from alignlab.data.parts import parted
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
 from alignlab.errors import ConfigError, DataError
@@ -16,7 +17,7 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
-from alignlab.models.backbone import load_codec, skeleton
+from alignlab.models.backbone import load_codec, shape_of, skeleton
 from alignlab.models.controls import Controls
 from alignlab.models.text import Codec
 from alignlab.training.method import Method, Work
@@ -48,18 +49,19 @@ def make_plan(config: RunConfig) -> Plan:
     source = GROUPS["data"][config.data.name].build(config.data)
     method = GROUPS["method"][config.method.name].build(config.method)
     codec = load_codec(config.model)
-    shape = skeleton(config.model)
+    skeletal = skeleton(config.model)
+    source = parted(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
-    rows = shape.get_input_embeddings().num_embeddings
+    rows = skeletal.get_input_embeddings().num_embeddings
     control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
-    parameters = shape.num_parameters()
-    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, shape, control)
+    parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
+    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
-    limits = _limits(config, codec, int(shape.config.max_position_embeddings), tuner.controls)
-    for stage in method.stages:
-        stage.check(config.trainer)
+    limits = _limits(config, codec, int(skeletal.config.max_position_embeddings), tuner.controls)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
+    for stage, work in zip(method.stages, works, strict=True):
+        stage.check(work, config.trainer, shape)
     needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
@@ -103,4 +105,4 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
         raise ConfigError(
             f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
-    return Limits(min(config.data.max_tokens or room, room), config.data.too_long, len(codec.head))
+    return Limits(min(config.data.max_tokens or room, room), config.data.too_long)

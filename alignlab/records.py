@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,13 @@ class Preference:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes."""
+    """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes. `lead`: a
+    text in front of the prompt, behind BOS; it is tokenised by itself, so the rest has the same ids with every lead."""
 
     prompt: str
     response: str
     control: str | None = None
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,20 @@ class Group:
     members: tuple[Example, ...]
 
 
-View = Callable[[Preference], "Group | None"]
-"""How a stage sees a record. None: the record has nothing for this view, which is counted, never lost in silence."""
+View = Callable[[Preference], Sequence[Group]]
+"""How a stage sees a record: its groups. None of them: the record has nothing for this view, which is counted."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged."""
+    """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged. `head`:
+    leading tokens that a cut leaves alone, BOS and the lead."""
 
     ids: tuple[int, ...]
     start: int
     moved: bool = False
     control: str | None = None
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,19 @@ class Batch:
     step_tokens: int
     reference_GM: Tensor | None = None
     controls: tuple[str, ...] | None = None
+
+    def member(self, number: int) -> Batch:
+        """The same groups with one of their members alone; the sizes of the step stay those of the whole."""
+        one = slice(number, number + 1)
+        length_GM = self.length_GM[:, one]
+        return replace(
+            self,
+            ids_GMT=self.ids_GMT[:, one, : int(length_GM.max())],
+            length_GM=length_GM,
+            start_GM=self.start_GM[:, one],
+            reference_GM=None if self.reference_GM is None else self.reference_GM[:, one],
+            controls=None if self.controls is None else self.controls[number :: self.ids_GMT.shape[1]],
+        )
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

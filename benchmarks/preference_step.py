@@ -83,7 +83,7 @@ def same_losses(pairs: int) -> dict[str, float]:
 
 def _records(pairs: int) -> Any:
     """The first real pairs that fit the model, as groups of ids and as text."""
-    from alignlab.data.config import HhConfig
+    from alignlab.data.config import HhConfig, PrefixConfig
     from alignlab.data.encode import Limits, encode
     from alignlab.data.hh_rlhf import build
     from alignlab.data.views import pair
@@ -95,6 +95,10 @@ def _records(pairs: int) -> Any:
             too_long="drop",
             limit=2 * pairs,
             test_limit=None,
+            prefixes=PrefixConfig(None, None),
+            flipped=0.0,
+            halves=None,
+            part=None,
             path=str(SHARED / "data" / "hh-rlhf"),
             train="*train*",
             test="*test*",
@@ -105,7 +109,7 @@ def _records(pairs: int) -> Any:
         )
     )
     codec = _backbone().codec
-    groups, _ = encode(source.split("train"), pair, codec.examples, Limits(512, "drop", len(codec.head)))
+    groups, _ = encode(source.split("train"), pair, codec.examples, Limits(512, "drop"))
     groups = groups[:pairs]
     by_row = {record.row: record for record in source.split("train").records}
     return groups, [by_row[group.row] for group in groups]

@@ -10,26 +10,80 @@ from alignlab.files import stamps
 
 CLASSED_BY = ("pairs", "labels", "scores", "attributes")
 TOO_LONG = ("error", "drop", "cut_prompt_left")
+HALVES = ("rm", "ppo")
+"""The halves of a training split, the first and the second: as splits of their own, and as `part`."""
+
+
+@dataclass
+class PrefixConfig:
+    """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none."""
+
+    better: str | None
+    worse: str | None
+
+    def check(self) -> None:
+        """Raises ConfigError for prefixes that cannot ask for two kinds of answers."""
+        for key, text in (("better", self.better), ("worse", self.worse)):
+            if text is not None and not text.strip():
+                raise ConfigError(f"data.prefixes.{key}={text!r} is empty; give it a text, or null for both prefixes.")
+        if (self.better is None) != (self.worse is None):
+            raise ConfigError(
+                f"data.prefixes: better={self.better!r} and worse={self.worse!r} go together; give both, or null for both."
+            )
+        if self.better is not None and self.better == self.worse:
+            raise ConfigError(f"data.prefixes: better and worse are both {self.better!r}; give two texts, or null for both.")
+
+
+@dataclass
+class HalvesConfig:
+    """The training split shuffled with `seed` and cut in halves. Records longer than max_tokens are left out first, whatever
+    too_long says, and those with more than `max_prompt` tokens in front of a response, BOS and template included (null = any).
+    `test`: so many records from the end are the test split, without a test_limit; null = the data's own."""
+
+    seed: int
+    test: int | None
+    max_prompt: int | None
+
+    def check(self) -> None:
+        """Raises ConfigError for counts below 1 and a negative seed, which shuffles as its positive one does."""
+        if self.seed < 0:
+            raise ConfigError(f"data.halves.seed={self.seed} must not be negative.")
+        _refuse_below_one("data.halves", test=self.test, max_prompt=self.max_prompt)
 
 
 @dataclass
 class DataConfig:
     """`max_tokens` (prompt and response; null = the model's context) and what happens to a longer row: `too_long` = error |
-    drop | cut_prompt_left. `limit`: at most so many training records, null = all."""
+    drop | cut_prompt_left. `limit`: at most so many training records, null = all. `flipped`: share of the training pairs whose
+    labels are swapped. `part`: the half that is the training split, rm | ppo, null = both."""
 
     name: str
     max_tokens: int | None
     too_long: str
     limit: int | None
     test_limit: int | None
+    prefixes: PrefixConfig
+    flipped: float
+    halves: HalvesConfig | None
+    part: str | None
 
     def check(self) -> None:
         """Raises ConfigError for what can be seen without reading anything."""
         if self.too_long not in TOO_LONG:
             raise ConfigError(f"data.too_long={self.too_long!r} is not known; choose one of {', '.join(TOO_LONG)}.")
-        for key, value in (("limit", self.limit), ("test_limit", self.test_limit), ("max_tokens", self.max_tokens)):
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{key}={value} must be at least 1, or null.")
+        _refuse_below_one("data", limit=self.limit, test_limit=self.test_limit, max_tokens=self.max_tokens)
+        self.prefixes.check()
+        if not 0 <= self.flipped <= 1:
+            raise ConfigError(f"data.flipped={self.flipped} is a share of the training pairs; it must lie between 0 and 1.")
+        if self.part is not None and self.part not in HALVES:
+            raise ConfigError(f"data.part={self.part!r} is not known; choose one of {', '.join(HALVES)}, or null.")
+        if self.halves is not None:
+            self.halves.check()
+        elif self.part is not None:
+            raise ConfigError(
+                f"data.part={self.part} names a half, but data.halves is null; give data.halves={{seed: 42, test: null,"
+                " max_prompt: null}, or data.part=null."
+            )
 
     def stamp(self) -> list[str]:
         """What changes when the files behind this sheet change: nothing, where there are none."""
@@ -153,3 +207,9 @@ class ClassesConfig:
             raise ConfigError(f"control.classes.bins={self.bins} must be at least 2, with as many names, or null.")
         if self.by == "attributes" and not self.attributes:
             raise ConfigError("control.classes.attributes is empty; name at least one attribute of the responses.")
+
+
+def _refuse_below_one(where: str, **counts: int | None) -> None:
+    for key, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{where}.{key}={value} must be at least 1, or null.")

@@ -16,57 +16,64 @@ Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens of a row (prompt and response), what happens to a longer one, and how many leading tokens a cut
-    prompt keeps (BOS)."""
+    """The most tokens of a row (prompt and response), and what happens to a longer one. Where a stage asks for it:
+    `prompt_tokens`, to which a longer prompt is cut on the left (BOS and lead stay), and `response_tokens`, of which the first
+    are read."""
 
     max_tokens: int
     too_long: str
-    head_tokens: int
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the rows of a split under one view. Counts are records; `cut` and `moved` count among the kept."""
+    """What became of the rows of a split under one view. `read` counts records, the others groups, of which a view may make
+    several. `cut` (prompts), `shortened` (responses) and `moved` count among the kept."""
 
     read: int
     kept: int
     dropped: Mapping[str, int]
     cut: int
     moved: int
+    shortened: int = 0
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in self.dropped.items()) or "none dropped"
         cut = f"; {self.cut} prompts cut on the left" if self.cut else ""
         moved = f"; in {self.moved} a token spans prompt and response" if self.moved else ""
-        return f"{self.read} rows read, {self.kept} kept, {lost}{cut}{moved}"
+        shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
+        return f"{self.read} rows read, {self.kept} kept, {lost}{cut}{shortened}{moved}"
 
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
     """Every record of a split, as ids. Raises DataError, with the row, under `too_long: error` and where nothing is left."""
     dropped = Counter(split.left_out)
-    groups = []
+    groups: list[Group] = []
     for record in split.records:
-        group = view(record)
-        if group is None:
+        seen = view(record)
+        if not seen:
             dropped["nothing in it for this stage"] += 1
-        else:
-            groups.append(group)
+        groups += seen
     examples = [example for group in groups for example in group.members]
     flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
     encoded = [_group(group, [next(flat) for _ in group.members]) for group in groups]
 
     kept: list[EncodedGroup] = []
-    cut = 0
+    cut = shortened = 0
     for whole in encoded:
-        fitted = _fit(whole, limits)
+        opening = _opening(whole, limits.response_tokens)
+        fitted, reason = _fit(opening, limits)
         if fitted is None:
-            dropped[f"longer than {limits.max_tokens} tokens"] += 1
+            dropped[reason] += 1
             continue
-        cut += fitted is not whole
+        shortened += opening is not whole
+        cut += fitted is not opening
         kept.append(fitted)
     read = len(split.records) + sum(split.left_out.values())
-    account = Account(read, len(kept), dict(dropped), cut, sum(any(m.moved for m in group.members) for group in kept))
+    moved = sum(any(member.moved for member in group.members) for group in kept)
+    account = Account(read, len(kept), dict(dropped), cut, moved, shortened)
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account
@@ -75,25 +82,44 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
 def _group(group: Group, members: Sequence[Encoded]) -> EncodedGroup:
     """The members of one prompt answer from the same token on, also where only one of them merged the prompt's last."""
     if len({example.prompt for example in group.members}) == 1:
-        start = min(member.start for member in members)
-        members = [replace(member, start=start) for member in members]
+        prompt = min(member.start - member.head for member in members)
+        members = [replace(member, start=member.head + prompt) for member in members]
     return EncodedGroup(group.row, tuple(members))
 
 
-def _fit(group: EncodedGroup, limits: Limits) -> EncodedGroup | None:
-    """The group itself if it fits; else it is cut, or None, or an error, as the policy says."""
-    excess = group.length - limits.max_tokens
-    if excess <= 0:
+def _opening(group: EncodedGroup, tokens: int | None) -> EncodedGroup:
+    """The group with the first tokens of its responses; the group itself where they have no more."""
+    if tokens is None or all(len(member.ids) - member.start <= tokens for member in group.members):
         return group
+    return replace(group, members=tuple(replace(member, ids=member.ids[: member.start + tokens]) for member in group.members))
+
+
+def _fit(group: EncodedGroup, limits: Limits) -> tuple[EncodedGroup | None, str]:
+    """The group itself if it fits; else it is cut, or None and why, or an error, as the policy says."""
+    over = 0 if limits.prompt_tokens is None else max(member.start for member in group.members) - limits.prompt_tokens
+    if over > 0 and not _leaves_a_prompt(group, over):
+        return None, f"prefix and prompt longer than {limits.prompt_tokens} tokens"
+    fitted = _without_left(group, over) if over > 0 else group
+    excess = fitted.length - limits.max_tokens
+    if excess <= 0:
+        return fitted, ""
     if limits.too_long == "error":
         raise DataError(
-            f"{group.row}: {group.length} tokens, but a row may have {limits.max_tokens}; set data.too_long=drop or"
+            f"{group.row}: {fitted.length} tokens, but a row may have {limits.max_tokens}; set data.too_long=drop or"
             " cut_prompt_left, or raise data.max_tokens if the model's context allows."
         )
-    if limits.too_long == "drop" or any(member.start - limits.head_tokens <= excess for member in group.members):
-        return None
-    return replace(group, members=tuple(_without_left(member, excess, limits.head_tokens) for member in group.members))
+    if limits.too_long == "drop" or not _leaves_a_prompt(fitted, excess):
+        return None, f"longer than {limits.max_tokens} tokens"
+    return _without_left(fitted, excess), ""
 
 
-def _without_left(member: Encoded, count: int, head: int) -> Encoded:
-    return replace(member, ids=member.ids[:head] + member.ids[head + count :], start=member.start - count)
+def _leaves_a_prompt(group: EncodedGroup, count: int) -> bool:
+    return all(member.start - member.head > count for member in group.members)
+
+
+def _without_left(group: EncodedGroup, count: int) -> EncodedGroup:
+    """Every member loses the same tokens of its prompt."""
+    return replace(
+        group,
+        members=tuple(replace(m, ids=m.ids[: m.head] + m.ids[m.head + count :], start=m.start - count) for m in group.members),
+    )

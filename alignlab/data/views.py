@@ -1,4 +1,4 @@
-"""How a stage sees a record: the functions from a record to the group it contributes."""
+"""How a stage sees a record: the functions from a record to the groups it contributes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ LIKED = ("chosen", "good")
 """Labels of single responses that stand for a preferred one."""
 
 
-def pair(record: Preference) -> Group | None:
+def pair(record: Preference) -> tuple[Group, ...]:
     """Chosen and rejected side by side, in this order."""
     chosen, rejected = record.labelled("chosen"), record.labelled("rejected")
     if chosen is None or rejected is None:
-        return None
-    return Group(record.row, (Example(record.prompt, chosen.text), Example(record.prompt, rejected.text)))
+        return ()
+    return (Group(record.row, (Example(record.prompt, chosen.text), Example(record.prompt, rejected.text))),)
 
 
-def chosen(record: Preference) -> Group | None:
+def chosen(record: Preference) -> tuple[Group, ...]:
     """The preferred response alone: the one labelled so, or the only one if nothing says that it is not preferred."""
     liked = next((response for response in record.responses if response.label in LIKED), None)
     if liked is None and len(record.responses) == 1 and record.responses[0].label is None:
         liked = record.responses[0]
-    return None if liked is None else Group(record.row, (Example(record.prompt, liked.text),))
+    return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text),)),)
 
 
-def labelled(record: Preference) -> Group:
+def rejected(record: Preference) -> tuple[Group, ...]:
+    """The dispreferred response of a pair alone."""
+    disliked = record.labelled("rejected")
+    return () if disliked is None else (Group(record.row, (Example(record.prompt, disliked.text),)),)
+
+
+def labelled(record: Preference) -> tuple[Group, ...]:
     """The single response of a record whose label is its class (see `classes.labelled`)."""
     response = record.responses[0]
-    return Group(record.row, (Example(record.prompt, response.text, response.label),))
+    return (Group(record.row, (Example(record.prompt, response.text, response.label),)),)
 
 
-def every(record: Preference) -> Group | None:
+def every(record: Preference) -> tuple[Group, ...]:
     """The first response, whatever is known of it: plain text for pretraining."""
-    return Group(record.row, (Example(record.prompt, record.responses[0].text),))
+    return (Group(record.row, (Example(record.prompt, record.responses[0].text),)),)

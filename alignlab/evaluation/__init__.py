@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.evaluation.config import DialConfig, EmbeddedFormConfig, EvaluationConfig, FormConfig, LoraFormConfig
+from alignlab.evaluation.config import (
+    DialConfig,
+    EmbeddedFormConfig,
+    EvaluationConfig,
+    FormConfig,
+    LoraFormConfig,
+    PrefixFormConfig,
+)
 from alignlab.registry import Entry, Registry, words
 
 
@@ -67,6 +74,7 @@ CONTROLS = Registry(
     {
         **{name: Entry(DialConfig, _no_control) for name in ("trained", "dial", "grid")},
         "text": Entry(FormConfig, _control, needs=_classed_by, offers=words("classes")),
+        "prefixes": Entry(PrefixFormConfig, _control, needs=_classed_by, offers=words("classes", "classes in words")),
         "token": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
         "soft_prompt": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
         "lora": Entry(LoraFormConfig, _control, needs=_classed_by, offers=_LEARNED),

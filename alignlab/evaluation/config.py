@@ -78,9 +78,24 @@ class FormConfig:
             if not 0 < getattr(self, key) < 10:
                 raise ConfigError(f"control.{key}={getattr(self, key)} must lie between 0 and 10.")
 
+    @property
+    def form(self) -> str:
+        """How a class is told to the model."""
+        return self.name
+
     def phrase_of(self, name: str) -> str:
         """The text that stands for a class."""
         return self.phrases.get(name, self.phrase.replace("{class}", name))
+
+
+@dataclass
+class PrefixFormConfig(FormConfig):
+    """Texts that ask for good and for bad answers, those of the data: `phrases` has one for every class."""
+
+    @property
+    def form(self) -> str:
+        """A text."""
+        return "text"
 
 
 @dataclass

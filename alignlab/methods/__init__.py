@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignlab.methods import clm, coh, dpo, evaluate, meet, pretrain, red, sft
+from alignlab.methods import clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft
 from alignlab.registry import Registry
 
 METHODS = Registry(
@@ -14,6 +14,7 @@ METHODS = Registry(
         "clm": clm.ENTRY,
         "meet": meet.ENTRY,
         "coh": coh.ENTRY,
+        "rahf": rahf.ENTRY,
         "evaluate": evaluate.ENTRY,
         "pretrain": pretrain.ENTRY,
     },

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from alignlab.errors import ModelError
+from alignlab.errors import ConfigError, ModelError
 from alignlab.files import stamps
-from alignlab.models.config import ModelConfig
+from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.text import Codec, Template
 
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
@@ -69,20 +69,29 @@ class Backbone:
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         return str(config._attn_implementation) in ("sdpa", "eager") and window is None
 
-    def blocks(self) -> tuple[nn.Module, str]:
-        """The module that holds the list of blocks, and the list's name."""
-        return self.trunk, block_list(self.trunk)[0]
+    @property
+    def shape(self) -> Shape:
+        """Depth and width."""
+        return shape_of(self.model)
 
     @contextmanager
-    def cut_after(self, layer: int) -> Iterator[None]:
-        """Runs only the first `layer` blocks inside."""
-        trunk, name = self.blocks()
-        every = getattr(trunk, name)
-        setattr(trunk, name, nn.ModuleList(list(every)[:layer]))
+    def reading(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """A pass inside stops behind the highest of `layers` and leaves their outputs here, by layer (1 = the first block).
+
+        Raises ConfigError for a layer outside 1..L.
+        """
+        name, blocks = block_list(self.trunk)
+        if not layers or min(layers) < 1 or max(layers) > len(blocks):
+            raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
+        kept: dict[int, Tensor] = {}
+        hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
         try:
-            yield
+            setattr(self.trunk, name, blocks[: max(layers)])
+            yield kept
         finally:
-            setattr(trunk, name, every)
+            setattr(self.trunk, name, blocks)
+            for hook in hooks:
+                hook.remove()
 
     def describe(self, folder: Path) -> None:
         """Writes config and tokenizer beside weights, which makes a folder for `model=local` and for transformers."""
@@ -106,6 +115,13 @@ class Backbone:
             getattr(self.model, f"{name}_disable")()
 
 
+def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        kept[layer] = output if isinstance(output, Tensor) else output[0]
+
+    return hook
+
+
 def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name of a trunk's list of blocks, and the list. Raises ModelError where there is none."""
     for name in BLOCK_LISTS:
@@ -113,6 +129,12 @@ def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(found, nn.ModuleList):
             return name, found
     raise ModelError(f"no list of blocks found in a {type(trunk).__name__}; add its name to BLOCK_LISTS.")
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """Depth and width of a model, with weights or without."""
+    trunk = getattr(model, model.base_model_prefix)
+    return Shape(len(block_list(trunk)[1]), int(model.config.hidden_size))
 
 
 def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone:

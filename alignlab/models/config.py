@@ -10,6 +10,48 @@ from alignlab.files import stamps
 
 EMBEDDED = Path(__file__).parent / "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
+EVERY_SECOND_FROM = 16
+"""Blocks of the smallest backbone in which layers chosen by depth leave out every second one."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many blocks a backbone has, and how wide its hidden states are."""
+
+    blocks: int
+    width: int
+
+
+@dataclass
+class LayersConfig:
+    """Some blocks of a backbone, counted from 1; layer l is the output of block l. `numbers`: which; null takes those between
+    two shares of the `depth`: every second one, or every one in a backbone of fewer than 16."""
+
+    numbers: list[int] | None
+    depth: list[float]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for an empty list and for shares that are not in order."""
+        if self.numbers is not None and (not self.numbers or len(set(self.numbers)) < len(self.numbers)):
+            raise ConfigError(f"{where}.numbers={self.numbers} must name at least one layer, each once; or null, to use depth.")
+        if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] < 1:
+            raise ConfigError(f"{where}.depth={self.depth} must be two shares of the depth, [from, to], from 0 to below 1.")
+
+    def of(self, shape: Shape) -> list[int]:
+        """The numbers, in rising order. Raises ConfigError for one outside the backbone, and for its last layer: what
+        transformers lists as such stands behind the final norm."""
+        last = shape.blocks - 1
+        if last < 1:
+            raise ConfigError("layers are chosen below the last one, and this backbone has a single block; take a deeper one.")
+        if self.numbers is None:
+            first, highest = (min(max(round(share * shape.blocks), 1), last) for share in self.depth)
+            return list(range(first, highest + 1, 2 if shape.blocks >= EVERY_SECOND_FROM else 1))
+        outside = [number for number in self.numbers if not 1 <= number <= last]
+        if outside:
+            raise ConfigError(
+                f"layer {outside[0]} of layers {self.numbers} does not fit {shape.blocks} blocks; choose 1 to {last}."
+            )
+        return sorted(self.numbers)
 
 
 @dataclass

@@ -96,6 +96,13 @@ def without_padding(batch: Batch, dtype: torch.dtype) -> Layout:
     )
 
 
+def member_of_tokens(batch: Batch) -> Tensor:
+    """The number of the member that each response token belongs to, K; tokens as in `Layout`, groups after one another."""
+    members = batch.ids_GMT.shape[1]
+    tokens_R = (batch.length_GM - batch.start_GM.clamp(min=1)).flatten()
+    return torch.arange(len(tokens_R), device=tokens_R.device).remainder(members).repeat_interleave(tokens_R)
+
+
 def can_share(batch: Batch) -> bool:
     """Whether every group has several members and a common prefix."""
     return batch.ids_GMT.shape[1] > 1 and bool((batch.prefix_G > 0).all())

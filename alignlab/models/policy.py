@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -66,22 +66,24 @@ class Policy:
         Tokens stand in the order of the batch's members. The pass stops behind the highest layer. Raises ConfigError for a
         layer outside 1..L.
         """
-        trunk, name = self.backbone.blocks()
-        blocks = getattr(trunk, name)
-        if not layers or min(layers) < 1 or max(layers) > len(blocks):
-            raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
         (layout, term), *others = self._placed(batch)
         if others:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
-        kept: dict[int, Tensor] = {}
-        hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
-        try:
-            with self.backbone.cut_after(max(layers)), self.knob.at(term.setting):
-                self._trunk(layout)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with self.backbone.reading(layers) as kept, self.knob.at(term.setting):
+            self._trunk(layout)
         return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
+
+    def divergence(self, batch: Batch) -> Tensor:
+        """KL(without the tuner || with it) of the next token in nats, at each position that predicts a response token, K."""
+        (layout, term), *others = self._placed(batch)
+        if others:
+            raise ControlError("the divergence of a mixture of passes is not defined; ask at strength 0 or 1.")
+        with torch.no_grad(), self.off():
+            before = self._pass(layout, Term(1.0, 1.0))
+            before_KV = before.head(before.hidden_KD).float().log_softmax(-1)
+        after = self._pass(layout, term)
+        after_KV = after.head(after.hidden_KD).float().log_softmax(-1)
+        return (before_KV.exp() * (before_KV - after_KV)).sum(-1)
 
     def respond(
         self,
@@ -231,13 +233,6 @@ class Policy:
         if self.knob.controls is None:
             raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
         return self.knob.controls
-
-
-def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        kept[layer] = output if isinstance(output, Tensor) else output[0]
-
-    return hook
 
 
 def _by_row(setting: Strength, layout: Layout) -> Strength:

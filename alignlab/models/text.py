@@ -63,10 +63,11 @@ class Codec:
         for an empty response and for special tokens written out in the text.
         """
         rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
+        leads = {text: self.lead(text) for text in {example.lead for example in examples}}
         alone = self._ids(rendered)
         joined = self._ids([text + example.response for text, example in zip(rendered, examples, strict=True)])
         return [
-            self._encoded(prompt, both, example, row)
+            self._encoded(prompt, both, example, row, leads[example.lead])
             for prompt, both, example, row in zip(alone, joined, examples, rows, strict=True)
         ]
 
@@ -78,7 +79,7 @@ class Codec:
 
     def lead(self, text: str) -> tuple[int, ...]:
         """Ids of a text by itself, no special tokens added."""
-        return tuple(self._ids([text])[0])
+        return tuple(self._ids([text])[0]) if text else ()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""
@@ -96,7 +97,7 @@ class Codec:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
 
-    def _encoded(self, prompt: list[int], both: list[int], example: Example, row: str) -> Encoded:
+    def _encoded(self, prompt: list[int], both: list[int], example: Example, row: str, lead: tuple[int, ...]) -> Encoded:
         if not example.response.strip():
             raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
         cut = _common(prompt, both)
@@ -104,8 +105,9 @@ class Codec:
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         if not set(self.head).isdisjoint(both[:cut]):
             raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
-        ids = (*self.head, *both, self.eos)
-        return Encoded(ids, start=len(self.head) + cut, moved=cut < len(prompt), control=example.control)
+        before = (*self.head, *lead)
+        ids = (*before, *both, self.eos)
+        return Encoded(ids, len(before) + cut, moved=cut < len(prompt), control=example.control, head=len(before))
 
 
 def _common(left: list[int], right: list[int]) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from alignlab.data.encode import Account
+    from alignlab.data.encode import Account, Limits
     from alignlab.data.source import Source
+    from alignlab.models.config import Shape
     from alignlab.models.policy import Policy
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
@@ -39,11 +40,15 @@ class Stage(Protocol):
     def moves(self) -> Moves | None:
         """What it learns; None where it only looks."""
 
-    def check(self, trainer: TrainerConfig) -> None:
-        """Raises ConfigError where the machine's sheet does not fit this stage; before anything is read."""
+    @property
+    def lasting(self) -> bool:
+        """Whether it leaves something that the finished policy needs; the others serve the stages behind them only."""
 
-    def prepare(self, source: Source, codec: Codec, limits: Any) -> Work:
+    def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Reads and encodes its rows; no weights yet."""
+
+    def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
+        """Raises ConfigError where the machine's sheet, or the backbone's shape, does not fit this work; no weights yet."""
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Does the work, from the last checkpoint if there is one."""

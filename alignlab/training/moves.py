@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,11 +21,11 @@ LM, CONTROL = "lm", "control"
 class Moves(Protocol):
     """How a stage gets hold of what it moves, and what it leaves behind."""
 
-    def part(self, policy: Policy) -> Part:
-        """What is learned, saved and read back."""
+    lasting: bool
+    """Whether the finished policy needs it."""
 
-    def beside(self, policy: Policy) -> AbstractContextManager[None]:
-        """Where the tuner is while the stage works."""
+    def moving(self, policy: Policy) -> AbstractContextManager[Part]:
+        """Inside, what is learned, saved and read back; the tuner is where it has to be meanwhile."""
 
     def announce(self, policy: Policy, result: Path) -> None:
         """Tells the policy what has changed, once `result` holds the part."""
@@ -34,16 +35,14 @@ class Moves(Protocol):
 class TheTuner:
     """The tuner alone."""
 
+    lasting = True
+
     def __str__(self) -> str:
         return "tuner"
 
-    def part(self, policy: Policy) -> Part:
-        """The tuner."""
-        return tuner_of(policy)
-
-    def beside(self, policy: Policy) -> AbstractContextManager[None]:
-        """In its place."""
-        return nullcontext()
+    def moving(self, policy: Policy) -> AbstractContextManager[Part]:
+        """The tuner, in its place."""
+        return nullcontext(tuner_of(policy))
 
     def announce(self, policy: Policy, result: Path) -> None:
         """Nothing: the backbone is what it was."""
@@ -56,20 +55,20 @@ TUNER = TheTuner()
 class TheBackbone:
     """The backbone, as if no tuner were there; the tuner starts from what it has become."""
 
+    lasting = True
+
     def __str__(self) -> str:
         return "backbone"
 
-    def part(self, policy: Policy) -> Part:
-        """Every weight of the backbone."""
-        return BackboneWeights(policy.model, tuner_of(policy))
-
-    def beside(self, policy: Policy) -> AbstractContextManager[None]:
-        """Aside."""
-        return tuner_of(policy).aside()
+    @contextmanager
+    def moving(self, policy: Policy) -> Iterator[Part]:
+        """Every weight of the backbone, the tuner being aside."""
+        with tuner_of(policy).aside():
+            yield BackboneWeights(policy.model, tuner_of(policy))
 
     def announce(self, policy: Policy, result: Path) -> None:
         """The result becomes a checkpoint of its own, and the base of what is saved from now on."""
-        _rests_on(policy, result)
+        rests_on(policy, result)
 
 
 @dataclass(frozen=True)
@@ -77,21 +76,19 @@ class Both:
     """The backbone with the tuner in it. `tuner_rate`: the tuner's own learning rate; None leaves it as it is."""
 
     tuner_rate: float | None
+    lasting = True
 
     def __str__(self) -> str:
         return "backbone" if self.tuner_rate is None else f"backbone and tuner (the tuner at {self.tuner_rate:g})"
 
-    def part(self, policy: Policy) -> Part:
-        """Both, in folders of their own."""
-        return BackboneAndTuner(BackboneWeights(policy.model, tuner_of(policy)), tuner_of(policy), self.tuner_rate)
-
-    def beside(self, policy: Policy) -> AbstractContextManager[None]:
-        """In its place."""
-        return nullcontext()
+    def moving(self, policy: Policy) -> AbstractContextManager[Part]:
+        """Both, in folders of their own, the tuner in its place."""
+        backbone = BackboneWeights(policy.model, tuner_of(policy))
+        return nullcontext(BackboneAndTuner(backbone, tuner_of(policy), self.tuner_rate))
 
     def announce(self, policy: Policy, result: Path) -> None:
         """The backbone's folder becomes a checkpoint of its own, and the base of what is saved from now on."""
-        _rests_on(policy, result / LM)
+        rests_on(policy, result / LM)
 
 
 class BackboneAndTuner:
@@ -128,8 +125,8 @@ def tuner_of(policy: Policy) -> Tuner:
     return tuner  # type: ignore[return-value]
 
 
-def _rests_on(policy: Policy, folder: Path) -> None:
-    """Other weights get another fingerprint, by which references are cached."""
+def rests_on(policy: Policy, folder: Path) -> None:
+    """The backbone's weights are those in `folder` now. Others get another fingerprint, by which references are cached."""
     policy.backbone.describe(folder)
     tuner_of(policy).rests_on(folder)
     policy.backbone = replace(policy.backbone, fingerprint=digest(folder))

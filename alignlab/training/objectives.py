@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from alignlab.models.config import Shape
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.losses import PREFERENCE_LOSSES
 
 Objective = Callable[[Policy, Batch], Loss]
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """An objective that does not fit every backbone."""
+
+    def check(self, shape: Shape) -> None:
+        """Raises ConfigError where it does not."""
 
 
 def nll(policy: Policy, batch: Batch) -> Loss:

@@ -10,13 +10,14 @@ from pathlib import Path
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Source
+from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
 from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.moves import TUNER, Moves
-from alignlab.training.objectives import Objective
+from alignlab.training.objectives import Objective, Shaped
 from alignlab.training.references import with_references
 from alignlab.training.session import Session
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
@@ -29,6 +30,21 @@ class Course:
     fits: tuple[FitConfig, ...]
     first: int
     behind: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much of a row a stage reads: a longer prompt is cut on the left, of a response come the first tokens; None = all."""
+
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+
+    def __call__(self, limits: Limits) -> Limits:
+        """The limits, this window included."""
+        return replace(limits, prompt_tokens=self.prompt_tokens, response_tokens=self.response_tokens)
+
+
+EVERYTHING = Window()
 
 
 @dataclass(frozen=True)
@@ -48,42 +64,51 @@ class TrainStage:
     cached_reference: str | None = None
     moves: Moves = TUNER
     course: Course | None = None
+    window: Window = EVERYTHING
 
-    def check(self, trainer: TrainerConfig) -> None:
-        """Raises ConfigError for a micro-batch that does not divide the batch and for unknown keys in trainer.extra."""
-        trainer.micro(self.fit.batch)
-        check_extra(trainer.extra)
+    @property
+    def lasting(self) -> bool:
+        """As what it moves."""
+        return self.moves.lasting
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS."""
-        groups, account = encode(source.split(self.split), self.view, codec.examples, limits)
+        groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
         if self.fit.loss_on == "all":
-            groups = [_from_the_start(group, limits.head_tokens) for group in groups]
+            groups = [_from_the_start(group) for group in groups]
         note = f"batch {self.fit.batch}, learning rate {self.fit.learning_rate:g}"
         begin, end, _ = self._course(len(groups))
         return Work(groups, account, end - begin, note)
 
+    def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
+        """Raises ConfigError for a micro-batch that does not divide the batch and for unknown keys in trainer.extra; and what
+        the objective refuses."""
+        trainer.micro(self.fit.batch)
+        check_extra(trainer.extra)
+        if isinstance(self.objective, Shaped):
+            self.objective.check(shape)
+
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Trains, and leaves the result in the stage's folder."""
-        part, folder = self.moves.part(policy), session.stage_folder(self.name)
+        folder = session.stage_folder(self.name)
         groups = self._with_references(work.groups, policy, session)
         micro = session.trainer.micro(self.fit.batch)
         shares = self._shares(groups, micro, session.seed)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
         slim = policy.without_activations(session.trainer.gradient_checkpointing)
-        with self.moves.beside(policy), policy.only(part.parameters()), slim:
+        with self.moves.moving(policy) as part, policy.only(part.parameters()), slim:
             step = Step(policy, self.objective)
             args = arguments(self.fit, session, folder, work.steps)
             FitTrainer(step, self.name, part, session, batches, args).fit()
-        policy.model.eval()
-        part.save(folder / "result")
+            policy.model.eval()
+            part.save(folder / "result")
         self.moves.announce(policy, folder / "result")
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
-        with self.moves.beside(policy):
-            self.moves.part(policy).load(folder / "result")
+        with self.moves.moving(policy) as part:
+            part.load(folder / "result")
         self.moves.announce(policy, folder / "result")
 
     def _shares(self, groups: Sequence[EncodedGroup], micro: int, seed: int) -> list[Share]:
@@ -107,5 +132,5 @@ class TrainStage:
         return with_references(groups, policy, store, weights=policy.backbone.fingerprint, inside=inside)
 
 
-def _from_the_start(group: EncodedGroup, head: int) -> EncodedGroup:
-    return replace(group, members=tuple(replace(member, start=head) for member in group.members))
+def _from_the_start(group: EncodedGroup) -> EncodedGroup:
+    return replace(group, members=tuple(replace(member, start=member.head) for member in group.members))

@@ -17,6 +17,7 @@ from alignlab.tuners.config import (
     FullConfig,
     Ia3Config,
     LoraConfig,
+    LowerLoraConfig,
     RedTunerConfig,
 )
 
@@ -76,7 +77,8 @@ def _control(config: ControlTunerConfig, model: Any, control: Any) -> Any:
 
 
 _WEIGHTS = words("float32 weights")
-_EVERY = words("every weight")
+_IN_PLACE = words("blocks in place")
+_EVERY = words("every weight", "blocks in place")
 
 
 def _two_models(config: DeraConfig) -> frozenset[str]:
@@ -88,13 +90,14 @@ TUNERS = Registry(
     "tuner",
     {
         "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_EVERY),
-        "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS),
-        "blocks": Entry(BlocksConfig, _blocks, needs=_WEIGHTS),
+        "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS, offers=_IN_PLACE),
+        "blocks": Entry(BlocksConfig, _blocks, needs=_WEIGHTS, offers=_IN_PLACE),
         "dera": Entry(DeraConfig, _dera, needs=_two_models, offers=_EVERY),
         "clm": Entry(ClmTunerConfig, _clm),
-        "lora": Entry(LoraConfig, _lora),
-        "ia3": Entry(Ia3Config, _ia3),
-        "red": Entry(RedTunerConfig, _red),
+        "lora": Entry(LoraConfig, _lora, offers=_IN_PLACE),
+        "lora_lower": Entry(LowerLoraConfig, _lora, offers=_IN_PLACE),
+        "ia3": Entry(Ia3Config, _ia3, offers=_IN_PLACE),
+        "red": Entry(RedTunerConfig, _red, offers=_IN_PLACE),
         "control": Entry(ControlTunerConfig, _control, needs=words("classes", "labelled training"), offers=words("controls")),
     },
 )

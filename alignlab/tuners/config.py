@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignlab.errors import ConfigError
 from alignlab.files import stamps
+from alignlab.models.config import LayersConfig
 
 EDITS = ("both", "scale", "shift")
 STARTS = ("identity", "random")
@@ -51,17 +52,35 @@ class BitfitConfig(TunerConfig):
 
 @dataclass
 class LoraConfig(TunerConfig):
-    """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means all of them but the head."""
+    """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means all of them but the head, null
+    peft's own choice for the architecture, usually queries and values."""
 
     rank: int
     alpha: float
     dropout: float
-    targets: list[str]
+    targets: list[str] | None
 
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
         check_lora("tuner", self.rank, self.dropout)
+
+
+@dataclass
+class LowerLoraConfig(LoraConfig):
+    """LoRA only in the blocks that the layers `below` depend on, and in `beyond` more."""
+
+    below: LayersConfig
+    beyond: int
+
+    def check(self) -> None:
+        """Raises ConfigError for layers that cannot be chosen."""
+        super().check()
+        self.below.check("tuner.below")
+        if self.beyond < 0:
+            raise ConfigError(f"tuner.beyond={self.beyond} must not be negative.")
+        if self.targets is not None and not self.targets:
+            raise ConfigError("tuner.targets=[] means every linear map, which peft does not limit to some blocks; give names.")
 
 
 @dataclass

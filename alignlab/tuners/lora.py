@@ -9,8 +9,10 @@ import peft
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alignlab.models.backbone import shape_of
+from alignlab.models.config import Shape
 from alignlab.models.knob import Strength
-from alignlab.tuners.config import LoraConfig
+from alignlab.tuners.config import LoraConfig, LowerLoraConfig
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 
 
@@ -35,15 +37,23 @@ class LoraTuner(PeftTuner):
 
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
-    """Attaches LoRA to the named linear maps, or to all but the head."""
-    return LoraTuner(
-        model,
-        peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            fan_in_fan_out=stores_transposed(model),
-            target_modules=list(config.targets) or "all-linear",
-        ),
+    """Attaches LoRA to the named linear maps, to all but the head, or to peft's own choice; in some blocks or in all."""
+    return LoraTuner(model, adapter(config, model))
+
+
+def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
+    """The sheet as peft's configuration for this model. Raises ConfigError for layers outside it."""
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        fan_in_fan_out=stores_transposed(model),
+        target_modules=None if config.targets is None else list(config.targets) or "all-linear",
+        layers_to_transform=_blocks(config, shape_of(model)) if isinstance(config, LowerLoraConfig) else None,
     )
+
+
+def _blocks(config: LowerLoraConfig, shape: Shape) -> list[int]:
+    """Blocks as peft counts them, from 0: layer l is the output of block l - 1."""
+    return list(range(min(max(config.below.of(shape)) + config.beyond, shape.blocks)))

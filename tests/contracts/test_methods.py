@@ -30,9 +30,18 @@ SMALL = (
     "tracking=off",
     "trainer.device=cpu",
 )
-STAGE = {"sft": "fit", "red": "fit", "dpo": "prefer", "clm": "prefer", "pretrain": "fit", "meet": "joint", "coh": "joint"}
+STAGE = {
+    "sft": "fit",
+    "red": "fit",
+    "dpo": "prefer",
+    "clm": "prefer",
+    "pretrain": "fit",
+    "meet": "joint",
+    "coh": "joint",
+    "rahf": "fit",
+}
 """The last stage of each method."""
-BEFORE = {"meet": "controls"}
+BEFORE = {"meet": "controls", "rahf": "instruct"}
 """The stage before it, where there is one."""
 CASES = [(method, model) for method in STAGE for model in ("tiny", "tiny_gpt2")]
 every_method = pytest.mark.parametrize(("method", "model"), CASES)

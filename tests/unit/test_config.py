@@ -18,6 +18,7 @@ from alignlab.training.config import FitConfig
 from tests.unit.conftest import CONF
 
 Compose = Callable[..., DictConfig]
+HALVES = "data.halves={seed: 42, test: 10, max_prompt: null}"
 
 
 def refused(compose: Compose, *words: str) -> str:
@@ -67,9 +68,12 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("method=rde", "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, red, sft."),
+        (
+            "method=rde",
+            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft.",
+        ),
         ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, summaries, toy, ultrafeedback."),
-        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, red."),
+        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, word: str, said: str) -> None:
@@ -83,7 +87,7 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, wo
         ("method.fit.bach=4", "unknown key method.fit.bach; did you mean batch?"),
         ("+method.fit.bach=4", "unknown key method.fit.bach; did you mean batch?"),
         ("++model.template.boss=true", "unknown key model.template.boss; did you mean bos?"),
-        ("+data.paths=x", "unknown key data.paths; did you mean pairs? known here: name, max_tokens"),
+        ("+data.paths=x", "unknown key data.paths; did you mean part or pairs? known here: name, max_tokens"),
         ("+sed=1", "unknown key sed; did you mean seed?"),
         ("+paths.run=x", "unknown key paths.run; did you mean runs?"),
     ],
@@ -107,6 +111,9 @@ def test_an_unknown_key_is_answered_with_its_neighbours(composed: Compose, word:
         ("control.strengths=[a]", "control.strengths[0]: Value 'a'"),
         ("model.template.bos=maybe", "model.template.bos: Value 'maybe'"),
         ("paths.runs=null", "paths.runs: "),
+        ("data.flipped=some", "data.flipped: Value 'some'"),
+        ("data.prefixes=null", "data.prefixes: "),
+        ("data.halves={seed: 0, tests: 1}", "data.halves.tests: Key 'tests' not in 'HalvesConfig'"),
         ("~paths", "paths.runs has no value"),
     ],
 )
@@ -120,6 +127,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ("method.fit.batch=???", "method.fit.batch has no value; give it one on the command line."),
         ("~control.figure", "control.figure has no value; its sheet or the command line must give one."),
         ("data.limit=${nowhere}", "data.limit: Interpolation key 'nowhere' not found"),
+        ("data.halves={seed: 0, test: 1}", "data.halves.max_prompt has no value; its sheet or the command line must give one."),
         ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, summaries, jsonl."),
     ],
 )
@@ -146,6 +154,17 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
         (["method=sft", "method.fit.epochs=1", "method.fit.steps=5"], "method.fit: give epochs or steps"),
         (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left."),
         (["data.limit=0"], "data.limit=0 must be at least 1, or null."),
+        (["data.prefixes.worse=null"], "data.prefixes: better=' happy, glad, merry, joyful.' and worse=None go together;"),
+        (["data.prefixes.better=' '"], "data.prefixes.better=' ' is empty; give it a text, or null for both prefixes."),
+        (["data.prefixes={better: Hm., worse: Hm.}"], "data.prefixes: better and worse are both 'Hm.'; give two texts"),
+        (["data.flipped=-0.1"], "data.flipped=-0.1 is a share of the training pairs; it must lie between 0 and 1."),
+        (["data.flipped=1.1"], "data.flipped=1.1 is a share of the training pairs; it must lie between 0 and 1."),
+        (["data.flipped=nan"], "data.flipped=nan is a share of the training pairs; it must lie between 0 and 1."),
+        (["data.part=rm"], "data.part=rm names a half, but data.halves is null; give data.halves={seed: 42, test: null"),
+        (["data.part=sft", HALVES], "data.part='sft' is not known; choose one of rm, ppo, or null."),
+        (["data.halves={seed: -1, test: null, max_prompt: null}"], "data.halves.seed=-1 must not be negative."),
+        (["data.halves={seed: 0, test: 0, max_prompt: null}"], "data.halves.test=0 must be at least 1, or null."),
+        (["data.halves={seed: 0, test: null, max_prompt: 0}"], "data.halves.max_prompt=0 must be at least 1, or null."),
         (["trainer.micro_batch=-2"], "trainer.micro_batch=-2 must be at least 1, or null."),
         (["model.path=nowhere"], "model.path=nowhere holds no config.json"),
         (["model.path=null"], "model=local needs model.path"),
@@ -235,6 +254,9 @@ def test_the_fingerprint_ignores_what_changes_no_result(composed: Compose, words
         ["model.template.format='{prompt} '"],
         ["data.limit=5"],
         ["data.world_seed=1"],
+        ["data.flipped=0.1"],
+        [HALVES],
+        [HALVES, "data.part=ppo"],
         ["control=trained"],
         ["control.strengths=[0,1]"],
         ["evaluation=full"],

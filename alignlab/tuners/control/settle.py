@@ -25,9 +25,12 @@ _RESERVED = re.compile(r"<\|?(reserved|unused)\w*\|?>|\[unused\d+\]")
 class Sheet(Protocol):
     """What every form's sheet has; a form adds its own numbers."""
 
-    name: str
     place: str
     phrases: dict[str, str]
+
+    @property
+    def form(self) -> str:
+        """text | token | soft_prompt | lora."""
 
     def phrase_of(self, name: str) -> str:
         """The text that stands for a class."""
@@ -41,7 +44,7 @@ def settle(sheet: Sheet, classes: Classes, codec: Codec, rows: int) -> ControlCo
     _check_phrases(sheet, classes, codec)
     return ControlConfig(
         task_type="CAUSAL_LM",
-        form=sheet.name,
+        form=sheet.form,
         classes=list(classes.names),
         behind=len(codec.head) if sheet.place == "after_bos" else 0,
         phrases=[list(codec.lead(sheet.phrase_of(name))) for name in classes.names],
@@ -73,10 +76,10 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _own(sheet: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
     """What a form has beside the others."""
-    if sheet.name == "lora":
+    if sheet.form == "lora":
         own = {"rank": sheet.rank, "alpha": sheet.alpha, "dropout": sheet.dropout}
         return {**own, "target_modules": list(sheet.targets) or None}
-    if sheet.name == "text":
+    if sheet.form == "text":
         return {}
     found = sheet.placeholders or free_ids(codec.tokenizer, rows)[:classes]
     _check(found, classes, codec, rows)

@@ -18,7 +18,12 @@ BOS, EOS = 0, 1
 def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
     """One token per letter, BOS in front, EOS behind."""
     return [
-        Encoded((BOS, *map(ord, example.prompt + example.response), EOS), 1 + len(example.prompt), "~" in example.response)
+        Encoded(
+            (BOS, *map(ord, example.lead + example.prompt + example.response), EOS),
+            1 + len(example.lead + example.prompt),
+            "~" in example.response,
+            head=1 + len(example.lead),
+        )
         for example in examples
     ]
 
@@ -28,8 +33,8 @@ def split_of(*pairs: tuple[str, str, str], left_out: dict[str, int] | None = Non
     return Split(records, left_out or {})
 
 
-def limits(max_tokens: int, too_long: str = "error", head_tokens: int = 1) -> Limits:
-    return Limits(max_tokens, too_long, head_tokens)
+def limits(max_tokens: int, too_long: str = "error") -> Limits:
+    return Limits(max_tokens, too_long)
 
 
 def test_every_row_that_fits_is_kept_as_it_is() -> None:
@@ -38,7 +43,7 @@ def test_every_row_that_fits_is_kept_as_it_is() -> None:
     groups, account = encode(split, pair, letters, limits(6))
 
     assert [group.row for group in groups] == ["file:1", "file:2"]
-    assert groups[0].members[0] == Encoded((BOS, *map(ord, "abcd"), EOS), 3)
+    assert groups[0].members[0] == Encoded((BOS, *map(ord, "abcd"), EOS), 3, head=1)
     assert account == Account(read=2, kept=2, dropped={}, cut=0, moved=0)
 
 
@@ -64,8 +69,8 @@ def test_cutting_takes_the_prompt_from_the_left_keeps_bos_and_never_touches_a_re
     groups, account = encode(split, pair, letters, limits(6, "cut_prompt_left"))
 
     assert groups[0].members == (
-        Encoded((BOS, *map(ord, "cdef"), EOS), start=3),
-        Encoded((BOS, *map(ord, "cdg"), EOS), start=3),
+        Encoded((BOS, *map(ord, "cdef"), EOS), start=3, head=1),
+        Encoded((BOS, *map(ord, "cdg"), EOS), start=3, head=1),
     )
     assert account.cut == 1
 
@@ -73,9 +78,7 @@ def test_cutting_takes_the_prompt_from_the_left_keeps_bos_and_never_touches_a_re
 def test_without_bos_cutting_begins_at_the_first_token() -> None:
     split = Split((Preference("file:1", "abcd", (Response("e"),)),))
 
-    groups, _ = encode(
-        split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left", 0)
-    )
+    groups, _ = encode(split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left"))
 
     assert groups[0].members == (Encoded((*map(ord, "cde"), EOS), start=2),)
 

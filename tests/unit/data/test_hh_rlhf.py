@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import HhConfig
+from alignlab.data.config import HhConfig, PrefixConfig
 from alignlab.data.hh_rlhf import build, pairs
 from alignlab.errors import DataError
 from alignlab.records import Preference
@@ -27,6 +27,10 @@ def config(path: Path | None, **changes: Any) -> HhConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
+        "prefixes": PrefixConfig(None, None),
+        "flipped": 0.0,
+        "halves": None,
+        "part": None,
         "path": path and str(path),
         "train": "*train*.jsonl*",
         "test": "*test*.jsonl*",

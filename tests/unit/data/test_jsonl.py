@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import JsonlConfig
+from alignlab.data.config import JsonlConfig, PrefixConfig
 from alignlab.data.jsonl import build, offers
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Preference, Response
@@ -30,6 +30,10 @@ def config(path: Path | None, **changes: Any) -> JsonlConfig:
         "too_long": "error",
         "limit": None,
         "test_limit": None,
+        "prefixes": PrefixConfig(None, None),
+        "flipped": 0.0,
+        "halves": None,
+        "part": None,
         "path": path and str(path),
         "train": "train*.jsonl*",
         "test": "test*.jsonl*",

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from alignlab.config import parse
 from alignlab.data import SOURCES
-from alignlab.data.config import SummariesConfig
+from alignlab.data.config import PrefixConfig, SummariesConfig
 from alignlab.data.summaries import build, pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Preference
@@ -43,6 +43,10 @@ def config(path: Path | None = None, **changes: Any) -> SummariesConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
+        "prefixes": PrefixConfig(None, None),
+        "flipped": 0.0,
+        "halves": None,
+        "part": None,
         "path": path and str(path),
         "train": "*train*.jsonl*",
         "test": "*valid*.jsonl*",

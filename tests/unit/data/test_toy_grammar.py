@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
+from omegaconf import DictConfig
 
 from alignlab.data.toy.grammar import FEELINGS, LENGTHS, MOODS, Ask, read, vocabulary, write
 from alignlab.data.toy.tokenizer import build_tokenizer
@@ -69,6 +71,14 @@ def test_stories_round_trip_without_falling_back_to_bytes() -> None:
 
     assert [tokenizer.decode(ids) for ids in encoded] == texts
     assert {token for ids in encoded for token in ids} <= words
+
+
+def test_prefixes_of_the_sheet_are_spelt_in_words_and_not_in_bytes(composed: Callable[..., DictConfig]) -> None:
+    prefixes = composed("data=toy").data.prefixes
+
+    lengths = [len(build_tokenizer()(text)["input_ids"]) for text in (prefixes.better, prefixes.worse)]
+
+    assert lengths == [8, 8]  # four words, each with a mark behind it
 
 
 def test_any_other_text_round_trips_too() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import FramedConfig
+from alignlab.data.config import FramedConfig, PrefixConfig
 from alignlab.data.ultrafeedback import build, pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Preference
@@ -25,6 +25,10 @@ def config(**changes: Any) -> FramedConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
+        "prefixes": PrefixConfig(None, None),
+        "flipped": 0.0,
+        "halves": None,
+        "part": None,
         "path": None,
         "train": "*train*",
         "test": "*test*",

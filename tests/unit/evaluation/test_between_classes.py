@@ -68,7 +68,7 @@ class Told:
 def bench(policy: Any, classes: Classes, records: Sequence[Preference], judge: Judge | None = None, **changes: Any) -> Bench:
     plain = Source("made", {name: lambda: Split(tuple(records)) for name in ("train", "test")}, judge)
     source = classed(plain, classes)
-    items = held_out(source.split(LABELLED["test"]), labelled, CODEC, Limits(120, "error", 1))
+    items = held_out(source.split(LABELLED["test"]), labelled, CODEC, Limits(120, "error"))
     return Bench(policy, source, None, EvaluationConfig(**{**vars(EVALUATION), **changes}), classes, items)
 
 

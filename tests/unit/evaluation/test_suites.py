@@ -62,7 +62,7 @@ def config(**changes: Any) -> EvaluationConfig:
 
 def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
     source = Source("made", {"test": lambda: Split(RECORDS)}, judge=judge)
-    pairs = held_out(source.split("test"), pair, policy.backbone.codec, Limits(128, "error", 1))
+    pairs = held_out(source.split("test"), pair, policy.backbone.codec, Limits(128, "error"))
     return Bench(policy, source, pairs, config(**changes))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, skeleton
+from alignlab.models.backbone import Backbone, block_list, fingerprint, load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
 from tests.conftest import backbone
 
@@ -133,23 +133,32 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_with_its_cause(folder: P
     assert info.value.__cause__ is not None
 
 
-def test_inside_cut_after_only_the_first_blocks_are_there(llama: Backbone) -> None:
-    trunk, name = llama.blocks()
-    before = getattr(trunk, name)
+def test_while_layers_are_read_only_the_blocks_up_to_the_highest_are_there(llama: Backbone) -> None:
+    name, before = block_list(llama.trunk)
 
-    with llama.cut_after(1):
-        inside = list(getattr(trunk, name))
+    with llama.reading([1]):
+        inside = list(getattr(llama.trunk, name))
 
     assert inside == [before[0]]
-    assert getattr(trunk, name) is before
+    assert getattr(llama.trunk, name) is before
+
+
+def test_an_error_while_layers_are_read_leaves_every_block_in_place(llama: Backbone) -> None:
+    name, before = block_list(llama.trunk)
+
+    with pytest.raises(RuntimeError), llama.reading([1]):
+        raise RuntimeError
+
+    assert getattr(llama.trunk, name) is before
+    assert not before[0]._forward_hooks
 
 
 def test_a_trunk_without_a_known_list_of_blocks_is_refused(llama: Backbone) -> None:
-    trunk, name = llama.blocks()
-    delattr(trunk, name)
+    name, _ = block_list(llama.trunk)
+    delattr(llama.trunk, name)
 
     with pytest.raises(ModelError, match="no list of blocks found in a LlamaModel"):
-        llama.blocks()
+        block_list(llama.trunk)
 
 
 @pytest.mark.parametrize(

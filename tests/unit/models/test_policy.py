@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError, ControlError
-from alignlab.models.backbone import Backbone
+from alignlab.models.backbone import Backbone, block_list
 from alignlab.models.decode import Sampling
 from alignlab.models.knob import Knob, Strength, Term
 from alignlab.models.policy import Policy
@@ -104,9 +104,9 @@ def test_hidden_states_follow_the_strength(llama: Backbone) -> None:
 @every_backbone
 def test_no_block_above_the_highest_layer_is_run(kind: str) -> None:
     policy = plain(backbone(kind))
-    trunk, name = policy.backbone.blocks()
+    _, blocks = block_list(policy.backbone.trunk)
     calls: list[int] = []
-    for number, block in enumerate(getattr(trunk, name), start=1):
+    for number, block in enumerate(blocks, start=1):
         block.register_forward_hook(counter(calls, number))
 
     policy.hidden_states(batch_of(policy.backbone), [2, 1])

@@ -33,7 +33,7 @@ THREE_RECORDS = tuple(
 THREE_SOURCE = classed(
     Source("three", {"train": lambda: Split(THREE_RECORDS)}), Classes(THREE, lambda response: str(response.label))
 )
-LIMITS = Limits(120, "error", 1)
+LIMITS = Limits(120, "error")
 FORMS = (
     Case("token", "llama"),
     Case("soft_prompt", "gpt2", settings={"length": 3}),

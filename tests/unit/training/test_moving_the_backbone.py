@@ -26,7 +26,7 @@ from tests.unit.conftest import PAIRS, attached, batch_of, fit_config, learned, 
 
 RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
-LIMITS = Limits(128, "error", 1)
+LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
 SFT = TrainStage("sft", "train", chosen, nll, fit_config(steps=3), moves=TheBackbone())
 PREFER = TrainStage("prefer", "train", pair, DPO, fit_config(steps=2), "base")

@@ -17,6 +17,7 @@ from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
 from alignlab.data.views import chosen, pair
 from alignlab.errors import ConfigError, DivergedError
+from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss, Preference
 from alignlab.training.checkpoint import latest
@@ -30,7 +31,7 @@ from tests.unit.conftest import PAIRS, attached, fit_config, learned, session_in
 
 RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
-LIMITS = Limits(128, "error", 1)
+LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
 
 
@@ -273,7 +274,7 @@ def test_an_unknown_key_of_the_trainer_is_refused(tmp_path: Path) -> None:
     session = session_in(tmp_path, extra={"gradient_checkpoint": True})
 
     with pytest.raises(ConfigError, match=r"trainer\.extra .*'gradient_checkpoint'; did you mean gradient_checkpointing"):
-        stage().check(session.trainer)
+        stage().check(stage().prepare(SOURCE, CODEC, LIMITS), session.trainer, Shape(2, 8))
 
 
 def test_every_number_of_the_sheet_reaches_the_trainer(tmp_path: Path) -> None:

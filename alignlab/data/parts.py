@@ -1,0 +1,105 @@
+"""Training splits with labels swapped on purpose, or cut in halves: one for a reward model, one for what it rewards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from random import Random
+
+from alignlab.data.config import HALVES, DataConfig, HalvesConfig
+from alignlab.data.encode import Encode
+from alignlab.data.source import Source, Split
+from alignlab.errors import DataError
+from alignlab.records import Encoded, Example, Preference
+
+EARLIER = "before the halves were made"
+"""Said of what was left out of the training split, so that each of its parts can count it."""
+
+_OTHER = {"chosen": "rejected", "rejected": "chosen"}
+
+
+def parted(source: Source, config: DataConfig, encode: Encode) -> Source:
+    """The source as `flipped`, `halves` and `part` of its sheet ask for; the source itself where they ask for nothing.
+
+    Halves are the splits `rm` and `ppo`; `train` is both or the one that `part` names. Test splits are never flipped. Splits
+    are read when they are asked for; reading raises DataError for a half without records.
+    """
+    if config.halves is None and not config.flipped:
+        return source
+    readers: dict[str, Callable[[], Split]] = {name: partial(source.split, name) for name in source.readers}
+    if config.halves is None:
+        readers["train"] = lambda: flipped(source.split("train"), config.flipped)
+    else:
+        made = cache(partial(_halved, source, config, config.halves, encode))
+        names = ("train", *HALVES) if config.halves.test is None else ("train", *HALVES, "test")
+        readers |= {name: partial(_one, made, name) for name in names}
+    return replace(source, readers=readers, _read={})  # what was read of a split is not what is read of its part
+
+
+def flipped(split: Split, share: float) -> Split:
+    """The split with the labels of about this share of its pairs swapped, scores and attributes staying with their texts.
+
+    A row alone decides: the same pairs in any order, and those of a smaller share are among those of a larger one.
+    """
+    return replace(split, records=tuple(_swapped(record) if _is_flipped(record, share) else record for record in split.records))
+
+
+def _is_flipped(record: Preference, share: float) -> bool:
+    is_pair = len(record.responses) == 2 and {response.label for response in record.responses} == set(_OTHER)
+    return is_pair and Random(f"flipped/{record.row}").random() < share
+
+
+def _swapped(record: Preference) -> Preference:
+    return replace(record, responses=tuple(replace(each, label=_OTHER[str(each.label)]) for each in record.responses))
+
+
+def _one(made: Callable[[], dict[str, Split]], name: str) -> Split:
+    return made()[name]
+
+
+def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: Encode) -> dict[str, Split]:
+    """Order and sizes after RAHF (arXiv 2312.15997, released code): what fits, shuffled; test from the end, `rm` first."""
+    whole = source.split("train")
+    records, too_long = _fitting(whole.records, config.max_tokens, halves.max_prompt, encode)
+    left_out = {f"{reason}, {EARLIER}": count for reason, count in (Counter(whole.left_out) + too_long).items()}
+    Random(halves.seed).shuffle(records)
+    trained = max(len(records) - (halves.test or 0), 0)
+    train, test = records[:trained], records[trained:]
+    if trained < len(HALVES):
+        lost = sum(left_out.values())
+        raise DataError(
+            f"data={source.name}: of {len(records) + lost} training records {lost} were left out and {len(test)} went to the"
+            f" test split, which leaves {trained} for two halves; give more data, or change data.halves or data.max_tokens."
+        )
+    middle = (trained + 1) // 2
+    parts = (Split(tuple(part), left_out) for part in (train[:middle], train[middle:], train))
+    first, second, both = (flipped(part, config.flipped) for part in parts)
+    named = dict(zip(HALVES, (first, second), strict=True))
+    return {**named, "train": named[config.part] if config.part else both, "test": Split(tuple(test), left_out)}
+
+
+def _fitting(
+    records: Sequence[Preference], max_tokens: int | None, max_prompt: int | None, encode: Encode
+) -> tuple[list[Preference], Counter[str]]:
+    """Those within the limits, and how many are not, by reason; a record counts once."""
+    examples = [Example(record.prompt, response.text) for record in records for response in record.responses]
+    flat = iter(encode(examples, [record.row for record in records for _ in record.responses]))
+    kept: list[Preference] = []
+    left_out: Counter[str] = Counter()
+    for record in records:
+        reason = _reason([next(flat) for _ in record.responses], max_tokens, max_prompt)
+        if reason is None:
+            kept.append(record)
+        else:
+            left_out[reason] += 1
+    return kept, left_out
+
+
+def _reason(members: Sequence[Encoded], max_tokens: int | None, max_prompt: int | None) -> str | None:
+    if max_prompt is not None and any(member.start > max_prompt for member in members):
+        return f"prompt longer than {max_prompt} tokens"
+    if max_tokens is not None and any(len(member.ids) > max_tokens for member in members):
+        return f"longer than {max_tokens} tokens"
+    return None

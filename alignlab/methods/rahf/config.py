@@ -1,0 +1,135 @@
+"""RAHF's sheet: which stages make a row, under which stimuli, and where paper and official code differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from alignlab.errors import ConfigError
+from alignlab.methods.config import between, one_of
+from alignlab.models.config import LayersConfig
+from alignlab.training.config import FitConfig
+from alignlab.tuners.config import check_lora
+
+STAGES = ["sft", "instruct", "dispreferred", "preferred", "shift", "fit"]
+"""In the order in which they can follow each other."""
+
+
+@dataclass
+class PrefixesConfig:
+    """What asks for a good and for a bad answer, in front of the prompt. `separator`: between prefix and prompt."""
+
+    better: str | None
+    worse: str | None
+    separator: str
+
+
+@dataclass
+class SplitsConfig:
+    """The splits of the data that stages before `shift`, and that `shift` and `fit`, work on."""
+
+    instruct: str
+    fit: str
+
+
+@dataclass
+class UpdateConfig:
+    """A LoRA on queries and values of every block, by which `preferred` and `dispreferred` are trained."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass
+class RahfConfig:
+    """`variant`: a row of `variants`, which names its stages and numbers; `preset`: a row of `presets`, where alignlab, paper
+    and official code differ. Both are read by the other keys, each of which can be set by itself.
+
+    `stimuli`: prefixes (one model, three inputs) | models (one input, two models). `contrast`: mean | sum of the response's
+    log-probabilities; `smoothing`: of its label. `fit_prefix`: the preferred model reads the good prefix in `shift` and `fit`.
+    `distance`: norm | squared. `kl`: weight of KL(before || after) of the next token, nats per response token. `window`:
+    response tokens used, from the first; `prompt_tokens`: to which prefix and prompt are cut, null = none. `responses`: one
+    (a fair coin by `coin_seed`) | both. `sample`: groups that `shift` looks at. `cached`: it keeps the states of every token,
+    up to `cache_mib`, and `fit` reads them. `update`: null = `preferred` and `dispreferred` move every weight.
+    """
+
+    name: str
+    variant: str
+    preset: str
+    variants: dict[str, dict[str, Any]]
+    presets: dict[str, dict[str, Any]]
+    stages: list[str]
+    stimuli: str
+    layers: LayersConfig
+    beyond: int
+    alpha: float
+    window: int | None
+    prompt_tokens: int | None
+    responses: str
+    coin_seed: int
+    prefixes: PrefixesConfig
+    splits: SplitsConfig
+    contrast: str
+    smoothing: float
+    distance: str
+    fit_prefix: bool
+    kl: float
+    sample: int
+    cached: bool
+    cache_mib: float
+    update: UpdateConfig | None
+    sft: FitConfig
+    instruct: FitConfig
+    preferred: FitConfig
+    dispreferred: FitConfig
+    fit: FitConfig
+
+    def check(self) -> None:
+        """Raises ConfigError for values outside their range, and for stages that do not make a row."""
+        for stage in ("sft", "instruct", "preferred", "dispreferred", "fit"):
+            getattr(self, stage).check(f"method.{stage}")
+        one_of("method.stimuli", self.stimuli, ["prefixes", "models"])
+        one_of("method.contrast", self.contrast, ["mean", "sum"])
+        one_of("method.distance", self.distance, ["norm", "squared"])
+        one_of("method.responses", self.responses, ["one", "both"])
+        self.layers.check("method.layers")
+        between("method.smoothing", self.smoothing, 0, 0.5)
+        between("method.kl", self.kl, 0, 1e3)
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"method.alpha={self.alpha} must be a finite number.")
+        for key in ("window", "prompt_tokens", "sample"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"method.{key}={value} must be at least 1.")
+        if self.update is not None:
+            check_lora("method.update", self.update.rank, self.update.dropout)
+        self._check_stages()
+        if self.reads_prefixes and not (self.prefixes.better and self.prefixes.worse):
+            raise ConfigError(
+                "method.variant reads a prefix pair, and data.prefixes has none; give data.prefixes.better=TEXT and"
+                " data.prefixes.worse=TEXT, or take method.variant=dual."
+            )
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether any stage has a prefix in front of its prompts."""
+        compares = not {"shift", "fit"}.isdisjoint(self.stages)
+        return "instruct" in self.stages or (compares and (self.stimuli == "prefixes" or self.fit_prefix))
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether `shift` and `fit` need a second model."""
+        return self.stimuli == "models" and not {"shift", "fit"}.isdisjoint(self.stages)
+
+    def _check_stages(self) -> None:
+        places = [STAGES.index(stage) for stage in self.stages if stage in STAGES]
+        if not self.stages or places != sorted(set(places)) or len(places) < len(self.stages):
+            raise ConfigError(f"method.stages={self.stages} must be some of {', '.join(STAGES)}, in this order.")
+        if self.compares_models and not {"preferred", "dispreferred"} <= set(self.stages):
+            raise ConfigError("method.stimuli=models compares two models; add the stages dispreferred and preferred.")
+        if "dispreferred" in self.stages and not self.compares_models:
+            raise ConfigError("stage dispreferred trains a second model that no later stage reads; set method.stimuli=models.")
+        if self.cached and "shift" not in self.stages:
+            raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")

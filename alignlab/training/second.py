@@ -1,0 +1,115 @@
+"""A stage that trains a second model beside the backbone, and stages that train either through a LoRA of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from alignlab.errors import ConfigError
+from alignlab.models.policy import Policy
+from alignlab.training.moves import rests_on, tuner_of
+from alignlab.tuners.config import LoraConfig
+from alignlab.tuners.lora import adapter
+from alignlab.tuners.tuner import Part
+from alignlab.tuners.update import Update
+from alignlab.tuners.weights import BackboneWeights
+
+
+class SecondModel:
+    """The backbone trained a second time, from where it stands, and put back. `inside`: it takes the backbone's place.
+
+    It is the same module with other numbers, so its passes need no second network, only the numbers that differ. `through`:
+    the LoRA that it is trained by; None = every weight. It belongs to one run: what it holds is found when its stage has run
+    or was restored.
+    """
+
+    lasting = False
+
+    def __init__(self, through: LoraConfig | None = None) -> None:
+        self._through = through
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+
+    def __str__(self) -> str:
+        return "a second model" if self._through is None else "a second model, by a LoRA"
+
+    @contextmanager
+    def moving(self, policy: Policy) -> Iterator[Part]:
+        """Every weight, or the LoRA, the tuner being aside. On leaving, the weights are what they were."""
+        if self._through is not None:
+            with _updating(policy, self._through) as update:
+                yield update
+                self._weights = update.updated()
+            return
+        with tuner_of(policy).aside():
+            part = BackboneWeights(policy.model, tuner_of(policy))
+            starts = [(parameter, parameter.data) for parameter in part.parameters()]
+            try:
+                for parameter, start in starts:
+                    parameter.data = start.clone()
+                yield part
+                self._weights = [(parameter, parameter.data) for parameter, _ in starts]
+            finally:
+                for parameter, start in starts:
+                    parameter.data = start
+
+    def announce(self, policy: Policy, result: Path) -> None:
+        """Nothing: the backbone is what it was."""
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Every pass inside is the second model's, the tuner being off. Raises ConfigError where it was not trained."""
+        if not self._weights:
+            raise ConfigError(
+                "the second model was not trained in this run; its stage must stand before the one that needs it."
+            )
+        starts = [parameter.data for parameter, _ in self._weights]
+        try:
+            for parameter, trained in self._weights:
+                parameter.data = trained
+            yield
+        finally:
+            for (parameter, _), start in zip(self._weights, starts, strict=True):
+                parameter.data = start
+
+
+class ThroughLora:
+    """The backbone, moved by a LoRA of its own that becomes part of its weights. The result holds the LoRA, and beside it the
+    whole backbone as a checkpoint (`whole/`), which is what later parts rest on."""
+
+    lasting = True
+
+    def __init__(self, config: LoraConfig) -> None:
+        self._config = config
+
+    def __str__(self) -> str:
+        return "backbone, by a LoRA"
+
+    @contextmanager
+    def moving(self, policy: Policy) -> Iterator[Part]:
+        """The LoRA, the tuner being aside. On leaving, the LoRA is in the weights."""
+        with _updating(policy, self._config) as update:
+            yield update
+            updated = update.updated()
+        with tuner_of(policy).aside():
+            for parameter, value in updated:
+                parameter.data = value
+
+    def announce(self, policy: Policy, result: Path) -> None:
+        """The whole backbone becomes a checkpoint of its own, and the base of what is saved from now on."""
+        whole = result.parent / "whole"
+        if not whole.is_dir():
+            BackboneWeights(policy.model, tuner_of(policy)).save(whole)
+        rests_on(policy, whole)
+
+
+@contextmanager
+def _updating(policy: Policy, config: LoraConfig) -> Iterator[Update]:
+    """Inside, an update is all that is active."""
+    update = Update(policy.backbone.model, adapter(config, policy.backbone.model))
+    try:
+        yield update
+    finally:
+        update.remove()
