@@ -4,10 +4,10 @@
 
 A random Llama of 32 blocks in fp32, batch 16, a LoRA (r 8, queries and values) below layer 18, targets 10 to 18. The official
 side makes three passes without gradients (plain, good and bad prefix) and one with, all of full depth with every hidden state
-and the logits; ours makes one pass for all three and one with gradients, both up to layer 18 and without the head. All rows are
-equally long (a prefix of 24 tokens, a prompt of 40, a response of 64), so nothing is gained by padding. Each side runs in
-a process of its own, the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident before
-the first step. By counting blocks the floor of the time's ratio is 4.56 / 2.8 = 1.63.
+and the logits; ours makes one pass for all three and one with gradients, both up to layer 18 and without the head. All rows
+are equally long (a prefix of 24 tokens, a prompt of 40, a response of 64), so nothing is gained by padding. Each side runs in
+a process of its own, the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident
+before the first step. By counting blocks the floor of the time's ratio is 4.56 / 2.8 = 1.63.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from alignlab.config import RunConfig, parse
@@ -45,5 +46,8 @@ def run_of(table: str, *cell: str) -> RunConfig:
 
 def _choices(key: str, swept: str) -> list[str]:
     """The overrides that a swept key stands for."""
-    rows = sorted(path.stem for path in (EXPERIMENTS / key.removeprefix("+experiment/")).glob("*.yaml"))
-    return [f"{key}={value}" for value in (rows if swept == "glob(*)" else swept.split(","))]
+    if swept == "glob(*)":
+        swept = ",".join(sorted(path.stem for path in (EXPERIMENTS / key.removeprefix("+experiment/")).glob("*.yaml")))
+    override = OverridesParser.create().parse_override(f"{key}={swept}")
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [swept]
+    return [f"{key}={value}" for value in values]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from alignlab.data.config import HALVES, HalvesConfig
 from alignlab.errors import ConfigError
 from alignlab.methods.config import between, one_of
 from alignlab.models.config import LayersConfig
@@ -26,14 +27,6 @@ class PrefixesConfig:
 
 
 @dataclass
-class SplitsConfig:
-    """The splits of the data that stages before `shift`, and that `shift` and `fit`, work on."""
-
-    instruct: str
-    fit: str
-
-
-@dataclass
 class UpdateConfig:
     """A LoRA on queries and values of every block, by which `preferred` and `dispreferred` are trained."""
 
@@ -48,11 +41,13 @@ class RahfConfig:
     and official code differ. Both are read by the other keys, each of which can be set by itself.
 
     `stimuli`: prefixes (one model, three inputs) | models (one input, two models). `contrast`: mean | sum of the response's
-    log-probabilities; `smoothing`: of its label. `fit_prefix`: the preferred model reads the good prefix in `shift` and `fit`.
-    `distance`: norm | squared. `kl`: weight of KL(before || after) of the next token, nats per response token. `window`:
-    response tokens used, from the first; `prompt_tokens`: to which prefix and prompt are cut, null = none. `responses`: one
-    (a fair coin by `coin_seed`) | both. `sample`: groups that `shift` looks at. `cached`: it keeps the states of every token,
-    up to `cache_mib`, and `fit` reads them. `update`: null = `preferred` and `dispreferred` move every weight.
+    log-probabilities; `smoothing`: of its label. `fit_prefix`: the preferred model reads the good prefix in `shift` and
+    `fit`. `distance`: norm | squared. `kl`: weight of KL(before || after) of the next token, nats per response token.
+    `window`: response tokens used, from the first; `prompt_tokens`: to which prefix and prompt are cut, null = none.
+    `responses`: one (a fair coin by `coin_seed`) | both. `sample`: groups that `shift` looks at. `halves`: the data's; with
+    them, stages before `shift` work on split rm, the others on ppo, without them all on train. `cached`: `shift` keeps the
+    states of every token, up to `cache_mib`, and `fit` reads them. `update`: null = `preferred` and `dispreferred` move every
+    weight.
     """
 
     name: str
@@ -70,7 +65,7 @@ class RahfConfig:
     responses: str
     coin_seed: int
     prefixes: PrefixesConfig
-    splits: SplitsConfig
+    halves: HalvesConfig | None
     contrast: str
     smoothing: float
     distance: str
@@ -117,6 +112,11 @@ class RahfConfig:
         """Whether any stage has a prefix in front of its prompts."""
         compares = not {"shift", "fit"}.isdisjoint(self.stages)
         return "instruct" in self.stages or (compares and (self.stimuli == "prefixes" or self.fit_prefix))
+
+    @property
+    def splits(self) -> tuple[str, str]:
+        """What the stages before `shift` work on, and the others."""
+        return ("train", "train") if self.halves is None else HALVES
 
     @property
     def compares_models(self) -> bool:

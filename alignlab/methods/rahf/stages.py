@@ -25,7 +25,7 @@ def method(config: RahfConfig) -> Method:
     through = _update(config)
     second = SecondModel(through)
     preferred = TheBackbone() if through is None else ThroughLora(through)
-    split = config.splits.instruct
+    split, _ = config.splits
     made: dict[str, Callable[[], Stage]] = {
         "sft": lambda: TrainStage("sft", split, views.chosen, nll, config.sft, moves=TheBackbone()),
         "instruct": lambda: _instruct(config),
@@ -39,9 +39,7 @@ def method(config: RahfConfig) -> Method:
 def _instruct(config: RahfConfig) -> TrainStage:
     better, worse = _leads(config)
     objective = Contrast(config.contrast, config.smoothing)
-    return TrainStage(
-        "instruct", config.splits.instruct, Instructed(better, worse), objective, config.instruct, moves=TheBackbone()
-    )
+    return TrainStage("instruct", config.splits[0], Instructed(better, worse), objective, config.instruct, moves=TheBackbone())
 
 
 def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
@@ -57,12 +55,12 @@ def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
     if "shift" in config.stages:
         stages.append(
             CollectStage(
-                "shift", config.splits.fit, view, stimuli, config.layers, window, config.sample, stored, config.cache_mib
+                "shift", config.splits[1], view, stimuli, config.layers, window, config.sample, stored, config.cache_mib
             )
         )
     if "fit" in config.stages:
         objective = Match(config.layers, stored or stimuli, config.alpha, config.distance, config.kl)
-        stages.append(TrainStage("fit", config.splits.fit, view, objective, config.fit, window=window))
+        stages.append(TrainStage("fit", config.splits[1], view, objective, config.fit, window=window))
     return stages
 
 
