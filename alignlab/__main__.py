@@ -33,6 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command.add_argument(
             "--where", nargs="+", default=[], metavar="KEY=A,B", help="only runs with these settings; none: not set"
         )
+    plot.add_argument("--map", nargs=2, metavar=("ACROSS", "DOWN"), help="a heat map over two settings instead, at strength 1")
     plot.add_argument("--metrics", nargs="+", default=["toy/reward", "toy/capability"], help="suite/metric, two or more")
     export = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
     export.add_argument("run", type=Path, help="a run folder")
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "table":
             return _table(given.folder, _settings("--where", given.where), given.means, _settings("--against", given.against))
         if given.command == "plot":
-            return _plot(given.folder, _settings("--where", given.where), given.to, given.metrics)
+            return _plot(given.folder, _settings("--where", given.where), given.to, given.metrics, given.map)
         return _export(given.run, given.to, given.dtype, given.control)
     except AlignlabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,11 +84,17 @@ def _table(folder: Path, where: Mapping[str, Sequence[str]], over_seeds: bool, a
     return 0
 
 
-def _plot(folder: Path, where: Mapping[str, Sequence[str]], to: Path, metrics: Sequence[str]) -> int:
-    """A picture of a sweep."""
-    from alignlab.plots import draw_sweep
-    from alignlab.tables import along_a_dial, means, results
+def _plot(
+    folder: Path, where: Mapping[str, Sequence[str]], to: Path, metrics: Sequence[str], over: tuple[str, str] | None
+) -> int:
+    """A picture of a sweep: along the dial, or over two settings."""
+    from alignlab.plots import draw_map, draw_sweep
+    from alignlab.tables import along_a_dial, crossed, means, results
 
+    if over:
+        frame = results(folder, where)
+        print(f"drawn: {draw_map({metric: crossed(frame, *over, metric) for metric in metrics}, to)}")
+        return 0
     frame = along_a_dial(means(results(folder, where)))
     known = set(frame.suite + "/" + frame.metric)
     lost = [metric for metric in metrics if metric not in known]

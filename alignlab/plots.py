@@ -94,6 +94,23 @@ def draw_sweep(means: pd.DataFrame, path: Path, metrics: Sequence[tuple[str, str
     return _saved(figure, path)
 
 
+def draw_map(tables: Mapping[str, pd.DataFrame], path: Path) -> Path:
+    """A heat map for each metric, the value written into every cell."""
+    figure, panels = _panels(len(tables))
+    for panel, (metric, table) in zip(panels, tables.items(), strict=True):
+        panel.grid(visible=False)
+        image = panel.imshow(table.to_numpy(), aspect="auto", cmap="viridis")
+        panel.set_xticks(range(len(table.columns)), table.columns)
+        panel.set_yticks(range(len(table.index)), table.index)
+        panel.set(title=f"{metric} at strength 1", xlabel=table.columns.name, ylabel=table.index.name)
+        low, high = image.get_clim()
+        for row, values in enumerate(table.to_numpy()):
+            for column, value in enumerate(values):
+                dark = value < (low + high) / 2
+                panel.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if dark else "black")
+    return _saved(figure, path)
+
+
 def _panels(count: int) -> tuple[Any, list[Any]]:
     # The figure class is used directly: pyplot would pick a display and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -81,6 +81,28 @@ def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd
     return made.drop(columns="deviation").assign(low=made["mean"] - half, high=made["mean"] + half)
 
 
+def crossed(frame: pd.DataFrame, across: str, down: str, metric: str) -> pd.DataFrame:
+    """One metric (suite/metric) at strength 1, mean over seeds: a column per value of `across`, a row per value of `down`.
+
+    Raises ConfigError for settings in which the runs do not differ, and where runs in one cell differ in something else too.
+    """
+    settings = list(frame.columns[: frame.columns.get_loc("strength")])
+    for name in (across, down):
+        if name not in settings:
+            raise ConfigError(unknown("setting that differs", name, settings))
+    at_one = along_a_dial(frame)
+    at_one = at_one[(at_one["strength"] == 1) & (at_one["suite"] + "/" + at_one["metric"] == metric)]
+    if at_one.empty:
+        raise ConfigError(
+            f"no run has {metric} at strength 1; known: {', '.join(sorted(set(frame.suite + '/' + frame.metric)))}."
+        )
+    cells = at_one.groupby([down, across])
+    if int(cells.size().max()) > int(cells["seed"].nunique().max()):
+        others = [name for name in distinguishing(at_one) if name not in (across, down)]
+        raise ConfigError(f"runs that share {across} and {down} differ in {', '.join(others)}; choose some with --where.")
+    return _in_order(_in_order(cells["value"].mean().unstack(across)).T).T
+
+
 def along_a_dial(frame: pd.DataFrame) -> pd.DataFrame:
     """What was measured at strengths; classes are left out. Raises ConfigError where nothing is left."""
     with_classes = frame[frame["control"].isin((NO_CLASS, ACROSS))]
@@ -115,6 +137,13 @@ def _beside(run: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
 
 def _has_classes(run: pd.DataFrame) -> bool:
     return bool(run["control"].isin((NO_CLASS, ACROSS)).any())
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows by number where their names are numbers, else as words."""
+    numbers = pd.to_numeric(table.index.to_series(), errors="coerce")
+    order = numbers.sort_values().index if numbers.notna().all() else sorted(table.index)
+    return table.loc[order]
 
 
 def _word(value: object) -> str:

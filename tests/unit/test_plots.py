@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.evaluation.sweep import Row
-from alignlab.plots import draw_curves, draw_dial
+from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -58,3 +58,13 @@ def test_a_dial_of_one_strength_is_drawn(tmp_path: Path) -> None:
     path = draw_dial([Row(1.0, "dial", "toy", "reward", 0.5, 128, 0.4, 0.6)], tmp_path / "dial.png")
 
     assert path.read_bytes().startswith(PNG)
+
+
+def test_a_profile_has_a_panel_for_every_series(tmp_path: Path) -> None:
+    series = {"norm": [1.0, 2.0], "ratio": [0.1, 0.2], "cosine": [0.0, 1.0]}
+    profile = {"title": "shift (n = 4)", "x": {"label": "layer", "values": [10, 12]}, "series": series}
+
+    path = draw_profile(profile, tmp_path / "shift.png")
+
+    assert path.read_bytes().startswith(PNG)
+    assert width(path) == 3 * 546
