@@ -60,6 +60,7 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
     for panel, (name, values) in zip(panels, profile["series"].items(), strict=True):
         panel.plot(axis["values"], values, marker="o")
         panel.set(title=name, xlabel=axis["label"])
+        panel.set_ylim(bottom=min(0.0, *values))
         panel.set_xticks(axis["values"])
     figure.suptitle(profile["title"], fontsize="medium")
     return _saved(figure, path)

@@ -28,8 +28,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the rows of a split under one view. `read` counts records, the others groups, of which a view may make
-    several. `cut` (prompts), `shortened` (responses) and `moved` count among the kept."""
+    """What became of the rows of a split under one view. `read` counts records, the others groups; `made`: how many, where the
+    view makes several of a record. `cut` (prompts), `shortened` (responses) and `moved` count among the kept."""
 
     read: int
     kept: int
@@ -37,6 +37,7 @@ class Account:
     cut: int
     moved: int
     shortened: int = 0
+    made: int | None = None
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
@@ -44,7 +45,8 @@ class Account:
         cut = f"; {self.cut} prompts cut on the left" if self.cut else ""
         moved = f"; in {self.moved} a token spans prompt and response" if self.moved else ""
         shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
-        return f"{self.read} rows read, {self.kept} kept, {lost}{cut}{shortened}{moved}"
+        made = "" if self.made is None else f" as {self.made} items"
+        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{shortened}{moved}"
 
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
@@ -73,7 +75,8 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         kept.append(fitted)
     read = len(split.records) + sum(split.left_out.values())
     moved = sum(any(member.moved for member in group.members) for group in kept)
-    account = Account(read, len(kept), dict(dropped), cut, moved, shortened)
+    made = len(groups) if len(groups) > len(split.records) else None
+    account = Account(read, len(kept), dict(dropped), cut, moved, shortened, made)
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account

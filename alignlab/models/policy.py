@@ -69,6 +69,7 @@ class Policy:
         (layout, term), *others = self._placed(batch)
         if others:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
+        self._running = term.setting
         with self.backbone.reading(layers) as kept, self.knob.at(term.setting):
             self._trunk(layout)
         return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
