@@ -36,7 +36,7 @@ def run(raw: DictConfig) -> float | None:
 
     from rich.console import Console
 
-    from alignlab import assembly, plan, preparation
+    from alignlab import assembly, plan, preparation, running
     from alignlab.evaluation import report
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -50,7 +50,7 @@ def run(raw: DictConfig) -> float | None:
     plan.show(planned, console)
     with assembly.open_session(config) as session:
         policy = assembly.policy_of(planned, session)
-        assembly.run_stages(planned, policy, session)
+        running.run_stages(planned, policy, session)
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)
     report.show(made, console)

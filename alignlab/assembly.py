@@ -28,6 +28,8 @@ from alignlab.training.collect import PROFILE
 from alignlab.training.session import Session
 
 log = logging.getLogger(__name__)
+STORE = ".store"
+"""Folder beside the runs: what all of them share."""
 CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 
@@ -58,7 +60,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    session = Session(folder, Path(config.paths.runs) / ".store", ledger, tracker, config.trainer, device, config.seed)
+    session = Session(folder, Path(config.paths.runs) / STORE, ledger, tracker, config.trainer, device, config.seed)
     try:
         yield session
     except KeyboardInterrupt:
@@ -106,19 +108,6 @@ def policy_of(plan: Plan, session: Session) -> Policy:
         device=session.device,
         shared_prefix=shared_prefix,
     )
-
-
-def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
-    """Each stage in order: put back if it is finished, else run from its last checkpoint."""
-    for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        folder = session.stage_folder(stage.name)
-        ledger = Ledger(folder)
-        if ledger.read("done.json"):
-            log.info("%s: done before, restored", stage.name)
-            stage.restore(policy, folder)
-            continue
-        stage.run(policy, work, session)
-        ledger.write("done.json", {"steps": work.steps})
 
 
 def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:

@@ -11,6 +11,7 @@ from alignlab.assembly import folder_of
 from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
 from alignlab.preparation import Plan
+from alignlab.running import found
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -27,9 +28,10 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row("numbers", _sheets(config))
     else:
         table.add_row("tuner", "nothing is trained")
+    done = found(plan) if not config.force else set()
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         doing = f"{work.steps} steps, {work.note}; moves {stage.moves}" if stage.moves else work.note
-        table.add_row(f"stage {stage.name}", doing)
+        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in done else doing)
         table.add_row("", work.account.sentence())
     if plan.classes:
         table.add_row("classes", _classes(plan))

@@ -18,7 +18,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": len((_git("status", "--porcelain") or "").splitlines()),
         "system": f"{platform.system()} {platform.machine()}",
@@ -27,7 +27,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Of an installed distribution; None where there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -44,10 +44,10 @@ def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequenc
     from alignlab.training.stages import Course, TrainStage
 
     moves: dict[str, Moves] = {"controls": TUNER, "joint": Both(config.control_rate)}
-    fits = tuple(course.values())
-    parts = [(0, len(fits))] if len(wanted) == 1 else [(place, place + 1) for place in range(len(fits))]
+    lengths = tuple(fit.length for fit in course.values())
+    parts = [(0, len(lengths))] if len(wanted) == 1 else [(place, place + 1) for place in range(len(lengths))]
     made = [
-        TrainStage(name, LABELLED["train"], labelled, nll, course[name], moves=moves[name], course=Course(fits, *part))
+        TrainStage(name, LABELLED["train"], labelled, nll, course[name], moves=moves[name], course=Course(lengths, *part))
         for name, part in zip(wanted, parts, strict=True)
     ]
     return Method(config.name, tuple(made))

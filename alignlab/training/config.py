@@ -11,6 +11,19 @@ from alignlab.errors import ConfigError
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a stage trains: `epochs` or `steps`, of `batch` groups."""
+
+    epochs: float | None
+    steps: int | None
+    batch: int
+
+    def total_steps(self, groups: int) -> int:
+        """Optimiser steps for so many groups."""
+        return self.steps if self.steps is not None else max(1, math.ceil(float(self.epochs or 0) * groups / self.batch))
+
+
 @dataclass
 class FitConfig:
     """One training stage. `epochs` or `steps`: exactly one, the other null. `batch`: groups (rows or pairs) per optimiser
@@ -49,9 +62,14 @@ class FitConfig:
         if self.loss_on not in ("response", "all"):
             raise ConfigError(f"{where}.loss_on={self.loss_on!r} is not known; choose response or all.")
 
+    @property
+    def length(self) -> Length:
+        """Of the stage, its rates aside."""
+        return Length(self.epochs, self.steps, self.batch)
+
     def total_steps(self, groups: int) -> int:
         """Optimiser steps for so many groups."""
-        return self.steps if self.steps is not None else max(1, math.ceil(float(self.epochs or 0) * groups / self.batch))
+        return self.length.total_steps(groups)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +32,10 @@ class SecondModel:
     def __init__(self, through: LoraConfig | None = None) -> None:
         self._through = through
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
+
+    def described(self) -> dict[str, Any]:
+        """What decides its result; what it holds follows from that."""
+        return {"through": self._through}
 
     def __str__(self) -> str:
         return "a second model" if self._through is None else "a second model, by a LoRA"
@@ -83,6 +88,10 @@ class ThroughLora:
 
     def __init__(self, config: LoraConfig) -> None:
         self._config = config
+
+    def described(self) -> dict[str, Any]:
+        """The LoRA."""
+        return {"through": self._config}
 
     def __str__(self) -> str:
         return "backbone, by a LoRA"

@@ -14,7 +14,7 @@ from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
-from alignlab.training.config import FitConfig, TrainerConfig
+from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.moves import TUNER, Moves
 from alignlab.training.objectives import Objective, Shaped
@@ -27,7 +27,7 @@ from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
 class Course:
     """The lengths of the parts of a stream of batches; a stage takes those from `first` to before `behind`."""
 
-    fits: tuple[FitConfig, ...]
+    lengths: tuple[Length, ...]
     first: int
     behind: int
 
@@ -120,8 +120,8 @@ class TrainStage:
 
     def _course(self, groups: int) -> tuple[int, int, int]:
         """The first step of this stage, the step behind its last, and the steps of its whole course."""
-        course = self.course or Course((self.fit,), 0, 1)
-        steps = [fit.total_steps(groups) for fit in course.fits]
+        course = self.course or Course((self.fit.length,), 0, 1)
+        steps = [length.total_steps(groups) for length in course.lengths]
         return sum(steps[: course.first]), sum(steps[: course.behind]), sum(steps)
 
     def _with_references(self, groups: Sequence[EncodedGroup], policy: Policy, session: Session) -> Sequence[EncodedGroup]:

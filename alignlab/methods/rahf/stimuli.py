@@ -37,6 +37,10 @@ class Prefixes:
     All three run in one pass.
     """
 
+    def described(self) -> str:
+        """There is nothing to set."""
+        return "prefixes"
+
     @torch.no_grad()
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See Stimuli."""
@@ -52,6 +56,10 @@ class Models:
 
     def __init__(self, second: SecondModel) -> None:
         self._second = second
+
+    def described(self) -> SecondModel:
+        """As the second model."""
+        return self._second
 
     @torch.no_grad()
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -69,6 +77,10 @@ class Stored:
     def __init__(self) -> None:
         self._file: Any = None
         self._rows: set[str] = set()
+
+    def described(self) -> str:
+        """What it holds follows from the stage that keeps it."""
+        return "stored"
 
     def open(self, path: Path) -> None:
         """Reads from this file from now on."""

@@ -1,0 +1,85 @@
+"""The stages of a run, each done once: put back if the run has finished it, fetched if another job has, else computed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignlab.assembly import STORE, device_of
+from alignlab.models.policy import Policy
+from alignlab.preparation import Plan
+from alignlab.tracking.ledger import Ledger
+from alignlab.training.method import Stage, Work
+from alignlab.training.session import Session
+from alignlab.training.stage_key import stage_key
+from alignlab.training.stage_store import DONE, METRICS, StageStore
+
+log = logging.getLogger(__name__)
+WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+"""Keys of the trainer's sheet that change what is written, and not what is computed."""
+
+
+def stage_keys(plan: Plan, device: str) -> list[str]:
+    """A key for each stage, in order; each depends on those before it."""
+    config = plan.config
+    shared: dict[str, Any] = {
+        "model": [config.model, config.model.stamp(), plan.method.start],
+        "tuner": [config.tuner, config.tuner.stamp()],
+        "control": None if plan.control is None else plan.control.to_dict(),
+        "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
+        "device": device,
+        "seed": config.seed,
+    }
+    keys: list[str] = []
+    for stage, work in zip(plan.method.stages, plan.works, strict=True):
+        keys.append(stage_key(stage, work, {**shared, "before": keys}))
+    return keys
+
+
+def found(plan: Plan) -> set[str]:
+    """The stages that another run has done already."""
+    store = StageStore(Path(plan.config.paths.runs) / STORE / "stages")
+    keys = stage_keys(plan, device_of(plan.config.trainer.device))
+    return {stage.name for stage, key in zip(plan.method.stages, keys, strict=True) if store.holds(key)}
+
+
+def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
+    """Leaves every stage finished, in the run's folder and in the policy."""
+    store = StageStore(session.store / "stages")
+    keys = stage_keys(plan, session.device)
+    for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
+        folder = session.stage_folder(stage.name)
+        if (folder / DONE).is_file():
+            log.info("%s: done before, restored", stage.name)
+            stage.restore(policy, folder)
+            continue
+        with store.alone(key):
+            if store.holds(key) and not plan.config.force:
+                log.info("%s: another run has done it, restored from the store", stage.name)
+                store.fetch(key, folder, session.folder)
+                _repeat(stage, session)
+                stage.restore(policy, folder)
+            else:
+                _compute(stage, work, policy, session)
+                store.keep(key, folder, session.folder)
+
+
+def _compute(stage: Stage, work: Work, policy: Policy, session: Session) -> None:
+    stage.run(policy, work, session)
+    ledger = Ledger(session.stage_folder(stage.name))
+    ledger.write(METRICS, {"lines": [line for line in session.ledger.history() if _is_of(stage, line)]})
+    ledger.write(DONE, {"steps": work.steps})
+
+
+def _repeat(stage: Stage, session: Session) -> None:
+    """Logs what the stage had logged when it was computed."""
+    kept = Ledger(session.stage_folder(stage.name)).read(METRICS) or {"lines": []}
+    for line in kept["lines"]:
+        values = {key.removeprefix(f"{stage.name}/"): value for key, value in line.items() if key != "step"}
+        session.log(stage.name, line["step"], values)
+
+
+def _is_of(stage: Stage, line: Mapping[str, Any]) -> bool:
+    return any(key.startswith(f"{stage.name}/") for key in line)

@@ -1,0 +1,86 @@
+"""Finished stages, kept for every job of this machine that asks for the very same one; safe among jobs that run at once."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+log = logging.getLogger(__name__)
+DONE = "done.json"
+ORIGIN = "origin.txt"
+"""Of a kept stage: the run folder that it came from, whose path its files may name."""
+METRICS = "metrics.json"
+"""What the stage has logged, so that a run that did not compute it has its curves all the same."""
+
+
+class StageStore:
+    """Folders by key below `folder`. A key stands for everything that decides a stage's result (`stage_key`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def holds(self, key: str) -> bool:
+        """Whether the stage of this key has been finished by any job."""
+        return (self._folder / key / DONE).is_file()
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{key}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waits for another job that computes the same stage")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def keep(self, key: str, stage: Path, run: Path) -> None:
+        """Keeps what a finished stage of a run has left, checkpoints aside; appears whole or not at all."""
+        scratch = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=self._folder))
+        _copy(stage, scratch)
+        (scratch / ORIGIN).write_text(str(run.resolve()), encoding="utf-8")
+        try:
+            scratch.rename(self._folder / key)
+        except OSError:  # another job was faster, with the same result
+            shutil.rmtree(scratch)
+
+    def fetch(self, key: str, stage: Path, run: Path) -> None:
+        """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last."""
+        kept = self._folder / key
+        origin = (kept / ORIGIN).read_text(encoding="utf-8")
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        _copy(kept, stage, skip=(ORIGIN, DONE))
+        for file in stage.rglob("*.json"):
+            text = file.read_text(encoding="utf-8")
+            if origin in text:  # a base named by its folder: the run's own copy takes its place
+                _replaced(file, text.replace(origin, str(run.resolve())))
+        shutil.copyfile(kept / DONE, stage / DONE)
+
+
+def _copy(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
+    """Every file but checkpoints, as a hard link where the file system has them: weights are written once, never changed."""
+    for file in sorted(source.rglob("*")):
+        inside = file.relative_to(source)
+        if file.is_dir() or inside.parts[0].startswith("checkpoint-") or str(inside) in skip:
+            continue
+        place = target / inside
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copyfile(file, place)
+
+
+def _replaced(file: Path, text: str) -> None:
+    """A new file in the old one's place, which may be a link to the kept one."""
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
