@@ -192,7 +192,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("alignlab.assembly.run_stages", interrupt)
+        patched.setattr("alignlab.running.run_stages", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(composed(tmp_path, "red", "evaluation=off"))
     before = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
