@@ -25,7 +25,7 @@ def show(plan: Plan, console: Console) -> None:
     if plan.method.stages:
         share = 100 * plan.learned / plan.parameters
         table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
-        table.add_row("numbers", _sheets(config))
+        table.add_row("sheets", _sheets(config))
     else:
         table.add_row("tuner", "nothing is trained")
     done = found(plan) if not config.force else set()
@@ -60,9 +60,9 @@ def _classes(plan: Plan) -> str:
 
 
 def _sheets(config: RunConfig) -> str:
-    """Where the tuner's rates and the method's steps came from, the command line aside."""
+    """Where the tuner's and the method's numbers came from, the command line aside."""
     rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
     if isinstance(config.control, FormConfig):
         rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
     steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
-    return f"rates from {rates}, steps and batch from {steps}"
+    return f"{rates}, {steps}"

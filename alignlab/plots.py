@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,9 +59,10 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
     axis = profile["x"]
     figure, panels = _panels(len(profile["series"]))
     for panel, (name, values) in zip(panels, profile["series"].items(), strict=True):
-        panel.plot(axis["values"], values, marker="o")
+        shown = [math.nan if value is None else value for value in values]
+        panel.plot(axis["values"], shown, marker="o")
         panel.set(title=name, xlabel=axis["label"])
-        panel.set_ylim(bottom=min(0.0, *values))
+        panel.set_ylim(bottom=min(0.0, *(value for value in values if value is not None)))
         panel.set_xticks(axis["values"])
     figure.suptitle(profile["title"], fontsize="medium")
     return _saved(figure, path)

@@ -95,7 +95,7 @@ def _records(pairs: int) -> Any:
             too_long="drop",
             limit=2 * pairs,
             test_limit=None,
-            prefixes=PrefixConfig(None, None),
+            prefixes=PrefixConfig(None, None, ""),
             flipped=0.0,
             halves=None,
             part=None,

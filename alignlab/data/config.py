@@ -16,10 +16,12 @@ HALVES = ("rm", "ppo")
 
 @dataclass
 class PrefixConfig:
-    """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none."""
+    """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none. `separator`:
+    between a prefix and the prompt."""
 
     better: str | None
     worse: str | None
+    separator: str
 
     def check(self) -> None:
         """Raises ConfigError for prefixes that cannot ask for two kinds of answers."""

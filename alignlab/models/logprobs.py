@@ -58,9 +58,26 @@ def token_logprobs(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def token_divergences(before: Pass, after: Pass) -> Tensor:
+    """KL(before || after) of the next token in nats, fp32, at each of K positions; logits as in `token_logprobs`. No gradient
+    goes to `before`."""
+    parts = []
+    for begin in range(0, len(after.hidden_KD), CHUNK_TOKENS):
+        piece = slice(begin, begin + CHUNK_TOKENS)
+        parts.append(checkpoint(_divergences, before.piece(piece), after.piece(piece), use_reentrant=False))
+    return torch.cat(parts)
+
+
 def sum_by_member(values_K: Tensor, member_K: Tensor, groups: int, members: int) -> Tensor:
     """Per-token values added up per member, shape groups x members."""
     return values_K.new_zeros(groups * members).index_add(0, member_K, values_K).reshape(groups, members)
+
+
+def _divergences(before: Pass, after: Pass) -> Tensor:
+    with torch.no_grad():
+        before_KV = _mixed([before]).log_softmax(-1)
+    after_KV = _mixed([after]).log_softmax(-1)
+    return (before_KV.exp() * (before_KV - after_KV)).sum(-1)
 
 
 def _scores(passes: Sequence[Pass], target_K: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from alignlab.models.controls import WITHOUT, Asked, Controls, led
 from alignlab.models.decode import Sampling, answers, row_sets
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
-from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
+from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
 from alignlab.models.segments import attending_in_segments
 from alignlab.records import Batch
 
@@ -81,10 +82,12 @@ class Policy:
             raise ControlError("the divergence of a mixture of passes is not defined; ask at strength 0 or 1.")
         with torch.no_grad(), self.off():
             before = self._pass(layout, Term(1.0, 1.0))
-            before_KV = before.head(before.hidden_KD).float().log_softmax(-1)
-        after = self._pass(layout, term)
-        after_KV = after.head(after.hidden_KD).float().log_softmax(-1)
-        return (before_KV.exp() * (before_KV - after_KV)).sum(-1)
+
+        def head(some_kD: Tensor) -> Tensor:
+            with self.off():
+                return self.backbone.head(some_kD)
+
+        return token_divergences(replace(before, head=head), self._pass(layout, term))
 
     def respond(
         self,

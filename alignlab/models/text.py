@@ -64,6 +64,9 @@ class Codec:
         """
         rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
         leads = {text: self.lead(text) for text in {example.lead for example in examples}}
+        for text, ids in leads.items():
+            if not self._special.isdisjoint(ids):
+                raise DataError(f"the prefix {text!r} holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         alone = self._ids(rendered)
         joined = self._ids([text + example.response for text, example in zip(rendered, examples, strict=True)])
         return [

@@ -44,8 +44,8 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class CollectStage:
-    """Measures `base` states and a `shift` of them. `sample`: groups that are looked at; all of them where `store` keeps the
-    states, which may take `store_mib`."""
+    """Measures `base` states and a `shift` of them. `sample`: groups that are looked at, from all over the split; every one
+    where `store` keeps the states, which may take `store_mib`."""
 
     name: str
     split: str
@@ -60,9 +60,9 @@ class CollectStage:
     lasting = False
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
-        """Encodes the split; the first groups are the sample."""
+        """Encodes the split, and takes the sample."""
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
-        looked = groups if self.store else groups[: self.sample]
+        looked = groups if self.store else groups[:: max(1, len(groups) // self.sample)][: self.sample]
         kept = "keeps the states of" if self.store else "looks at"
         return Work(looked, account, 0, f"{kept} {len(looked)} of {len(groups)}")
 
@@ -85,7 +85,7 @@ class CollectStage:
         folder.mkdir(parents=True, exist_ok=True)
         layers = self.layers.of(policy.backbone.shape)
         norms, directions, kept = [], [], {}
-        for rows in in_order(work.groups, GROUPS_PER_PASS):
+        for rows in in_order(work.groups, min(session.trainer.micro_batch or GROUPS_PER_PASS, GROUPS_PER_PASS)):
             groups = [work.groups[row] for row in rows]
             batch = whole(groups, policy.backbone.codec.pad).to(policy.backbone.device)
             base_LKD, shift_LKD = self.measure(policy, batch, layers)
@@ -100,7 +100,7 @@ class CollectStage:
         Ledger(folder).write(PROFILE, profile)
         for name, values in profile["series"].items():
             named = {f"{name}_{layer}".replace(" ", "_"): value for layer, value in zip(layers, values, strict=True)}
-            session.log(self.name, 0, named)
+            session.log(self.name, 0, {key: value for key, value in named.items() if value is not None})
         if self.store:
             save_file(kept, folder / "states.safetensors")
             self.store.open(folder / "states.safetensors")
@@ -118,18 +118,19 @@ def _tokens(group: EncodedGroup) -> int:
 
 def _profile(layers: Sequence[int], norms_2LK: Tensor, directions_NLD: Tensor) -> dict[str, Any]:
     """Per layer: mean norm of the shift, its ratio to the mean norm of the states, and the mean cosine between the shifts of
-    two groups, each the mean over its tokens."""
+    two groups, each the mean over its tokens; None where there is no shift, or one group."""
     base_L, shift_L = norms_2LK.double().mean(2)
     unit_NLD = torch.nn.functional.normalize(directions_NLD.double(), dim=-1)
     count = len(unit_NLD)
     # The sum of all cosines is the square of the sum of unit vectors; a group with itself is 1.
     cosine_L = (unit_NLD.sum(0).square().sum(-1) - count) / max(1, count * (count - 1))
+    cosines = [float(cosine) if count > 1 and norm > 0 else None for cosine, norm in zip(cosine_L, shift_L, strict=True)]
     return {
         "title": f"shift of hidden states (n = {count})",
         "x": {"label": "layer", "values": list(layers)},
         "series": {
             "norm of the shift": shift_L.tolist(),
             "ratio to the states": (shift_L / base_L).tolist(),
-            "cosine between items": cosine_L.tolist(),
+            "cosine between items": cosines,
         },
     }

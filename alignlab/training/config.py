@@ -45,9 +45,13 @@ class FitConfig:
     def check(self, where: str) -> None:
         """Raises ConfigError for settings that cannot train."""
         if (self.epochs is None) == (self.steps is None):
-            raise ConfigError(f"{where}: give epochs or steps, and null for the other; now {self.epochs=} and {self.steps=}.")
+            raise ConfigError(
+                f"{where}: give epochs or steps, and null for the other; now epochs={self.epochs} and steps={self.steps}."
+            )
         if (self.steps is not None and self.steps < 1) or (self.epochs is not None and self.epochs <= 0):
-            raise ConfigError(f"{where}: nothing to train with {self.steps=}, {self.epochs=}; give at least one step.")
+            raise ConfigError(
+                f"{where}: nothing to train with steps={self.steps}, epochs={self.epochs}; give at least one step."
+            )
         if self.batch < 1:
             raise ConfigError(f"{where}.batch={self.batch} must be at least 1.")
         if not self.learning_rate > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,8 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.training.moves import rests_on, tuner_of
-from alignlab.tuners.config import LoraConfig
-from alignlab.tuners.lora import adapter
 from alignlab.tuners.tuner import Part
-from alignlab.tuners.update import Update
+from alignlab.tuners.update import Update, UpdateShape
 from alignlab.tuners.weights import BackboneWeights
 
 
@@ -29,7 +28,7 @@ class SecondModel:
 
     lasting = False
 
-    def __init__(self, through: LoraConfig | None = None) -> None:
+    def __init__(self, through: UpdateShape | None = None) -> None:
         self._through = through
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
 
@@ -86,12 +85,12 @@ class ThroughLora:
 
     lasting = True
 
-    def __init__(self, config: LoraConfig) -> None:
-        self._config = config
+    def __init__(self, shape: UpdateShape) -> None:
+        self._shape = shape
 
     def described(self) -> dict[str, Any]:
         """The LoRA."""
-        return {"through": self._config}
+        return {"through": self._shape}
 
     def __str__(self) -> str:
         return "backbone, by a LoRA"
@@ -99,7 +98,7 @@ class ThroughLora:
     @contextmanager
     def moving(self, policy: Policy) -> Iterator[Part]:
         """The LoRA, the tuner being aside. On leaving, the LoRA is in the weights."""
-        with _updating(policy, self._config) as update:
+        with _updating(policy, self._shape) as update:
             yield update
             updated = update.updated()
         with tuner_of(policy).aside():
@@ -110,14 +109,17 @@ class ThroughLora:
         """The whole backbone becomes a checkpoint of its own, and the base of what is saved from now on."""
         whole = result.parent / "whole"
         if not whole.is_dir():
-            BackboneWeights(policy.model, tuner_of(policy)).save(whole)
+            unfinished = whole.with_suffix(".part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            BackboneWeights(policy.model, tuner_of(policy)).save(unfinished)
+            unfinished.rename(whole)
         rests_on(policy, whole)
 
 
 @contextmanager
-def _updating(policy: Policy, config: LoraConfig) -> Iterator[Update]:
+def _updating(policy: Policy, shape: UpdateShape) -> Iterator[Update]:
     """Inside, an update is all that is active."""
-    update = Update(policy.backbone.model, adapter(config, policy.backbone.model))
+    update = Update(policy.backbone.model, shape)
     try:
         yield update
     finally:

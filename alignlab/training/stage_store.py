@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 log = logging.getLogger(__name__)
+WEIGHTS = ".safetensors"
 DONE = "done.json"
 ORIGIN = "origin.txt"
 """Of a kept stage: the run folder that it came from, whose path its files may name."""
@@ -60,27 +61,28 @@ class StageStore:
         _copy(kept, stage, skip=(ORIGIN, DONE))
         for file in stage.rglob("*.json"):
             text = file.read_text(encoding="utf-8")
-            if origin in text:  # a base named by its folder: the run's own copy takes its place
-                _replaced(file, text.replace(origin, str(run.resolve())))
+            # A base is named by its folder: the run's own copy takes its place.
+            file.write_text(text.replace(origin, str(run.resolve())), encoding="utf-8")
         shutil.copyfile(kept / DONE, stage / DONE)
 
 
 def _copy(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
-    """Every file but checkpoints, as a hard link where the file system has them: weights are written once, never changed."""
+    """Every file but checkpoints. Weights are written once and never changed, so they are hard links where the file system has
+    them; a run may write the others again."""
     for file in sorted(source.rglob("*")):
         inside = file.relative_to(source)
         if file.is_dir() or inside.parts[0].startswith("checkpoint-") or str(inside) in skip:
             continue
         place = target / inside
         place.parent.mkdir(parents=True, exist_ok=True)
+        _link(file, place)
+
+
+def _link(file: Path, place: Path) -> None:
+    if file.suffix == WEIGHTS:
         try:
             os.link(file, place)
+            return
         except OSError:
-            shutil.copyfile(file, place)
-
-
-def _replaced(file: Path, text: str) -> None:
-    """A new file in the old one's place, which may be a link to the kept one."""
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+            log.debug("%s: no hard links here", place)
+    shutil.copyfile(file, place)

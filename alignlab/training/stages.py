@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Source
@@ -91,6 +93,7 @@ class TrainStage:
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Trains, and leaves the result in the stage's folder."""
         folder = session.stage_folder(self.name)
+        torch.manual_seed(session.seed)  # what a stage draws depends on its seed, not on the stages before it
         groups = self._with_references(work.groups, policy, session)
         micro = session.trainer.micro(self.fit.batch)
         shares = self._shares(groups, micro, session.seed)

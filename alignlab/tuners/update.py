@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignlab.tuners.peft_tuner import stores_transposed
 from alignlab.tuners.tuner import Rated
 from alignlab.tuners.weights import read
 
@@ -21,25 +23,40 @@ NAME = "fine_tuning"
 FILE = "adapter_model.safetensors"
 
 
-class Update:
-    """The update of every linear map that `config` names, stored as peft's adapter. It stands in the model until `remove`."""
+@dataclass(frozen=True)
+class UpdateShape:
+    """LoRA on peft's own choice of linear maps, usually queries and values, in every block."""
 
-    def __init__(self, model: PreTrainedModel, config: LoraConfig) -> None:
-        self._model, self._config = model, config
+    rank: int
+    alpha: float
+    dropout: float
+
+
+class Update:
+    """A LoRA in float32, stored as peft's adapter. It stands in the model until `remove`; the tuner's own is set aside."""
+
+    def __init__(self, model: PreTrainedModel, shape: UpdateShape) -> None:
+        self._model = model
+        self._config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            fan_in_fan_out=stores_transposed(model),
+        )
         learned = {parameter for parameter in model.parameters() if parameter.requires_grad}
-        active = {layer: list(layer.active_adapters) for layer in _layers(model)}
+        self._active = {layer: list(layer.active_adapters) for layer in _layers(model).values()}
         with warnings.catch_warnings():
-            # The tuner's own LoRA may be there already, and is set aside on purpose.
-            warnings.filterwarnings("ignore", message=".*`peft_config`.*")
+            warnings.filterwarnings("ignore", message=".*`peft_config`.*")  # the tuner's own may be a LoRA, too
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            inject_adapter_in_model(config, model, adapter_name=NAME)
-        self._before = {layer: active.get(layer, []) for layer in _layers(model)}
-        for layer in self._before:
+            inject_adapter_in_model(self._config, model, adapter_name=NAME)
+        for layer in _layers(model).values():
             layer.set_adapter(NAME, inference_mode=True)
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in learned)
-        self._layers = [layer for layer in self._before if NAME in layer.lora_A]
         own = {name: parameter for name, parameter in model.named_parameters() if f".{NAME}." in name}
+        for parameter in own.values():
+            parameter.data = parameter.data.float()
         self._named = {f"base_model.model.{name.replace(f'.{NAME}', '')}": parameter for name, parameter in own.items()}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -62,15 +79,20 @@ class Update:
 
     def updated(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Each weight that has an update, beside what it is with it."""
+        layers = [layer for layer in _layers(self._model).values() if NAME in layer.lora_A]
         with torch.no_grad():
-            pairs = [(layer.get_base_layer().weight, layer.get_delta_weight(NAME)) for layer in self._layers]
-            return [(weight, weight + delta.to(weight.dtype)) for weight, delta in pairs]
+            pairs = [(layer.get_base_layer().weight, layer.get_delta_weight(NAME)) for layer in layers]
+            return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in pairs]
 
     def remove(self) -> None:
-        """Takes the update out of the model; the tuner's own adapter is active again."""
+        """Takes the update out of the model, which is built as before; the tuner's own adapter is active again."""
         learned = {parameter for parameter in self._model.parameters() if parameter.requires_grad}
-        for layer, active in self._before.items():
-            layer.set_adapter(active, inference_mode=True)
+        for name, layer in _layers(self._model).items():
+            if layer not in self._active:  # a linear map that had no LoRA
+                parent, _, child = name.rpartition(".")
+                setattr(self._model.get_submodule(parent), child, layer.get_base_layer())
+                continue
+            layer.set_adapter(self._active[layer], inference_mode=True)
             if NAME in layer.lora_A:
                 layer.delete_adapter(NAME)
         self._model.peft_config.pop(NAME)
@@ -78,5 +100,5 @@ class Update:
             parameter.requires_grad_(parameter in learned)
 
 
-def _layers(model: PreTrainedModel) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+def _layers(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -34,7 +34,7 @@ def config(**changes: Any) -> DataConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
-        "prefixes": PrefixConfig(None, None),
+        "prefixes": PrefixConfig(None, None, ""),
         "flipped": 0.0,
         "halves": None,
         "part": None,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from alignlab.data.config import HALVES, HalvesConfig
+from alignlab.data.config import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.methods.config import between, one_of
 from alignlab.models.config import LayersConfig
@@ -15,15 +15,6 @@ from alignlab.tuners.config import check_lora
 
 STAGES = ["sft", "instruct", "dispreferred", "preferred", "shift", "fit"]
 """In the order in which they can follow each other."""
-
-
-@dataclass
-class PrefixesConfig:
-    """What asks for a good and for a bad answer, in front of the prompt. `separator`: between prefix and prompt."""
-
-    better: str | None
-    worse: str | None
-    separator: str
 
 
 @dataclass
@@ -64,8 +55,9 @@ class RahfConfig:
     prompt_tokens: int | None
     responses: str
     coin_seed: int
-    prefixes: PrefixesConfig
+    prefixes: PrefixConfig
     halves: HalvesConfig | None
+    part: str | None
     contrast: str
     smoothing: float
     distance: str
@@ -98,14 +90,16 @@ class RahfConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"method.{key}={value} must be at least 1.")
-        if self.update is not None:
-            check_lora("method.update", self.update.rank, self.update.dropout)
+        for stage in ("instruct", "fit"):
+            if getattr(self, stage).loss_on != "response":
+                raise ConfigError(f"method.{stage}.loss_on must be response: what is compared stands behind different prompts.")
         self._check_stages()
-        if self.reads_prefixes and not (self.prefixes.better and self.prefixes.worse):
-            raise ConfigError(
-                "method.variant reads a prefix pair, and data.prefixes has none; give data.prefixes.better=TEXT and"
-                " data.prefixes.worse=TEXT, or take method.variant=dual."
-            )
+        self._check_data()
+
+    @property
+    def leads(self) -> tuple[str, str]:
+        """What stands in front of a prompt to ask for a good, and for a bad answer."""
+        return f"{self.prefixes.better}{self.prefixes.separator}", f"{self.prefixes.worse}{self.prefixes.separator}"
 
     @property
     def reads_prefixes(self) -> bool:
@@ -133,3 +127,21 @@ class RahfConfig:
             raise ConfigError("stage dispreferred trains a second model that no later stage reads; set method.stimuli=models.")
         if self.cached and "shift" not in self.stages:
             raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")
+        if self.update is not None:
+            check_lora("method.update", self.update.rank, self.update.dropout)
+            if "preferred" not in self.stages:
+                raise ConfigError(
+                    "method.update is how preferred and dispreferred are trained, which method.stages does not have."
+                )
+
+    def _check_data(self) -> None:
+        if self.part is not None:
+            raise ConfigError(
+                f"data.part={self.part} is for methods that train on one half, and rahf reads both; set it to null."
+            )
+        if self.reads_prefixes and not (self.prefixes.better and self.prefixes.worse):
+            other = "method.fit_prefix=false" if self.stimuli == "models" else "method.variant=dual"
+            raise ConfigError(
+                "method=rahf reads a prefix pair here, and data.prefixes has none; give data.prefixes.better=TEXT and"
+                f" data.prefixes.worse=TEXT, or set {other}."
+            )

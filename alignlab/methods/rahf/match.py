@@ -51,12 +51,9 @@ class Match:
 
     def _reached(self, layers: list[int], norm_LK: Tensor, shift_LKD: Tensor, tokens: float) -> dict[str, Tensor]:
         target_LK = abs(self.alpha) * torch.linalg.vector_norm(shift_LKD, dim=-1)
-        share = norm_LK.shape[1] / tokens
-        tiny = torch.finfo(target_LK.dtype).tiny
-        reached_L = 1 - norm_LK.sum(1) / target_LK.sum(1).clamp(min=tiny)
-        metrics = {f"reached_{layer}": reached * share for layer, reached in zip(layers, reached_L, strict=True)}
-        if not bool(target_LK.any()):  # no shift, so there is nothing to reach
-            metrics = {}
+        # Token by token, so that shares of a step add up; where there is no shift, nothing is to be reached.
+        reached_LK = torch.where(target_LK > 0, 1 - norm_LK / target_LK, 0.0)
+        metrics = {f"reached_{layer}": reached / tokens for layer, reached in zip(layers, reached_LK.sum(1), strict=True)}
         return {
             **metrics,
             "distance": norm_LK.sum() / (len(layers) * tokens),

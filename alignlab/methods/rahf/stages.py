@@ -16,13 +16,14 @@ from alignlab.training.moves import TheBackbone
 from alignlab.training.objectives import nll
 from alignlab.training.second import SecondModel, ThroughLora
 from alignlab.training.stages import TrainStage, Window
-from alignlab.tuners.config import LoraConfig
+from alignlab.tuners.update import UpdateShape
 
 
 def method(config: RahfConfig) -> Method:
     """`sft`, `preferred`: the backbone, on chosen responses. `instruct`: the backbone, under the prefixes. `dispreferred`: a
     second model, on rejected responses. `shift` looks at the difference that `fit` moves the tuner's states by."""
-    through = _update(config)
+    given = config.update
+    through = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
     second = SecondModel(through)
     preferred = TheBackbone() if through is None else ThroughLora(through)
     split, _ = config.splits
@@ -37,14 +38,14 @@ def method(config: RahfConfig) -> Method:
 
 
 def _instruct(config: RahfConfig) -> TrainStage:
-    better, worse = _leads(config)
+    better, worse = config.leads
     objective = Contrast(config.contrast, config.smoothing)
     return TrainStage("instruct", config.splits[0], Instructed(better, worse), objective, config.instruct, moves=TheBackbone())
 
 
 def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
     """`shift` and `fit`, which read the same groups under the same stimuli."""
-    better, worse = _leads(config)
+    better, worse = config.leads
     by_prefix = config.stimuli == "prefixes"
     stimuli: Stimuli = Prefixes() if by_prefix else Models(second)
     plain = better if config.fit_prefix and not by_prefix else ""
@@ -62,17 +63,3 @@ def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
         objective = Match(config.layers, stored or stimuli, config.alpha, config.distance, config.kl)
         stages.append(TrainStage("fit", config.splits[1], view, objective, config.fit, window=window))
     return stages
-
-
-def _leads(config: RahfConfig) -> tuple[str, str]:
-    prefixes = config.prefixes
-    return f"{prefixes.better}{prefixes.separator}", f"{prefixes.worse}{prefixes.separator}"
-
-
-def _update(config: RahfConfig) -> LoraConfig | None:
-    """The LoRA by which the two models are trained; its rates stand with the stages."""
-    if config.update is None:
-        return None
-    given = config.update
-    rate = config.preferred.learning_rate
-    return LoraConfig("lora", rate, rate, given.rank, given.alpha, given.dropout, None)

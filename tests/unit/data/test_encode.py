@@ -162,6 +162,11 @@ def test_rows_with_a_token_across_the_boundary_are_counted_once_per_row() -> Non
             "9 rows read, 6 kept, 2 dropped: longer than 8 tokens; 1 dropped: prompts of the pair differ;"
             " 4 prompts cut on the left; in 3 a token spans prompt and response",
         ),
+        (
+            Account(4, 3, {"longer than 8 tokens": 1}, 1, 0, shortened=2),
+            "4 rows read, 3 kept, 1 dropped: longer than 8 tokens; 1 prompts cut on the left;"
+            " of 2 responses the first tokens are used",
+        ),
     ],
 )
 def test_the_account_is_one_sentence(account: Account, sentence: str) -> None:

@@ -27,7 +27,7 @@ def config(path: Path | None, **changes: Any) -> HhConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
-        "prefixes": PrefixConfig(None, None),
+        "prefixes": PrefixConfig(None, None, ""),
         "flipped": 0.0,
         "halves": None,
         "part": None,

@@ -30,7 +30,7 @@ def config(path: Path | None, **changes: Any) -> JsonlConfig:
         "too_long": "error",
         "limit": None,
         "test_limit": None,
-        "prefixes": PrefixConfig(None, None),
+        "prefixes": PrefixConfig(None, None, ""),
         "flipped": 0.0,
         "halves": None,
         "part": None,

@@ -25,7 +25,7 @@ def config(**changes: Any) -> FramedConfig:
         "too_long": "drop",
         "limit": None,
         "test_limit": None,
-        "prefixes": PrefixConfig(None, None),
+        "prefixes": PrefixConfig(None, None, ""),
         "flipped": 0.0,
         "halves": None,
         "part": None,
