@@ -90,3 +90,14 @@ def test_the_plot_command_draws_a_map(tmp_path: Path) -> None:
 
     assert status == 0
     assert (tmp_path / "map.png").read_bytes().startswith(PNG)
+
+
+def test_two_runs_of_one_seed_in_a_single_cell_are_found_beside_cells_with_more_seeds() -> None:
+    frame = cells()
+    frame.insert(0, "method.rate", "a")
+    cell = (frame["method.alpha"] == "2.0") & (frame["method.layers"] == "1")
+    twice = frame[cell & (frame["seed"] == 0)].assign(**{"method.rate": "b"})
+    odd = pd.concat([frame[~(cell & (frame["seed"] == 1))], twice])
+
+    with pytest.raises(ConfigError, match=r"differ in method\.rate"):
+        crossed(odd, "method.alpha", "method.layers", "toy/reward")

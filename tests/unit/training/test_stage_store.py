@@ -11,6 +11,7 @@ import pytest
 from alignlab.training.stage_store import StageStore
 
 KEY = "0123456789abcdef"
+FILES = ("weights.safetensors", "adapter_config.json")
 
 
 def finished_stage(run: Path) -> Path:
@@ -107,3 +108,13 @@ def test_a_job_that_fails_lets_the_next_one_compute(store: StageStore) -> None:
 
     with store.alone(KEY):
         assert not store.holds(KEY)
+
+
+def test_weights_are_links_and_what_a_run_may_write_again_is_a_copy(store: StageStore, tmp_path: Path) -> None:
+    kept(store, tmp_path / "a")
+
+    store.fetch(KEY, tmp_path / "b" / "stages" / "fit", tmp_path / "b")
+
+    places = [folder / "stages" / "fit" / "result" for folder in (tmp_path / "a", tmp_path / "b")]
+    weights, configs = ({(place / name).stat().st_ino for place in places} for name in FILES)
+    assert (len(weights), len(configs)) == (1, 2)
