@@ -130,7 +130,7 @@ class LoraFormConfig(FormConfig):
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
-        check_lora("control", self.rank, self.dropout)
+        check_lora("control", self.rank, self.alpha, self.dropout)
 
 
 def _check_strengths(strengths: list[float]) -> None:

@@ -62,7 +62,8 @@ class CollectStage:
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
-        looked = groups if self.store else groups[:: max(1, len(groups) // self.sample)][: self.sample]
+        wanted = min(self.sample, len(groups))
+        looked = groups if self.store else [groups[number * len(groups) // wanted] for number in range(wanted)]
         kept = "keeps the states of" if self.store else "looks at"
         return Work(looked, account, 0, f"{kept} {len(looked)} of {len(groups)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.training.moves import rests_on, tuner_of
+from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.tuner import Part
 from alignlab.tuners.update import Update, UpdateShape
 from alignlab.tuners.weights import BackboneWeights
@@ -119,8 +120,11 @@ class ThroughLora:
 @contextmanager
 def _updating(policy: Policy, shape: UpdateShape) -> Iterator[Update]:
     """Inside, an update is all that is active."""
-    update = Update(policy.backbone.model, shape)
-    try:
-        yield update
-    finally:
-        update.remove()
+    tuner = tuner_of(policy)
+    # A LoRA shares its layers with the update, which sets it aside itself.
+    with nullcontext() if isinstance(tuner, LoraTuner) else tuner.aside():
+        update = Update(policy.backbone.model, shape)
+        try:
+            yield update
+        finally:
+            update.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class LoraConfig(TunerConfig):
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
-        check_lora("tuner", self.rank, self.dropout)
+        check_lora("tuner", self.rank, self.alpha, self.dropout)
 
 
 @dataclass
@@ -175,7 +176,9 @@ class ControlTunerConfig(TunerConfig):
     joint_rate: float
 
 
-def check_lora(group: str, rank: int, dropout: float) -> None:
+def check_lora(group: str, rank: int, alpha: float, dropout: float) -> None:
     """Raises ConfigError for a LoRA that cannot be built."""
-    if rank < 1 or not 0 <= dropout < 1:
-        raise ConfigError(f"{group}.rank={rank} must be at least 1 and {group}.dropout={dropout} in [0, 1).")
+    if rank < 1 or not 0 <= dropout < 1 or not math.isfinite(alpha):
+        raise ConfigError(
+            f"{group}.rank={rank} must be at least 1, {group}.alpha={alpha} finite and {group}.dropout={dropout} in [0, 1)."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,9 @@ def test_the_same_seed_gives_the_same_bits(method: str, model: str, tmp_path: Pa
 
 
 @every_method
-def test_resuming_equals_never_having_stopped(method: str, model: str, tmp_path: Path) -> None:
+def test_resuming_equals_never_having_stopped(
+    method: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = (f"model={model}", "trainer.checkpoint_every_steps=2", "evaluation=off")
     run(composed(tmp_path / "whole", method, *words, steps=4))
     run(composed(tmp_path / "cut", method, *words, steps=4))
@@ -151,9 +154,12 @@ def test_resuming_equals_never_having_stopped(method: str, model: str, tmp_path:
     (stage / "done.json").unlink()
     (stage / "checkpoint-4" / "complete").unlink()
     (tmp_path / "cut" / "run" / "status.json").unlink()
+    shutil.rmtree(tmp_path / "cut" / ".store")  # else the finished stage would be put in place
 
-    run(composed(tmp_path / "cut", method, *words, steps=4))
+    with caplog.at_level("INFO", logger="alignlab"):
+        run(composed(tmp_path / "cut", method, *words, steps=4))
 
+    assert f"{STAGE[method]}: goes on from checkpoint-2" in caplog.text
     first, second = (learned(tmp_path / name, method) for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -84,8 +84,9 @@ class RahfConfig:
         self.layers.check("method.layers")
         between("method.smoothing", self.smoothing, 0, 0.5)
         between("method.kl", self.kl, 0, 1e3)
-        if not math.isfinite(self.alpha):
-            raise ConfigError(f"method.alpha={self.alpha} must be a finite number.")
+        for name, number in (("alpha", self.alpha), ("cache_mib", self.cache_mib)):
+            if not math.isfinite(number):
+                raise ConfigError(f"method.{name}={number} must be a finite number.")
         for key in ("window", "prompt_tokens", "sample"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -128,7 +129,7 @@ class RahfConfig:
         if self.cached and "shift" not in self.stages:
             raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")
         if self.update is not None:
-            check_lora("method.update", self.update.rank, self.update.dropout)
+            check_lora("method.update", self.update.rank, self.update.alpha, self.update.dropout)
             if "preferred" not in self.stages:
                 raise ConfigError(
                     "method.update is how preferred and dispreferred are trained, which method.stages does not have."
