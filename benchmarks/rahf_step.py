@@ -1,6 +1,6 @@
 """One `fit` step of RAHF through the frame beside the official procedure, written straightforwardly; same model, LoRA and rows.
 
-    python benchmarks/rahf_step.py [--vocabulary 512] [--rounds 3] [--steps 3] [--threads 2] [--device cpu]
+    python benchmarks/rahf_step.py [--vocabulary 512] [--width 448] [--rounds 3] [--steps 2] [--threads 2] [--device cpu]
 
 A random Llama of 32 blocks in fp32, batch 16, a LoRA (r 8, queries and values) below layer 18, targets 10 to 18. The official
 side makes three passes without gradients (plain, good and bad prefix) and one with, all of full depth with every hidden state
@@ -32,9 +32,9 @@ def main() -> None:
     """Runs both sides in turn and prints the ratios; with --side, is one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=512)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", choices=SIDES)
