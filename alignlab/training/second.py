@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,9 @@ class SecondModel:
             return
         with tuner_of(policy).aside():
             part = BackboneWeights(policy.model, tuner_of(policy))
-            starts = [(parameter, parameter.data) for parameter in part.parameters()]
-            try:
-                for parameter, start in starts:
-                    parameter.data = start.clone()
+            with _in_place([(parameter, parameter.data.clone()) for parameter in part.parameters()]):
                 yield part
-                self._weights = [(parameter, parameter.data) for parameter, _ in starts]
-            finally:
-                for parameter, start in starts:
-                    parameter.data = start
+                self._weights = [(parameter, parameter.data) for parameter in part.parameters()]
 
     def announce(self, policy: Policy, result: Path) -> None:
         """Nothing: the backbone is what it was."""
@@ -70,14 +64,8 @@ class SecondModel:
             raise ConfigError(
                 "the second model was not trained in this run; its stage must stand before the one that needs it."
             )
-        starts = [parameter.data for parameter, _ in self._weights]
-        try:
-            for parameter, trained in self._weights:
-                parameter.data = trained
+        with _in_place(self._weights):
             yield
-        finally:
-            for (parameter, _), start in zip(self._weights, starts, strict=True):
-                parameter.data = start
 
 
 class ThroughLora:
@@ -115,6 +103,19 @@ class ThroughLora:
             BackboneWeights(policy.model, tuner_of(policy)).save(unfinished)
             unfinished.rename(whole)
         rests_on(policy, whole)
+
+
+@contextmanager
+def _in_place(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Inside, each parameter holds other numbers; afterwards it holds its own again, errors included."""
+    starts = [parameter.data for parameter, _ in weights]
+    try:
+        for parameter, value in weights:
+            parameter.data = value
+        yield
+    finally:
+        for (parameter, _), start in zip(weights, starts, strict=True):
+            parameter.data = start
 
 
 @contextmanager
