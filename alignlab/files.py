@@ -1,11 +1,41 @@
-"""Files told apart without reading them."""
+"""Files told apart without reading them, and files that only one process has at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import fcntl
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def stamps(files: Iterable[Path]) -> list[str]:
     """Name, size in bytes and time of change of each file: another list where a file was replaced."""
     return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+
+
+@contextmanager
+def alone(lock: Path, waiting: str) -> Iterator[None]:
+    """One process at a time per lock file: a second one says `waiting`, and waits. A process that dies lets go."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def held(lock: Path) -> bool:
+    """Whether a living process has the lock."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
+
+from alignlab.files import alone
 
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
@@ -33,13 +34,7 @@ class StageStore:
     @contextmanager
     def alone(self, key: str) -> Iterator[None]:
         """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{key}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waits for another job that computes the same stage")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self._folder / f"{key}.lock", "waits for another job that computes the same stage"):
             yield
 
     def keep(self, key: str, stage: Path, run: Path) -> None:
