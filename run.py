@@ -5,18 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from alignlab.command_line import sentence, show_words
+from alignlab.command_line import console, sentence, show_words
 from alignlab.config import parse
 from alignlab.errors import AlignlabError
+from alignlab.files import alone
+from alignlab.folders import finished, folder_of, headline_of
+from alignlab.sweeps.jobs import describe
+from alignlab.sweeps.show import show_plan
+from alignlab.sweeps.words import expanded
+from alignlab.tracking.states import LOCK
 
-PIPED_WIDTH = 140
-"""Columns where the output goes to a file."""
+if TYPE_CHECKING:
+    from alignlab.preparation import Plan
 
 
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
@@ -33,27 +41,34 @@ def main(raw: DictConfig) -> float | None:
 def run(raw: DictConfig) -> float | None:
     """Returns the headline number, so that a sweeper can optimise it."""
     config = parse(raw)  # no torch up to here: every config error answers at once
+    if config.plan:
+        show_plan("of one job", [describe(config, HydraConfig.get().overrides.task)], console(), whole=True)
+        return None
+    done = finished(config)
+    if done is None:
+        from alignlab import preparation
 
-    from rich.console import Console
+        planned = preparation.make_plan(config)  # bad data ends here, with nothing written
+        with alone(folder_of(config) / LOCK, "waits for another process that is at the same run"):
+            done = finished(config)
+            if done is None:
+                return _run(planned)
+    print("this run is finished; force=true repeats it")
+    print(f"report: {done}")
+    return headline_of(done)
 
-    from alignlab import assembly, plan, preparation, running
+
+def _run(planned: Plan) -> float | None:
+    from alignlab import assembly, plan, running
     from alignlab.evaluation import report
 
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    done = assembly.finished(config)
-    if done is not None:
-        console.print("this run is finished; force=true repeats it")
-        print(f"report: {done}")
-        return report.headline_of(done)
-
-    planned = preparation.make_plan(config)  # bad data ends here, with nothing written
-    plan.show(planned, console)
-    with assembly.open_session(config) as session:
+    plan.show(planned, console())
+    with assembly.open_session(planned.config) as session:
         policy = assembly.policy_of(planned, session)
         running.run_stages(planned, policy, session)
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)
-    report.show(made, console)
+    report.show(made, console())
     print(f"report: {made.path}")
     return made.value
 
@@ -62,6 +77,7 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
     show_words(logging.INFO)
     try:
+        sys.argv[1:] = expanded(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,10 +15,11 @@ import torch
 import yaml
 
 from alignlab.config import GROUPS, RunConfig
-from alignlab.errors import ConfigError, RunFolderError
+from alignlab.errors import ConfigError
 from alignlab.evaluation.report import Report, write_report
 from alignlab.evaluation.suite import Bench
 from alignlab.evaluation.sweep import Row, sweep
+from alignlab.folders import STORE, folder_of
 from alignlab.models.policy import Policy
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.preparation import Plan
@@ -28,35 +30,22 @@ from alignlab.training.collect import PROFILE
 from alignlab.training.session import Session
 
 log = logging.getLogger(__name__)
-STORE = ".store"
-"""Folder beside the runs: what all of them share."""
 CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 
 
-def folder_of(config: RunConfig) -> Path:
-    """The run's folder: as given, or by title, fingerprint and seed."""
-    if config.folder:
-        return Path(config.folder)
-    return Path(config.paths.runs) / f"{config.title}-{config.fingerprint}" / f"seed-{config.seed}"
-
-
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
-    """The run folder with its ledger and tracker, closed as done or as failed.
-
-    Raises RunFolderError for a folder that another config made.
-    """
+    """The run folder with its ledger and tracker, closed as done or as failed."""
     folder = folder_of(config)
     ledger = Ledger(folder)
-    _refuse_other(ledger, config)
     if config.force:
         _forget(folder)
     device = device_of(config.trainer.device)
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **config.plain})
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.plain), sort_keys=False), encoding="utf-8")
     ledger.write("env.json", environment())
-    ledger.status("running")
+    ledger.status("running", host=socket.gethostname())
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -73,16 +62,6 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         raise
     ledger.status("done")
     tracker.close(failed=False)
-
-
-def finished(config: RunConfig) -> Path | None:
-    """The report of this very run, if it has been done before and is not to be done again."""
-    folder = folder_of(config)
-    ledger = Ledger(folder)
-    _refuse_other(ledger, config)
-    status = ledger.read("status.json")
-    report = folder / "report.json"
-    return report if status and status["state"] == "done" and report.is_file() and not config.force else None
 
 
 def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
@@ -149,19 +128,6 @@ def _profiles(plan: Plan, session: Session) -> list[Path]:
     return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
 
 
-def _refuse_other(ledger: Ledger, config: RunConfig) -> None:
-    made_by = ledger.read("config.json")
-    if made_by is None:
-        if ledger.folder.is_dir() and any(file.suffix != ".part" for file in ledger.folder.iterdir()):
-            raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
-        return
-    if (made_by["fingerprint"], made_by["seed"]) != (config.fingerprint, config.seed):
-        raise RunFolderError(
-            f"{ledger.folder} was made by another config (fingerprint {made_by['fingerprint']}, seed {made_by['seed']}; this"
-            f" one is {config.fingerprint}, seed {config.seed}); give another folder or remove it."
-        )
-
-
 def _forget(folder: Path) -> None:
     """Removes what an earlier run of the same config left, so that force=true begins at the start."""
     shutil.rmtree(folder / "stages", ignore_errors=True)
@@ -170,13 +136,13 @@ def _forget(folder: Path) -> None:
 
 
 def _identity(config: RunConfig, folder: Path) -> Identity:
-    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder")}
+    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder", "plan", "force")}
     for group in ("model", "data"):  # local paths stay on this machine
         shown[group] = {key: value for key, value in config.plain[group].items() if key != "path"}
     return Identity(
         id=f"{config.fingerprint}-{config.seed}",
         name=f"{config.title}-{config.seed}",
-        group=getattr(config.tracking, "group", None) or config.title,
+        group=getattr(config.tracking, "group", None) or config.sweep or config.title,
         job_type=config.method.name,
         tags=(config.method.name, config.tuner.name, config.model.name, config.data.name),
         folder=folder,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from alignlab.errors import AlignlabError
 from alignlab.registry import nearest
+
+PIPED_WIDTH = 140
+"""Columns where the output goes to a file."""
 
 
 def show_words(level: int) -> None:
@@ -20,6 +25,11 @@ def show_words(level: int) -> None:
     words.handlers[:] = [handler]
     words.setLevel(level)
     words.propagate = False
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table where it goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def sentence(error: Exception) -> str | None:

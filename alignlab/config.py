@@ -6,6 +6,7 @@ other, each in one sentence and before torch is imported.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -74,17 +76,22 @@ GROUPS: Mapping[str, Registry] = {
     "tracking": TRACKERS,
     "launch": Registry("launch", {"local": Entry(LaunchConfig, _same)}),
 }
-NO_INFLUENCE = ("seed", "force", "folder", "paths", "tracking", "launch")
+ALONE = {"seed": int, "force": bool, "plan": bool, "folder": str, "sweep": str}
+"""Keys that stand in no group; a text may be null."""
+NO_INFLUENCE = ("seed", "force", "plan", "folder", "sweep", "paths", "tracking", "launch")
 """Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run that fits together. `plain` is the same as nested dicts, for files; `left_out`: suites without their data."""
+    """A run that fits together. `plan`: only say what would be done. `sweep`: the sweep that it is a job of. `plain` is the
+    same as nested dicts, for files; `left_out`: suites without their data."""
 
     seed: int
     force: bool
+    plan: bool
     folder: str | None
+    sweep: str | None
     paths: PathsConfig
     sizing: SizingConfig
     method: Any
@@ -117,9 +124,8 @@ class RunConfig:
 def parse(raw: DictConfig) -> RunConfig:
     """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
     plain = _resolved(raw)
-    top = {"seed": int, "force": bool, "folder": str, "experiment": str, "paths": PathsConfig, "sizing": SizingConfig, **GROUPS}
-    _refuse_strays("", plain, top)
-    parts = parts_of(raw, tuple(GROUPS))
+    _refuse_strays("", plain, dict.fromkeys([*ALONE, "experiment", "paths", "sizing", *GROUPS]))
+    parts = {group: _part(group, plain, GROUPS[group]) for group in GROUPS}
     for part in parts.values():
         if hasattr(part, "check"):
             part.check()
@@ -127,9 +133,7 @@ def parse(raw: DictConfig) -> RunConfig:
     offered = check_fit(chosen)
     suites, left_out = fitting_suites(parts["evaluation"], offered)
     return RunConfig(
-        seed=_seed(plain),
-        force=_simple(plain, "force", bool),
-        folder=None if plain.get("folder") is None else _simple(plain, "folder", str),
+        **{key: _simple(plain, key, kind) for key, kind in ALONE.items()},
         paths=_typed("paths", plain.get("paths") or {}, PathsConfig),
         sizing=_typed("sizing", plain.get("sizing") or {}, SizingConfig),
         suites=suites,
@@ -185,9 +189,17 @@ def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
 
 def _typed(where: str, sheet: Mapping[str, Any], schema: type) -> Any:
     """A sheet as its dataclass."""
+    return copy.deepcopy(_checked(where, json.dumps(sheet), schema))  # a sweep asks for most of its sheets again and again
+
+
+@lru_cache(maxsize=256)
+def _checked(where: str, written: str, schema: type) -> Any:
+    sheet = json.loads(written)
     _refuse_strays(where, sheet, {field.name: field for field in dataclasses.fields(schema)}, schema)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(sheet)))
+        typed = OmegaConf.structured(schema)
+        typed.merge_with(sheet)
+        return OmegaConf.to_object(typed)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}.{error.full_key} has no value; its sheet or the command line must give one.") from error
     except OmegaConfBaseException as error:
@@ -208,15 +220,12 @@ def _refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any
             _refuse_strays(path, value, {field.name: field for field in dataclasses.fields(inner)}, typing.cast(type, inner))
 
 
-def _seed(plain: Mapping[str, Any]) -> int:
-    seed: int = _simple(plain, "seed", int)
-    if seed < 0:
-        raise ConfigError(f"seed={seed} must not be negative.")
-    return seed
-
-
 def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
     value = plain.get(key)
+    if kind is str and value is None:
+        return None
+    if kind is int and type(value) is int and value < 0:
+        raise ConfigError(f"{key}={value} must not be negative.")
     if type(value) is not kind:
         wanted = {int: "a whole number", bool: "true or false", str: "a text"}[kind]
         raise ConfigError(f"{key}={value!r} must be {wanted}.")

@@ -35,5 +35,9 @@ class DivergedError(AlignlabError):
     """The loss is no longer a finite number; names the stage and the step, and what was kept."""
 
 
+class SweepError(AlignlabError):
+    """A sweep that ended with failed jobs; each was told by itself."""
+
+
 class ControlError(AlignlabError):
     """A strength or class that the tuner cannot honour."""

@@ -7,9 +7,9 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.assembly import folder_of
 from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
+from alignlab.folders import folder_of
 from alignlab.preparation import Plan
 from alignlab.running import found
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignlab.assembly import STORE, device_of
+from alignlab.assembly import device_of
+from alignlab.folders import STORE
 from alignlab.models.policy import Policy
 from alignlab.preparation import Plan
 from alignlab.tracking.ledger import Ledger

@@ -91,6 +91,14 @@ class DataConfig:
         """What changes when the files behind this sheet change: nothing, where there are none."""
         return []
 
+    def expected(self) -> int | None:
+        """About how many training records there are, for estimates; None where nobody has counted them."""
+        return None
+
+    def limited(self, records: int | None) -> int | None:
+        """So many records, or the first `limit` of them."""
+        return records if records is None or self.limit is None else min(records, self.limit)
+
 
 @dataclass
 class ToyConfig(DataConfig):
@@ -102,6 +110,10 @@ class ToyConfig(DataConfig):
     corpus: int
     world_seed: int
     length_cues: bool
+
+    def expected(self) -> int | None:
+        """What the grammar is asked for."""
+        return self.limited(self.pairs)
 
 
 @dataclass
@@ -137,10 +149,16 @@ class FilesConfig(DataConfig):
 
 @dataclass
 class HubConfig(FilesConfig):
-    """Records on the hub unless `path` is given. `revision`: a commit hash of the hub, null until one is known."""
+    """Records on the hub unless `path` is given. `revision`: a commit hash of the hub, null until one is known. `records`: of
+    the published training split, for estimates; null = not known."""
 
     hub: str
     revision: str | None
+    records: int | None
+
+    def expected(self) -> int | None:
+        """What was published; a local folder may hold anything."""
+        return None if self.path else self.limited(self.records)
 
 
 @dataclass

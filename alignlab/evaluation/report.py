@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,12 +29,6 @@ def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) 
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
     path = ledger.write("report.json", {**names, "headline": shown, "results": [asdict(row) for row in rows]})
     return Report(path, first.value if first else None, rows)
-
-
-def headline_of(path: Path) -> float | None:
-    """The headline number of a report on disk."""
-    shown = json.loads(path.read_text(encoding="utf-8"))["headline"]
-    return float(shown["value"]) if shown else None
 
 
 def show(report: Report, console: Console) -> None:

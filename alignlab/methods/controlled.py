@@ -28,6 +28,10 @@ class JointConfig:
         if self.control_rate is not None and not 0 < self.control_rate < 10:
             raise ConfigError(f"method.control_rate={self.control_rate} must lie between 0 and 10, or be null.")
 
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {"joint": self.joint}
+
 
 def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequence[str]) -> Method:
     """The wanted stages of a course, on one stream of batches. A stage that is left out leaves its steps to the other, so that

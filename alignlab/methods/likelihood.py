@@ -23,6 +23,10 @@ class LikelihoodConfig:
         """Raises ConfigError for settings that cannot train."""
         self.fit.check("method.fit")
 
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {"fit": self.fit}
+
 
 def one_stage(config: LikelihoodConfig, view: View, *, split: str = "train", start: str = "pretrained") -> Method:
     """`fit`: the tuner, by mean negative log-likelihood per token."""

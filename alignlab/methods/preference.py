@@ -53,6 +53,10 @@ class PreferenceConfig:
         if self.prefer.loss_on != "response":
             raise ConfigError("method.prefer.loss_on must be response: a shared prompt says nothing about a preference.")
 
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {"sft": self.sft, "prefer": self.prefer} if self.sft_first else {"prefer": self.prefer}
+
 
 def stages(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""

@@ -11,6 +11,8 @@ from alignlab.tracking.ledger import Ledger
 
 LOCK = ".alive"
 """Held by the process that a run runs in."""
+QUEUED = "queued.json"
+"""Written where a run is handed to a cluster: the cluster's job, and when."""
 STATES = ("missing", "queued", "running", "done", "failed", "preempted", "interrupted", "killed")
 
 
@@ -37,7 +39,7 @@ def state_of(folder: Path) -> State:
     ledger = Ledger(folder)
     told = ledger.read("status.json")
     if told is None:
-        queued = ledger.read("queued.json")
+        queued = ledger.read(QUEUED)
         return State("missing") if queued is None else State("queued", queued)
     name = str(told.pop("state"))
     if name == "done" and not (folder / "report.json").is_file():

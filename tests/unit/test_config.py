@@ -88,7 +88,7 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, wo
         ("+method.fit.bach=4", "unknown key method.fit.bach; did you mean batch?"),
         ("++model.template.boss=true", "unknown key model.template.boss; did you mean bos?"),
         ("+data.paths=x", "unknown key data.paths; did you mean part or pairs? known here: name, max_tokens"),
-        ("+sed=1", "unknown key sed; did you mean seed?"),
+        ("+sed=1", "unknown key sed; did you mean seed or sweep?"),
         ("+paths.run=x", "unknown key paths.run; did you mean runs?"),
     ],
 )

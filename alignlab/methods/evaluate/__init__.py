@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.registry import Entry, words
+from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -16,6 +17,10 @@ class EvaluateConfig:
     """Nothing to set."""
 
     name: str
+
+    def fits(self) -> dict[str, FitConfig]:
+        """No stage trains."""
+        return {}
 
 
 def build(config: EvaluateConfig) -> Method:

@@ -35,6 +35,10 @@ class MeetConfig(JointConfig):
                 " stages cut their steps from one stream of batches."
             )
 
+    def fits(self) -> dict[str, FitConfig]:
+        """Both stages, whether or not they are two: one that is left out leaves its steps to the other."""
+        return {"controls": self.controls, "joint": self.joint}
+
 
 def build(config: MeetConfig) -> Method:
     """`controls`, then `joint`."""

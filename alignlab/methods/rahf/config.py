@@ -97,6 +97,10 @@ class RahfConfig:
         self._check_stages()
         self._check_data()
 
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {stage: getattr(self, stage) for stage in self.stages if stage != "shift"}
+
     @property
     def leads(self) -> tuple[str, str]:
         """What stands in front of a prompt to ask for a good, and for a bad answer."""

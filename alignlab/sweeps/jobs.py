@@ -1,0 +1,83 @@
+"""The jobs of a sweep: what each would do, where its run is, and how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.errors import HydraException
+
+from alignlab.command_line import sentence
+from alignlab.config import GROUPS, RunConfig, parse
+from alignlab.errors import AlignlabError
+from alignlab.folders import finished, folder_of
+from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.words import ROW
+from alignlab.tracking.states import State, state_of
+from alignlab.tracking.sweeps import Job, relative
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job before it runs. `words`: its whole command line; `job`: None where the config was refused, for `refused`."""
+
+    words: tuple[str, ...]
+    job: Job | None
+    state: State
+    refused: str = ""
+    folder: Path = Path()
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has to run."""
+        return self.job is not None and self.state.name != "done"
+
+
+def plan_jobs(commands: Sequence[Sequence[str]], fixed: Collection[str], composer: Composer) -> list[Planned]:
+    """Every job of a sweep, in order. `fixed`: the words that all of them share."""
+    return [_planned(tuple(words), fixed, composer) for words in commands]
+
+
+def steps_of(config: RunConfig) -> int | None:
+    """Optimiser steps of all stages; None where they depend on data whose size no sheet says."""
+    fits = list(config.method.fits().values())
+    if all(fit.steps is not None for fit in fits):
+        return sum(fit.steps for fit in fits)
+    records = config.data.expected()
+    if records is None:
+        return None
+    both = "labelled training" in GROUPS["method"][config.method.name].offers(config.method)
+    return sum(fit.total_steps(records * (2 if both else 1)) for fit in fits)
+
+
+def _planned(words: tuple[str, ...], fixed: Collection[str], composer: Composer) -> Planned:
+    try:
+        return describe(parse(composer(words)), words, fixed)
+    except (AlignlabError, HydraException) as error:
+        return Planned(words, None, State("failed"), refused=sentence(error) or str(error))
+
+
+def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = ()) -> Planned:
+    """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
+    done = finished(config)
+    own = tuple(word for word in words if word not in fixed)
+    folder = folder_of(config)
+    job = Job(
+        words=own,
+        row=next((word.partition("=")[2] for word in words if word.startswith(ROW)), ""),
+        settings=dict(_setting(word) for word in own if not word.startswith((ROW, "seed="))),
+        seed=config.seed,
+        fingerprint=config.fingerprint,
+        folder=relative(folder, Path(config.paths.runs)),
+        steps=steps_of(config),
+    )
+    state = state_of(folder)
+    if state.name == "done" and done is None:
+        state = State("missing")  # force=true
+    return Planned(tuple(words), job, state, folder=folder)
+
+
+def _setting(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    return key.lstrip("+"), value

@@ -1,0 +1,81 @@
+"""What a sweep says: before it starts, which jobs there are; at its end, how each came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alignlab.sweeps.jobs import Planned
+from alignlab.sweeps.words import shortened
+
+LISTED = 40
+"""Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
+
+
+def show_plan(name: str, planned: Sequence[Planned], console: Console, *, whole: bool) -> None:
+    """The jobs, what is done, what would run, and the optimiser steps. `whole`: a line for each job."""
+    counts = Counter(_doing(each) for each in planned)
+    told = ", ".join(f"{count} {doing}" for doing, count in counts.items())
+    console.print(f"sweep {escape(name)}: {len(planned)} jobs ({told}); {_steps(planned)}", soft_wrap=True)
+    if not whole:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for title in ("job", "", "steps", "run"):
+        table.add_column(title, overflow="fold")
+    for each in planned[:LISTED]:
+        steps = "" if each.job is None else "?" if each.job.steps is None else f"{each.job.steps:,}"
+        own = _own(each)
+        table.add_row(escape(" ".join(own)), escape(each.refused) or _doing(each), steps, escape(str(each.folder)))
+    console.print(table)
+    if len(planned) > LISTED:
+        console.print(f"... and {len(planned) - LISTED} more")
+
+
+def show_outcome(name: str, planned: Sequence[Planned], failures: Mapping[int, str], console: Console) -> None:
+    """How many jobs finished, failed and were skipped; of each failure its own error and the command that repeats it.
+
+    `failures`: from the place of a job in the sweep to its error.
+    """
+    skipped = sum(each.job is not None and not each.pending for each in planned)
+    finished = len(planned) - skipped - len(failures)
+    told = f"{finished} finished, {len(failures)} failed, {skipped} skipped (done before)"
+    console.print(f"\nsweep {escape(name)}: {told}", soft_wrap=True)
+    for place, error in failures.items():
+        console.print(f"failed: {escape(' '.join(_own(planned[place])))}", soft_wrap=True)
+        console.print(f"  {escape(error)}", soft_wrap=True)
+        console.print(f"  again: {escape(command(planned[place].words))}", soft_wrap=True)
+
+
+def command(words: Sequence[str]) -> str:
+    """The command line of one job."""
+    return " ".join(["python run.py", *(_quoted(word) for word in shortened(words))])
+
+
+def _own(planned: Planned) -> Sequence[str]:
+    return planned.job.words if planned.job is not None else planned.words
+
+
+def _doing(planned: Planned) -> str:
+    if planned.refused:
+        return "refused"
+    state = planned.state.name
+    if state == "done":
+        return "done"
+    return "to run" if state == "missing" else f"to run ({state} before)" if state != "running" else "running elsewhere"
+
+
+def _steps(planned: Sequence[Planned]) -> str:
+    waiting = [each.job for each in planned if each.pending and each.job is not None]
+    known = sum(job.steps or 0 for job in waiting)
+    unknown = sum(job.steps is None for job in waiting)
+    return f"{known:,} optimiser steps to make" + (f", and {unknown} jobs whose data is not counted yet" if unknown else "")
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)

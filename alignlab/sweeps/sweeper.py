@@ -1,0 +1,76 @@
+"""Hydra's basic sweeper, with a plan before the jobs and an account behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+
+from alignlab.command_line import console, sentence
+from alignlab.errors import ConfigError, SweepError
+from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.jobs import Planned, plan_jobs
+from alignlab.sweeps.names import name_of
+from alignlab.sweeps.show import show_outcome, show_plan
+from alignlab.tracking.sweeps import SweepLedger
+
+
+class PlannedSweeper(BasicSweeper):
+    """Writes down every job, leaves out what is done, gives the rest to the launcher, and tells what became of them.
+
+    One failing job neither stops nor hides the others; with any failure the sweep ends as an error.
+    """
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs what is missing. Raises ConfigError for a sweep without jobs, and SweepError at the end of one with failures."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        arguments = [word for word in arguments if not word.startswith("plan=")]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (commands,) = self.split_arguments(overrides, None)
+        if not commands:
+            raise ConfigError("this sweep has no jobs: one of its keys has no value; check glob(...) and the lists.")
+        fixed = [word for word in commands[0] if all(word in words for words in commands)]
+        swept_here = [word for word in arguments if word not in fixed]
+        name = str(self.config.sweep or name_of([w for w in fixed if w in arguments], list(self.params), swept_here))
+        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), loader.get_group_options)
+        planned = plan_jobs(commands, fixed, composer)
+        show_plan(name, planned, console(), whole=bool(self.config.plan))
+        if self.config.plan:
+            return []
+        ledger = SweepLedger(Path(self.config.paths.runs), name)
+        ledger.declare(fixed, [each.job for each in planned if each.job is not None])
+        return self._run(name, planned)
+
+    def _run(self, name: str, planned: Sequence[Planned]) -> list[Sequence[JobReturn]]:
+        assert self.launcher is not None
+        places = [place for place, each in enumerate(planned) if each.pending]
+        failures = {place: each.refused for place, each in enumerate(planned) if each.refused}
+        results: Sequence[JobReturn] = []
+        if places:
+            self.launcher.folders = [planned[place].folder for place in places]  # type: ignore[attr-defined]
+            commands = [[*planned[place].words, f"sweep='{name}'"] for place in places]
+            results = self.launcher.launch(commands, initial_job_idx=0)
+        if places and not results:
+            console().print(f"{len(places)} jobs submitted; python -m alignlab status {name} tells how they stand")
+            return []
+        failures |= {
+            place: _error_of(result)
+            for place, result in zip(places, results, strict=True)
+            if result.status != JobStatus.COMPLETED
+        }
+        show_outcome(name, planned, failures, console())
+        if failures:
+            raise SweepError(f"{len(failures)} of {len(planned)} jobs failed; the same command runs them again, and no others.")
+        return [results]
+
+
+def _error_of(result: JobReturn) -> str:
+    error = result._return_value  # `return_value` would raise it
+    assert isinstance(error, Exception)
+    return sentence(error) or f"{type(error).__name__}: {error}"
