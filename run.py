@@ -62,10 +62,11 @@ def _run(planned: Plan) -> float | None:
     from alignlab import assembly, plan, running
     from alignlab.evaluation import report
 
-    plan.show(planned, console())
+    keys = running.stage_keys(planned)
+    plan.show(planned, () if planned.config.force else running.found(planned, keys), console())
     with assembly.open_session(planned.config) as session:
         policy = assembly.policy_of(planned, session)
-        running.run_stages(planned, policy, session)
+        running.run_stages(planned, keys, policy, session)
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)
     report.show(made, console())

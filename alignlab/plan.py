@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from rich.console import Console
 from rich.table import Table
@@ -11,11 +12,11 @@ from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
 from alignlab.folders import folder_of
 from alignlab.preparation import Plan
-from alignlab.running import found
 
 
-def show(plan: Plan, console: Console) -> None:
-    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out."""
+def show(plan: Plan, shared: Collection[str], console: Console) -> None:
+    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out. `shared`: the stages that another
+    run has done."""
     config = plan.config
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row(
@@ -28,10 +29,9 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row("sheets", _sheets(config))
     else:
         table.add_row("tuner", "nothing is trained")
-    done = found(plan) if not config.force else set()
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         doing = f"{work.steps} steps, {work.note}; moves {stage.moves}" if stage.moves else work.note
-        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in done else doing)
+        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
         table.add_row("", work.account.sentence())
     if plan.classes:
         table.add_row("classes", _classes(plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_
 """Keys of the trainer's sheet that change what is written, and not what is computed."""
 
 
-def stage_keys(plan: Plan, device: str) -> list[str]:
+def stage_keys(plan: Plan) -> list[str]:
     """A key for each stage, in order; each depends on those before it."""
     config = plan.config
     shared: dict[str, Any] = {
@@ -30,7 +30,7 @@ def stage_keys(plan: Plan, device: str) -> list[str]:
         "tuner": [config.tuner, config.tuner.stamp()],
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
-        "device": device,
+        "device": device_of(config.trainer.device),
         "seed": config.seed,
     }
     keys: list[str] = []
@@ -39,17 +39,15 @@ def stage_keys(plan: Plan, device: str) -> list[str]:
     return keys
 
 
-def found(plan: Plan) -> set[str]:
-    """The stages that another run has done already."""
+def found(plan: Plan, keys: Sequence[str]) -> set[str]:
+    """The stages that another run has done already, by their keys."""
     store = StageStore(Path(plan.config.paths.runs) / STORE / "stages")
-    keys = stage_keys(plan, device_of(plan.config.trainer.device))
     return {stage.name for stage, key in zip(plan.method.stages, keys, strict=True) if store.holds(key)}
 
 
-def run_stages(plan: Plan, policy: Policy, session: Session) -> None:
+def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> None:
     """Leaves every stage finished, in the run's folder and in the policy."""
     store = StageStore(session.store / "stages")
-    keys = stage_keys(plan, session.device)
     for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
         folder = session.stage_folder(stage.name)
         if (folder / DONE).is_file():

@@ -23,7 +23,7 @@ def keys(*words: str) -> dict[str, str]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = parse(compose("run", [*SMALL, *words]))
     plan = make_plan(config)
-    return dict(zip([stage.name for stage in plan.method.stages], stage_keys(plan, "cpu"), strict=True))
+    return dict(zip([stage.name for stage in plan.method.stages], stage_keys(plan), strict=True))
 
 
 def same(first: dict[str, str], second: dict[str, str]) -> set[str]:
