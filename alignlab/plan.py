@@ -15,8 +15,8 @@ from alignlab.preparation import Plan
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
-    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out. `shared`: the stages that another
-    run has done."""
+    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out. `shared`: the stages that
+    another run has done."""
     config = plan.config
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row(
