@@ -37,10 +37,11 @@ class State:
 def state_of(folder: Path) -> State:
     """The state of a run folder."""
     ledger = Ledger(folder)
-    told = ledger.read("status.json")
+    told, queued = ledger.read("status.json"), ledger.read(QUEUED)
+    if queued and (told is None or queued["time"] > told["time"]):
+        return State("queued", queued)  # perhaps once more, after an end that was no success
     if told is None:
-        queued = ledger.read(QUEUED)
-        return State("missing") if queued is None else State("queued", queued)
+        return State("missing")
     name = str(told.pop("state"))
     if name == "done" and not (folder / "report.json").is_file():
         return State("missing")

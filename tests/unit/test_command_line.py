@@ -116,6 +116,7 @@ def test_status_shows_every_run_below_a_folder(
     tmp_path: Path, own_words: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Ledger(tmp_path / "a" / "seed-0").status("done")
+    Ledger(tmp_path / "a" / "seed-0").write("report.json", {})
     Ledger(tmp_path / "a" / "seed-1").status("failed", error="DivergedError: the loss is nan")
 
     code = main(["status", str(tmp_path)])

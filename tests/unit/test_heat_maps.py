@@ -9,8 +9,8 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError
-from alignlab.plots import draw_map
-from alignlab.tables import crossed
+from alignlab.plots.sweep import draw_map
+from alignlab.tables.folders import crossed
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"

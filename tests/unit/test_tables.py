@@ -9,8 +9,8 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError
-from alignlab.plots import draw_sweep
-from alignlab.tables import along_a_dial, differences, distinguishing, means, results
+from alignlab.plots.sweep import draw_sweep
+from alignlab.tables.folders import along_a_dial, bands, differences, distinguishing, means, results
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,7 +77,7 @@ def test_runs_that_differ_in_their_seed_only_have_no_setting() -> None:
 def test_a_sweep_is_drawn_with_one_line_per_setting(tuners: list[str], tmp_path: Path) -> None:
     some = frame()[lambda lines: lines["tuner.name"].isin(tuners)]
 
-    path = draw_sweep(means(some), tmp_path / "dial.png", [("toy", "reward"), ("toy", "capability")])
+    path = draw_sweep(bands(some), tmp_path / "dial.png", [("toy", "reward"), ("toy", "capability")])
 
     assert path.read_bytes().startswith(PNG)
 
@@ -129,7 +129,7 @@ def test_the_plot_command_names_the_metrics_that_there_are(tmp_path: Path, capsy
     status = main(["plot", str(runs(tmp_path)), "--to", str(tmp_path / "p.png"), "--metrics", "toy/rewrad", "toy/capability"])
 
     assert status == 1
-    assert "give two or more of toy/capability, toy/reward" in capsys.readouterr().err
+    assert "did you mean toy/reward? known: toy/capability, toy/reward" in capsys.readouterr().err
 
 
 def test_the_plot_command_writes_a_picture(tmp_path: Path) -> None:

@@ -52,6 +52,20 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
     return made.reset_index()
 
 
+def bands(frame: pd.DataFrame) -> pd.DataFrame:
+    """`means` with what a figure shows: `low` and `high` of a band, lowest and highest over seeds, or for a single seed its own
+    95 % interval; and the number of items per seed, `fewest` and `most`."""
+    keys = [*distinguishing(frame), "strength", "control", "suite", "metric"]
+    measured = frame.groupby(keys, sort=False, dropna=False).agg(
+        low=("low", "min"), high=("high", "max"), fewest=("n", "min"), most=("n", "max")
+    )
+    made = means(frame).merge(measured.reset_index(), on=keys)
+    several = made["seeds"] > 1
+    made["low"] = made["lowest"].where(several, made["low"])
+    made["high"] = made["highest"].where(several, made["high"])
+    return made
+
+
 def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Each setting minus the one named, seed by seed: the mean, how many seeds, and Student's 95 % interval of the mean.
 
@@ -100,7 +114,7 @@ def crossed(frame: pd.DataFrame, across: str, down: str, metric: str) -> pd.Data
     if (cells.size() > cells["seed"].nunique()).any():
         others = [name for name in distinguishing(at_one) if name not in (across, down)]
         raise ConfigError(f"runs that share {across} and {down} differ in {', '.join(others)}; choose some with --where.")
-    return _in_order(_in_order(cells["value"].mean().unstack(across)).T).T
+    return in_order(in_order(cells["value"].mean().unstack(across)).T).T
 
 
 def along_a_dial(frame: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +153,7 @@ def _has_classes(run: pd.DataFrame) -> bool:
     return bool(run["control"].isin((NO_CLASS, ACROSS)).any())
 
 
-def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Rows by number where their names are numbers, else as words."""
     numbers = pd.to_numeric(table.index.to_series(), errors="coerce")
     order = numbers.sort_values().index if numbers.notna().all() else sorted(table.index)

@@ -1,0 +1,71 @@
+"""obtained.csv: every number of every seed, and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alignlab.__main__ import main
+from alignlab.tables.jobs import read_sweep
+from alignlab.tables.obtained import origin, without_paths
+from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = MadeSweep(folder, "red/toy/t", ["experiment=red/toy/t", "data.path=/home/someone/data"])
+    sweep.done("red", 0, [number("toy/reward", 0.25), number("toy/reward", 0.5, 2.0)])
+    other = sweep.done("red", 1, [number("toy/reward", 0.75)])
+    other.write("env.json", {**ENVIRONMENT, "changed_files": 3, "gpus": ["NVIDIA H100", "NVIDIA H100"]})
+    sweep.failed("lora", 0, "no")
+    return folder
+
+
+def test_every_number_has_its_seed_n_and_interval_and_a_job_without_numbers_its_state(runs: Path, tmp_path: Path) -> None:
+    status = main(["table", "red/toy/t", "--runs", str(runs), "--obtained", str(tmp_path / "obtained.csv")])
+
+    made = pd.read_csv(tmp_path / "obtained.csv", comment="#")
+    assert status == 0
+    assert made[["row", "seed", "fingerprint", "state"]].values.tolist() == [
+        ["red", 0, "f0", "done"],
+        ["red", 0, "f0", "done"],
+        ["red", 1, "f1", "done"],
+        ["lora", 0, "f0", "failed"],
+    ]
+    assert made[["strength", "value", "n", "low", "high"]].iloc[:3].values.tolist() == [
+        [1.0, 0.25, 8, -0.25, 0.75],
+        [2.0, 0.5, 8, 0.0, 1.0],
+        [1.0, 0.75, 8, 0.25, 1.25],
+    ]
+    assert made["value"].isna().tolist() == [False, False, False, True]
+    assert (
+        (tmp_path / "obtained.csv").read_text().startswith("# sweep: red/toy/t\n# command: python run.py experiment=red/toy/t")
+    )
+
+
+def test_every_commit_and_machine_that_made_numbers_is_told(runs: Path) -> None:
+    told = origin(read_sweep(runs, "red/toy/t"))
+
+    assert told["commit"] == "c0ffee, clean; c0ffee, 3 files changed since"
+    assert told["machine"] == "CPU, Linux x86_64; 2 GPU (NVIDIA H100), Linux x86_64"
+    assert told["torch"] == "2.13.0"
+    assert told["jobs"] == "2 done, 1 failed"
+    assert told["command"] == "python run.py experiment=red/toy/t data.path=PATH"
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("data.path=/home/me/x seed=0", "data.path=PATH seed=0"),
+        ("model.path=~/x", "model.path=PATH"),
+        ("model.path=../shared/x", "model.path=PATH"),
+        ("paths=[/a/b,/c]", "paths=[PATH,PATH]"),
+        ("experiment=red/toy/table1 evaluation.suites=[toy]", "experiment=red/toy/table1 evaluation.suites=[toy]"),
+        ("/home/me/run is not empty; toy/reward", "PATH is not empty; toy/reward"),
+    ],
+)
+def test_paths_of_a_machine_are_left_out_and_names_are_kept(words: str, left: str) -> None:
+    assert without_paths(words) == left

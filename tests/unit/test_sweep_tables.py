@@ -1,0 +1,243 @@
+"""The table of a sweep: what a cell holds, what is missing, and how a row stands to the baseline."""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignlab.__main__ import main
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.tables.blocks import blocks_of
+from alignlab.tables.forms import latex, long_csv, markdown
+from alignlab.tables.jobs import read_sweep
+from alignlab.tables.lines import Asked, Table, difference, spread, table_of
+from tests.unit.made_sweeps import MadeSweep, number
+
+RED, LORA = (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 3.0, 7.0)
+"""Rewards by seed: their differences are 0, 1, 3 and 7."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """red and lora at four seeds; rest: one done, one failed, one missing, one done without the metric; and gone."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = MadeSweep(folder, "red/toy/t", ["experiment=red/toy/t"])
+    for row, values in (("red", RED), ("lora", LORA)):
+        for seed, value in enumerate(values):
+            sweep.done(row, seed, [number("toy/reward", value), number("toy/capability", 0.5), number("toy/reward", 0.25, 2.0)])
+    sweep.done("rest", 0, [number("toy/reward", 0.75), number("toy/capability", 0.5)])
+    sweep.failed("rest", 1, "the loss is nan")
+    sweep.job("rest", 2)
+    sweep.done("rest", 3, [number("toy/capability", 0.5)])
+    sweep.failed("gone", 0, "out of memory")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(runs: Path) -> Table:
+    return table_of(read_sweep(runs, "red/toy/t"), Asked())
+
+
+def words(table: Table, suite: str = "toy") -> pd.DataFrame:
+    (block,) = (block for block in blocks_of(table, None, Path("nowhere")) if block.title == suite)
+    return block.cells.set_index("row")
+
+
+def test_a_cell_is_the_mean_over_seeds_with_the_sample_deviation_and_the_lowest_and_the_highest(table: Table) -> None:
+    found = spread(table.lines[1], "toy/reward")
+
+    assert found is not None
+    assert (found.mean, found.lowest, found.highest, found.seeds, found.items) == (2.75, 0.0, 7.0, 4, (8,))
+    # Squares of -2.75, -1.75, 0.25 and 4.25 sum to 28.75, over three.
+    assert found.deviation == pytest.approx((28.75 / 3) ** 0.5)
+
+
+def test_a_difference_is_paired_by_seed_and_its_interval_is_that_of_all_256_resamples(table: Table) -> None:
+    made = difference(table, table.lines[1], "toy/reward")
+
+    assert made is not None
+    assert (made.value, made.n) == (2.75, 4)
+    every = [np.mean(chosen) for chosen in product(LORA, repeat=4)]
+    assert [made.low, made.high] == pytest.approx(np.quantile(every, [0.025, 0.975], method="inverted_cdf"))
+
+
+def test_the_baseline_is_not_compared_with_itself(table: Table) -> None:
+    assert table.baseline == "red"
+    assert difference(table, table.lines[0], "toy/reward") is None
+
+
+def test_another_baseline_turns_the_signs(runs: Path) -> None:
+    made = table_of(read_sweep(runs, "red/toy/t"), Asked(baseline="lora"))
+
+    against = difference(made, made.lines[0], "toy/reward")
+    assert against is not None
+    assert against.value == -2.75
+
+
+def test_seeds_without_a_number_are_marked_and_not_counted_as_zero(table: Table) -> None:
+    rest = words(table).loc["rest"]
+
+    assert rest["seeds"] == "2/4, 1 failed, 1 missing"
+    assert rest["reward"] == "0.750 (1/4, 1 failed, 1 missing, 1 not measured)"
+    assert rest["capability"] == "0.500 ± 0.000 (2/4, 1 failed, 1 missing)"
+
+
+def test_one_pair_has_no_interval_and_says_so(table: Table) -> None:
+    assert words(table).loc["rest", "reward - red"] == "+0.750 (1 pair: no interval)"
+
+
+def test_a_row_without_a_finished_seed_says_why(table: Table) -> None:
+    gone = words(table).loc["gone"]
+
+    assert gone[["seeds", "reward", "capability"]].tolist() == ["0/1, 1 failed", "failed", "failed"]
+
+
+def test_strengths_are_one_unless_asked_for(runs: Path, table: Table) -> None:
+    every = table_of(read_sweep(runs, "red/toy/t"), Asked(strengths=None))
+
+    assert [line.point for line in table.lines] == ["1", "1", "1", ""]
+    assert [line.point for line in every.lines] == ["1", "2", "1", "2", "1", ""]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (Asked(strengths=(7.0,)), r"was measured at --strength 7; known: 1, 2, or all"),
+        (Asked(metrics=("toy/rewrad",)), r"unknown metric 'toy/rewrad'; did you mean toy/reward"),
+        (Asked(baseline="rde"), r"unknown baseline 'rde'; did you mean red"),
+    ],
+)
+def test_what_a_sweep_does_not_have_is_answered_with_what_it_has(runs: Path, asked: Asked, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        table_of(read_sweep(runs, "red/toy/t"), asked)
+
+
+def test_a_sweep_that_nobody_started_is_answered_with_those_that_there_are(runs: Path) -> None:
+    with pytest.raises(RunFolderError, match="did you mean red/toy/t"):
+        read_sweep(runs, "red/toy/s")
+
+
+def test_a_sweep_of_which_nothing_has_run_is_a_table_of_states(tmp_path: Path) -> None:
+    MadeSweep(tmp_path, "red/t").job("red", 0)
+
+    made = table_of(read_sweep(tmp_path, "red/t"), Asked())
+
+    assert words(made, "jobs").loc["red", "seeds"] == "0/1, 1 missing"
+
+
+def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "sweep-1")
+    for tuner, value in (("red", 0.25), ("lora", 0.5)):
+        for seed in (0, 1):
+            sweep.done("", seed, [number("toy/reward", value)], {"tuner": tuner, "model": "tiny"})
+
+    made = table_of(read_sweep(tmp_path, "sweep-1"), Asked())
+
+    assert [line.label for line in made.lines] == ["tuner=red", "tuner=lora"]
+    assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 [+0.250, +0.250]"
+
+
+def test_rows_are_compared_within_the_same_settings(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    for (row, model), value in {("red", "a"): 1.0, ("red", "b"): 2.0, ("lora", "a"): 4.0, ("lora", "b"): 8.0}.items():
+        sweep.done(row, 0, [number("toy/reward", value)], {"model": model})
+
+    made = words(table_of(read_sweep(tmp_path, "t"), Asked()))
+
+    assert made.loc[["lora model=a", "lora model=b"], "reward - red"].tolist() == [
+        "+3.000 (1 pair: no interval)",
+        "+6.000 (1 pair: no interval)",
+    ]
+
+
+def test_the_first_class_stands_beside_a_dial(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    sweep.done("dpo", 0, [number("toy/reward", 1.0)])
+    sweep.done(
+        "meet", 0, [number("toy/reward", value, control=name) for name, value in (("good", 3.0), ("bad", 0.0), ("none", 2.0))]
+    )
+
+    made = table_of(read_sweep(tmp_path, "t"), Asked())
+
+    found = [difference(made, line, "toy/reward") for line in made.lines]
+    assert [line.point for line in made.lines] == ["1", "good", "bad", "none"]
+    assert [each.value if each else None for each in found] == [None, 2.0, None, None]
+
+
+def test_a_suite_leaves_out_the_points_at_which_it_measures_nothing(tmp_path: Path) -> None:
+    numbers = [number("toy/reward", 1.0, control="good"), number("toy/reward", 0.0, control="none")]
+    MadeSweep(tmp_path, "t").done("meet", 0, [*numbers, number("classes/gap", 0.5, control="across")])
+
+    made = table_of(read_sweep(tmp_path, "t"), Asked())
+
+    assert words(made)["at"].tolist() == ["good", "none"]
+    assert words(made, "classes")["at"].tolist() == ["across"]
+
+
+def test_csv_has_a_line_per_number_and_leaves_empty_what_is_not_known(table: Table) -> None:
+    made = pd.read_csv(io.StringIO(long_csv(table, None))).set_index(["row", "metric"])
+
+    lora, gone = made.loc[("lora", "reward")], made.loc[("gone", "reward")]
+    assert len(made) == 4 * 2
+    assert lora[["mean", "lowest", "highest", "seeds", "n_per_seed", "pairs", "resamples"]].tolist() == [
+        2.75,
+        0,
+        7,
+        4,
+        8,
+        4,
+        2000,
+    ]
+    assert gone["mark"] == "failed"
+    assert gone[["mean", "difference", "published"]].isna().all()
+
+
+def test_latex_escapes_what_it_would_read_as_commands(tmp_path: Path) -> None:
+    MadeSweep(tmp_path, "t").done("a_b&50%", 0, [number("toy/reward", -0.25), number("toy/words", 1.0)])
+    made = table_of(read_sweep(tmp_path, "t"), Asked())
+
+    text = latex("t", blocks_of(made, None, Path("nowhere")))
+
+    assert r"a\_b\&50\% & 1 & 1 & 8 & $-$0.250" in text
+    assert text.count(r"\toprule") == 1
+
+
+def test_markdown_keeps_a_bar_inside_its_cell(tmp_path: Path) -> None:
+    MadeSweep(tmp_path, "t").done("a|b", 0, [number("toy/reward", 0.5)])
+
+    text = markdown("t", blocks_of(table_of(read_sweep(tmp_path, "t"), Asked()), None, Path("nowhere")))
+
+    assert r"| a\|b | 1  | 1     | 8 | 0.500  |" in text
+
+
+@pytest.mark.parametrize(("name", "begins"), [("t.md", "# red/toy/t"), ("t.tex", "% red/toy/t"), ("t.csv", "table,row,")])
+def test_the_suffix_of_the_file_decides_its_form(runs: Path, tmp_path: Path, name: str, begins: str) -> None:
+    status = main(["table", "red/toy/t", "--runs", str(runs), "--to", str(tmp_path / name)])
+
+    assert status == 0
+    assert (tmp_path / name).read_text().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--to", "t.docx"], "--to t.docx does not say its form; let it end in .md, .tex, .csv"),
+        (["--strength", "one"], "--strength one: give numbers, or all"),
+        (["--means"], "--means does not fit: red/toy/t is a sweep; give a folder"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_sentence(
+    runs: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", "red/toy/t", "--runs", str(runs), *options]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_has_no_options_of_a_sweep(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", str(runs), "--baseline", "red"]) == 1
+    assert "--baseline does not fit" in capsys.readouterr().err
