@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 Load = Callable[[list[str]], DictConfig]
 """Composes one job from the words of its command line."""
 Choices = Callable[[str], Sequence[str]]
-"""The sheets of a config group; none for a key that is not a group."""
+"""The sheets of a config group and the folders in it; none for a key that is not a group."""
 
 
 class Composer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 
@@ -20,18 +21,17 @@ from alignlab.tracking.sweeps import Job, relative
 
 @dataclass(frozen=True)
 class Planned:
-    """A job before it runs. `words`: its whole command line; `job`: None where the config was refused, for `refused`."""
+    """A job before it runs. `words`: its whole command line; `job`: what the sweep writes down; `folder`: of its run."""
 
     words: tuple[str, ...]
-    job: Job | None
+    job: Job
     state: State
-    refused: str = ""
     folder: Path = Path()
 
     @property
     def pending(self) -> bool:
         """Whether it has to run."""
-        return self.job is not None and self.state.name != "done"
+        return not self.job.refused and self.state.name != "done"
 
 
 def plan_jobs(commands: Sequence[Sequence[str]], fixed: Collection[str], composer: Composer) -> list[Planned]:
@@ -51,31 +51,38 @@ def steps_of(config: RunConfig) -> int | None:
     return sum(fit.total_steps(records * (2 if both else 1)) for fit in fits)
 
 
+def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = ()) -> Planned:
+    """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
+    done = finished(config)
+    folder = folder_of(config)
+    run = relative(folder, Path(config.paths.runs))
+    job = Job(**_own(words, fixed), seed=config.seed, fingerprint=config.fingerprint, folder=run, steps=steps_of(config))
+    state = state_of(folder)
+    if state.name == "done" and done is None:
+        state = State("missing")  # force=true
+    return Planned(tuple(words), job, state, folder)
+
+
 def _planned(words: tuple[str, ...], fixed: Collection[str], composer: Composer) -> Planned:
     try:
         return describe(parse(composer(words)), words, fixed)
     except (AlignlabError, HydraException) as error:
-        return Planned(words, None, State("failed"), refused=sentence(error) or str(error))
+        return _refused(words, fixed, sentence(error) or str(error))
 
 
-def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = ()) -> Planned:
-    """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
-    done = finished(config)
+def _refused(words: tuple[str, ...], fixed: Collection[str], why: str) -> Planned:
+    seeds = [word.partition("=")[2] for word in words if word.startswith("seed=")]
+    seed = int(seeds[-1]) if seeds and seeds[-1].isdecimal() else 0
+    job = Job(**_own(words, fixed), seed=seed, fingerprint="", folder="", steps=None, refused=why)
+    return Planned(words, job, State("failed", {"error": why}))
+
+
+def _own(words: Sequence[str], fixed: Collection[str]) -> dict[str, Any]:
+    """What the words of a job say that the sweep's do not, and its row."""
     own = tuple(word for word in words if word not in fixed)
-    folder = folder_of(config)
-    job = Job(
-        words=own,
-        row=next((word.partition("=")[2] for word in words if word.startswith(ROW)), ""),
-        settings=dict(_setting(word) for word in own if not word.startswith((ROW, "seed="))),
-        seed=config.seed,
-        fingerprint=config.fingerprint,
-        folder=relative(folder, Path(config.paths.runs)),
-        steps=steps_of(config),
-    )
-    state = state_of(folder)
-    if state.name == "done" and done is None:
-        state = State("missing")  # force=true
-    return Planned(tuple(words), job, state, folder=folder)
+    row = next((word for word in words if word.startswith(ROW)), "")
+    settings = dict(_setting(word) for word in own if word != row and not word.startswith("seed="))
+    return {"words": own, "row": row.partition("=")[2], "settings": settings}
 
 
 def _setting(word: str) -> tuple[str, str]:

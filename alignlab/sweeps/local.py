@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
+from alignlab.errors import SweepError
 from alignlab.files import held
 from alignlab.tracking.states import LOCK
 
@@ -39,3 +41,14 @@ class LocalLauncher(BasicLauncher):
 
     def _is_running(self, place: int) -> bool:
         return place < len(self.folders) and held(self.folders[place] / LOCK)
+
+
+class NoSlurm(BasicLauncher):
+    """Stands in for a launcher that is not installed."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Raises SweepError that says what to install."""
+        raise SweepError("launch=slurm needs hydra-submitit-launcher, which is not here: pip install 'alignlab[slurm]'.")

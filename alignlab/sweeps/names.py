@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from alignlab.config import NO_INFLUENCE
+from alignlab.errors import ConfigError
 
 LONGEST = 100
 
@@ -18,13 +19,20 @@ def name_of(fixed: Sequence[str], swept: Collection[str], words: Sequence[str]) 
     `words`: the command line's own sweeps. So `seed=7` narrows a table, and `method.beta=1.0` makes another one.
     """
     experiment = next((word.partition("=")[2] for word in fixed if word.startswith("experiment=")), "")
-    added = [word for word in (*fixed, *words) if not word.startswith("experiment=") and _counts(word, swept)]
+    added = sorted(word for word in (*fixed, *words) if word != f"experiment={experiment}" and _counts(word, swept))
     extra = "+".join(added)
     if "/" in extra or len(extra) > LONGEST or re.search(r"[^\w.,=+-]", extra):
         # A folder's name, and what goes to W&B: no paths, no blanks.
         extra = hashlib.sha256(extra.encode()).hexdigest()[:8]
         extra = extra if experiment else f"sweep-{extra}"
     return "+".join(part for part in (experiment, extra) if part) or "sweep"
+
+
+def checked(name: str | None) -> str | None:
+    """A name that somebody gave. Raises ConfigError for one that would not be a folder below the runs."""
+    if name is not None and (re.search(r"[^\w.,=+/-]", name) or not all(part.strip(".") for part in name.split("/"))):
+        raise ConfigError(f"sweep={name!r} must be letters, digits and .,=+-, in parts between slashes; it becomes a folder.")
+    return name
 
 
 def _counts(word: str, swept: Collection[str]) -> bool:

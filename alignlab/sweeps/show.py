@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignlab.sweeps.jobs import Planned
-from alignlab.sweeps.words import shortened
 
 LISTED = 40
 """Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
@@ -27,9 +27,9 @@ def show_plan(name: str, planned: Sequence[Planned], console: Console, *, whole:
     for title in ("job", "", "steps", "run"):
         table.add_column(title, overflow="fold")
     for each in planned[:LISTED]:
-        steps = "" if each.job is None else "?" if each.job.steps is None else f"{each.job.steps:,}"
-        own = _own(each)
-        table.add_row(escape(" ".join(own)), escape(each.refused) or _doing(each), steps, escape(str(each.folder)))
+        steps = "" if each.job.refused else "?" if each.job.steps is None else f"{each.job.steps:,}"
+        words = " ".join(each.job.words or each.words)
+        table.add_row(escape(words), escape(each.job.refused) or _doing(each), steps, escape(str(each.folder)))
     console.print(table)
     if len(planned) > LISTED:
         console.print(f"... and {len(planned) - LISTED} more")
@@ -40,42 +40,31 @@ def show_outcome(name: str, planned: Sequence[Planned], failures: Mapping[int, s
 
     `failures`: from the place of a job in the sweep to its error.
     """
-    skipped = sum(each.job is not None and not each.pending for each in planned)
+    skipped = sum(each.state.name == "done" for each in planned)
     finished = len(planned) - skipped - len(failures)
     told = f"{finished} finished, {len(failures)} failed, {skipped} skipped (done before)"
     console.print(f"\nsweep {escape(name)}: {told}", soft_wrap=True)
     for place, error in failures.items():
-        console.print(f"failed: {escape(' '.join(_own(planned[place])))}", soft_wrap=True)
+        console.print(f"failed: {escape(' '.join(planned[place].job.words))}", soft_wrap=True)
         console.print(f"  {escape(error)}", soft_wrap=True)
         console.print(f"  again: {escape(command(planned[place].words))}", soft_wrap=True)
 
 
 def command(words: Sequence[str]) -> str:
     """The command line of one job."""
-    return " ".join(["python run.py", *(_quoted(word) for word in shortened(words))])
-
-
-def _own(planned: Planned) -> Sequence[str]:
-    return planned.job.words if planned.job is not None else planned.words
+    return " ".join(["python run.py", *map(shlex.quote, words)])
 
 
 def _doing(planned: Planned) -> str:
-    if planned.refused:
+    if planned.job.refused:
         return "refused"
     state = planned.state.name
-    if state == "done":
-        return "done"
-    return "to run" if state == "missing" else f"to run ({state} before)" if state != "running" else "running elsewhere"
+    elsewhere = {"done": "done", "missing": "to run", "running": "running elsewhere", "queued": "queued"}
+    return elsewhere.get(state) or f"to run ({state} before)"
 
 
 def _steps(planned: Sequence[Planned]) -> str:
-    waiting = [each.job for each in planned if each.pending and each.job is not None]
+    waiting = [each.job for each in planned if each.pending]
     known = sum(job.steps or 0 for job in waiting)
     unknown = sum(job.steps is None for job in waiting)
     return f"{known:,} optimiser steps to make" + (f", and {unknown} jobs whose data is not counted yet" if unknown else "")
-
-
-def _quoted(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)

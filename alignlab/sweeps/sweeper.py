@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from alignlab.command_line import console, sentence
 from alignlab.errors import ConfigError, SweepError
 from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.jobs import Planned, plan_jobs
-from alignlab.sweeps.names import name_of
+from alignlab.sweeps.names import checked, name_of
 from alignlab.sweeps.show import show_outcome, show_plan
 from alignlab.tracking.sweeps import SweepLedger
+from alignlab.training.processes import refuse_sweep
 
 
 class PlannedSweeper(BasicSweeper):
@@ -29,28 +31,36 @@ class PlannedSweeper(BasicSweeper):
         """Runs what is missing. Raises ConfigError for a sweep without jobs, and SweepError at the end of one with failures."""
         assert self.config is not None
         assert self.hydra_context is not None
+        refuse_sweep()
         loader = self.hydra_context.config_loader
         arguments = [word for word in arguments if not word.startswith("plan=")]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         (commands,) = self.split_arguments(overrides, None)
         if not commands:
             raise ConfigError("this sweep has no jobs: one of its keys has no value; check glob(...) and the lists.")
-        fixed = [word for word in commands[0] if all(word in words for words in commands)]
+        fixed = [word for word in commands[0] if not self._tells_jobs_apart(word) and all(word in words for words in commands)]
         swept_here = [word for word in arguments if word not in fixed]
-        name = str(self.config.sweep or name_of([w for w in fixed if w in arguments], list(self.params), swept_here))
-        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), loader.get_group_options)
+        name = checked(self.config.sweep) or name_of([w for w in fixed if w in arguments], list(self.params), swept_here)
+        # without a filter the folders count too: all sheets of `experiment` are in folders
+        sheets = partial(loader.get_group_options, results_filter=None)
+        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), sheets)
         planned = plan_jobs(commands, fixed, composer)
         show_plan(name, planned, console(), whole=bool(self.config.plan))
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)
-        ledger.declare(fixed, [each.job for each in planned if each.job is not None])
+        ledger.declare(fixed, [each.job for each in planned])
         return self._run(name, planned)
+
+    def _tells_jobs_apart(self, word: str) -> bool:
+        """Whether the word stays a job's own even where all jobs of this command share it: another may add to the sweep."""
+        key = word.partition("=")[0]
+        return key == "seed" or key in self.params
 
     def _run(self, name: str, planned: Sequence[Planned]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         places = [place for place, each in enumerate(planned) if each.pending]
-        failures = {place: each.refused for place, each in enumerate(planned) if each.refused}
+        failures = {place: each.job.refused for place, each in enumerate(planned) if each.job.refused}
         results: Sequence[JobReturn] = []
         if places:
             self.launcher.folders = [planned[place].folder for place in places]  # type: ignore[attr-defined]

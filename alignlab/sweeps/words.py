@@ -1,6 +1,6 @@
 """Short forms of the command line, written out before Hydra reads them.
 
-`experiment=red/table1/lora` is one row of a table, and `scale=toy` its version for the embedded world.
+`experiment=red/table1/lora,red` are two rows of a table, and `scale=toy` its version for the embedded world.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROW = "+experiment/"
 
 
 def expanded(words: Sequence[str], experiments: Path) -> list[str]:
-    """The words as Hydra takes them. Raises ConfigError for a scale that an experiment does not have."""
+    """The words as Hydra takes them. Raises ConfigError for an experiment, a row or a scale that does not exist."""
     scales = [word.removeprefix(SCALE) for word in words if word.startswith(SCALE)]
     rest = [word for word in words if not word.startswith(SCALE)]
     scale = scales[-1] if scales else "paper"
@@ -32,15 +32,6 @@ def expanded(words: Sequence[str], experiments: Path) -> list[str]:
     return made
 
 
-def shortened(words: Sequence[str]) -> list[str]:
-    """The same the other way round: a row of an experiment as people write it."""
-    row = next((word for word in words if word.startswith(ROW)), None)
-    if row is None:
-        return list(words)
-    name = row.partition("=")[2]
-    return [f"{word}/{name}" if _is_experiment(word) else word for word in words if word != row]
-
-
 def _is_experiment(word: str) -> bool:
     return word.startswith(EXPERIMENT) and word != f"{EXPERIMENT}null"
 
@@ -49,16 +40,29 @@ def _experiment(word: str, scale: str, experiments: Path) -> list[str]:
     name = word.removeprefix(EXPERIMENT)
     if scale == TOY:
         name = _at_toy_scale(name, experiments)
-    table, _, row = name.rpartition("/")
+    table, _, rows = name.rpartition("/")
     folder = _rows_of(experiments / f"{table}.yaml") if table else None
-    if folder and (experiments / folder / f"{row}.yaml").is_file():
-        return [f"{EXPERIMENT}{table}", f"{ROW}{folder}={row}"]
-    if folder and not (experiments / f"{name}.yaml").is_file():
-        known = [path.stem for path in sorted((experiments / folder).glob("*.yaml"))]
-        raise ConfigError(unknown(f"row of experiment={table}", row, known))
-    if not (experiments / f"{name}.yaml").is_file() and (twin := _toy_twin(name, experiments)):
-        raise ConfigError(f"experiment={name} has no version at the paper's scale yet; add scale=toy, which is {twin}.")
+    known = [path.stem for path in sorted((experiments / folder).glob("*.yaml"))] if folder else []
+    wrong = [row for row in rows.split(",") if row not in known]
+    if folder and not wrong:
+        return [f"{EXPERIMENT}{table}", f"{ROW}{folder}={rows}"]
+    for each in name.split(","):
+        if not (experiments / f"{each}.yaml").is_file():
+            raise ConfigError(
+                _no_such(each, experiments, unknown(f"row of experiment={table}", wrong[0], known) if known else "")
+            )
+        if "," in name and _swept(experiments / f"{each}.yaml"):
+            raise ConfigError(f"{EXPERIMENT}{name} crosses tables, which have rows of their own; start one after the other.")
     return [f"{EXPERIMENT}{name}"]
+
+
+def _no_such(name: str, experiments: Path, instead: str) -> str:
+    """The sentence for an experiment that does not exist; `instead`: for a row of one that does."""
+    twin = None if instead else _toy_twin(name, experiments)
+    if twin:
+        return f"experiment={name} has no version at the paper's scale yet; add scale=toy, which is {twin}."
+    tables = [str(path.relative_to(experiments).with_suffix("")) for path in sorted(experiments.glob("**/*.yaml"))]
+    return instead or unknown("experiment", name, [table for table in tables if _swept(experiments / f"{table}.yaml")])
 
 
 def _at_toy_scale(name: str, experiments: Path) -> str:
@@ -67,7 +71,8 @@ def _at_toy_scale(name: str, experiments: Path) -> str:
     twin = _toy_twin(name, experiments)
     if twin is None:
         home = name.partition("/")[0]
-        known = [f"{home}/{path.stem}" for path in sorted((experiments / home / TOY).glob("*.yaml"))]
+        sheets = sorted(experiments.glob(f"{home}/{TOY}/*.yaml")) or sorted(experiments.glob(f"*/{TOY}/*.yaml"))
+        known = [f"{path.parents[1].name}/{path.stem}" for path in sheets]
         raise ConfigError(unknown("experiment with a version for scale=toy", name, known))
     return twin
 
@@ -83,8 +88,12 @@ def _toy_twin(name: str, experiments: Path) -> str | None:
 
 def _rows_of(sheet: Path) -> str | None:
     """The folder of a table's rows, None for a sheet that is no table or whose rows are numbers only."""
+    return next((key.removeprefix(ROW) for key in _swept(sheet) if key.startswith(ROW)), None)
+
+
+def _swept(sheet: Path) -> dict[str, Any]:
+    """What an experiment sweeps by itself; nothing for one that is a single run, or that does not exist."""
     if not sheet.is_file():
-        return None
+        return {}
     content: Any = yaml.safe_load(sheet.read_text(encoding="utf-8")) or {}
-    swept = content.get("hydra", {}).get("sweeper", {}).get("params", {})
-    return next((key.removeprefix(ROW) for key in swept if key.startswith(ROW)), None)
+    return dict(content.get("hydra", {}).get("sweeper", {}).get("params", None) or {})

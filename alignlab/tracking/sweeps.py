@@ -12,6 +12,7 @@ from alignlab.errors import RunFolderError
 from alignlab.files import alone
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.states import State, state_of
 
 FOLDER = "sweeps"
 """Below the runs: a folder per sweep."""
@@ -24,7 +25,7 @@ class Job:
 
     `words`: what makes it this job, besides the sweep's own words. `row`: its row, "" where a sweep has none. `settings`: the
     other swept keys, the seed aside. `folder`: the run folder, relative to the folder of runs. `steps`: optimiser steps, None
-    where they depend on data that has not been read.
+    where they depend on data that has not been read. `refused`: why its config cannot run; then it has no run folder.
     """
 
     words: tuple[str, ...]
@@ -34,6 +35,12 @@ class Job:
     fingerprint: str
     folder: str
     steps: int | None
+    refused: str = ""
+
+    @property
+    def cell(self) -> tuple[frozenset[str], int]:
+        """What makes it this job: its words in any order, and its seed, whether a word gives it or not."""
+        return frozenset(word for word in self.words if not word.startswith("seed=")), self.seed
 
 
 class SweepLedger:
@@ -50,13 +57,13 @@ class SweepLedger:
         return self._ledger.folder
 
     def declare(self, words: Iterable[str], jobs: Iterable[Job]) -> None:
-        """Adds jobs; one with the same words as an earlier one takes its place. Safe among sweeps that start at once.
+        """Adds jobs; one with the same words and seed as an earlier one takes its place. Safe among sweeps that start at once.
 
         `words`: what all jobs have in common on the command line.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
-            known = {job.words: job for job in self.jobs()}
-            known.update({job.words: job for job in jobs})
+            known = {job.cell: job for job in self.jobs()}
+            known.update({job.cell: job for job in jobs})
             content: dict[str, Any] = {"name": self.name, "words": list(words)}
             self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
 
@@ -68,6 +75,10 @@ class SweepLedger:
     def words(self) -> tuple[str, ...]:
         """What all jobs have in common on the command line."""
         return tuple((self._ledger.read(FILE) or {"words": []})["words"])
+
+    def state(self, job: Job) -> State:
+        """How a job stands; one that was refused has failed."""
+        return State("failed", {"error": job.refused}) if job.refused else state_of(self.run_folder(job))
 
     def run_folder(self, job: Job) -> Path:
         """Where a job's run is, or will be."""

@@ -36,6 +36,7 @@ def config(path: Path | None, **changes: Any) -> HhConfig:
         "test": "*test*.jsonl*",
         "hub": "someone/pairs",
         "revision": None,
+        "records": None,
         "subsets": ["first", "second"],
         "unusable_pairs": "drop",
     }

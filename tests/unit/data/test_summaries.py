@@ -52,6 +52,7 @@ def config(path: Path | None = None, **changes: Any) -> SummariesConfig:
         "test": "*valid*.jsonl*",
         "hub": "someone/summaries",
         "revision": "a-branch",
+        "records": None,
         "subset": "comparisons",
         "frame": FRAME,
     }

@@ -34,6 +34,7 @@ def config(**changes: Any) -> FramedConfig:
         "test": "*test*",
         "hub": "someone/questions",
         "revision": None,
+        "records": None,
         "frame": FRAME,
     }
     return FramedConfig(**{**values, **changes})

@@ -1,0 +1,140 @@
+"""What is known of a sweep's jobs before any of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignlab.config import RunConfig
+from alignlab.folders import folder_of
+from alignlab.sweeps.jobs import Planned, describe, plan_jobs, steps_of
+from alignlab.tracking.ledger import Ledger
+from tests.unit.sweeps.sheets import composer, config_of, finish
+
+EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
+
+
+def planned(folder: Path, *jobs: list[str], fixed: tuple[str, ...] = ()) -> list[Planned]:
+    """Jobs of a sweep whose runs are below a folder."""
+    runs = f"paths.runs={folder}"
+    return plan_jobs([[*words, *fixed, runs] for words in jobs], [*fixed, runs], composer())
+
+
+def test_a_job_of_a_table_is_its_row_its_other_settings_and_its_seed(tmp_path: Path) -> None:
+    words = ["+experiment/clm/table5=beta-0.1", "model=llama32_3b", "seed=7"]
+
+    (only,) = planned(tmp_path, words, fixed=("experiment=clm/table5",))
+
+    job = only.job
+    assert job is not None
+    assert (job.row, job.settings, job.seed, job.words) == ("beta-0.1", {"model": "llama32_3b"}, 7, tuple(words))
+    assert job.folder == f"{only.folder.parent.name}/seed-7"
+    assert only.folder == tmp_path / job.folder
+    assert job.fingerprint in job.folder
+    assert only.words == (*words, "experiment=clm/table5", f"paths.runs={tmp_path}")
+
+
+def test_a_table_of_models_and_rows_keeps_both_in_its_jobs(tmp_path: Path) -> None:
+    """The folder of models is the first; a job must not lose the second."""
+    config = config_of("method=red", f"paths.runs={tmp_path}")
+    words = ["+experiment/meet/models=stories260k", "+experiment/meet/rows=coh", "+trainer.extra.a=1"]
+
+    job = describe(config, words).job
+
+    assert job is not None
+    assert (job.row, job.settings) == ("stories260k", {"experiment/meet/rows": "coh", "trainer.extra.a": "1"})
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["method=red", "method.fit.steps=5"], 5),
+        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100"], 38),  # 300 pairs, 8 at a time
+        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100", "data.limit=20"], 8),
+        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100", "data.limit=500"], 38),
+        (["method=red", *EPOCHS, "method.fit.epochs=0.01", "data.pairs=100"], 1),
+        # both sides of a pair are examples: 100 of them, 8 at a time, once and then twice
+        (
+            [
+                *("method=meet", "data.pairs=50"),
+                *("method.controls.steps=null", "method.controls.epochs=1", "method.controls.batch=8"),
+                *("method.joint.steps=null", "method.joint.epochs=2", "method.joint.batch=8"),
+            ],
+            13 + 25,
+        ),
+        (["method=evaluate", "tuner=full"], 0),
+    ],
+)
+def test_the_steps_of_a_job_are_counted_before_its_data_is_read(words: list[str], steps: int) -> None:
+    assert steps_of(config_of(*words)) == steps
+
+
+def test_the_steps_of_a_job_on_local_files_are_known_only_where_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    local = ["method=red", "data=jsonl", f"data.path={tmp_path}", "data.test=train.jsonl"]
+
+    assert steps_of(config_of(*local, *EPOCHS, "method.fit.epochs=1")) is None
+    assert steps_of(config_of(*local, *EPOCHS, "method.fit.epochs=1", "data.limit=8")) is None
+    assert steps_of(config_of(*local, "method.fit.steps=4", "method.fit.epochs=null")) == 4
+
+
+def test_a_job_that_is_refused_has_its_sentence_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, *([f"method.fit.batch={value}"] for value in ("4", "0", "'${oops'", "x", "8")))
+
+    assert [bool(each.job.refused) for each in jobs] == [False, True, True, True, False]
+    assert [each.pending for each in jobs] == [True, False, False, False, True]
+    assert jobs[1].job.refused == "method.fit.batch=0 must be at least 1."
+    assert "oops" in jobs[2].job.refused
+    assert jobs[3].job.refused.startswith("method.fit.batch: ")
+    assert all(len(each.job.refused.splitlines()) == 1 for each in jobs[1:4])
+    assert jobs[1].job.words == ("method.fit.batch=0",)
+    assert jobs[0].job.refused == jobs[4].job.refused == ""
+    assert [each.job.steps for each in jobs] == [60, None, None, None, 60]
+
+
+def test_a_missing_sheet_or_key_refuses_its_own_job_only(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, ["method=rde"], ["method.fit.bach=3"], ["method=dpo", "data=nothing"], ["method=red"])
+
+    assert [bool(each.job.refused) for each in jobs] == [True, True, True, False]
+    assert jobs[0].job.refused.startswith("unknown method 'rde'; did you mean red?")
+    assert jobs[1].job.refused.startswith("unknown key method.fit.bach; did you mean batch?")
+    assert jobs[2].job.refused.startswith("unknown data 'nothing'; ")
+
+
+def test_the_folder_of_another_run_refuses_a_job(tmp_path: Path) -> None:
+    finish(config_of("seed=1", f"folder={tmp_path}/run"))
+
+    first, second = planned(tmp_path, *([f"seed={seed}", f"folder={tmp_path}/run"] for seed in (1, 2)))
+
+    assert first.state.name == "done"
+    assert not second.pending
+    assert "was made by another config" in second.job.refused
+
+
+def test_what_is_done_is_not_pending_and_all_else_is(tmp_path: Path) -> None:
+    configs = {seed: config_of(f"seed={seed}", f"paths.runs={tmp_path}") for seed in range(5)}
+    finish(configs[0])
+    for seed, state in ((1, "failed"), (2, "preempted"), (3, "running")):
+        _begin(configs[seed], state)
+
+    jobs = planned(tmp_path, *([f"seed={seed}"] for seed in range(5)))
+
+    assert [each.state.name for each in jobs] == ["done", "failed", "preempted", "killed", "missing"]
+    assert [each.pending for each in jobs] == [False, True, True, True, True]
+
+
+def test_force_makes_a_done_job_pending_again(tmp_path: Path) -> None:
+    finish(config_of("seed=0", f"paths.runs={tmp_path}"))
+
+    (forced,) = planned(tmp_path, ["seed=0", "force=true"])
+    (done,) = planned(tmp_path, ["seed=0"])
+
+    assert (forced.state.name, forced.pending) == ("missing", True)
+    assert (done.state.name, done.pending) == ("done", False)
+
+
+def _begin(config: RunConfig, state: str) -> None:
+    ledger = Ledger(folder_of(config))
+    ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed})
+    ledger.status(state)

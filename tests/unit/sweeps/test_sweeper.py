@@ -1,0 +1,192 @@
+"""A sweep from its command line to its account, with a stand-in for what a job does."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from alignlab.errors import ConfigError, SweepError
+from alignlab.folders import folder_of
+from alignlab.sweeps.words import expanded
+from alignlab.tracking.states import LOCK
+from alignlab.tracking.sweeps import SweepLedger
+from tests.unit.sweeps.sheets import EXPERIMENTS, Task, config_of, sweep
+from tests.unit.sweeps.test_states import end, holder
+
+TABLE = "experiment=clm/toy/table1"
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on standard output."""
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_job_runs_once_and_the_account_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task()
+
+    sweep(task, "seed=0,1", "tuner=red,lora", f"paths.runs={tmp_path}")
+
+    said = said_by(capsys)
+    assert [(run.seed, run.tuner.name) for run in task.started] == [(0, "red"), (0, "lora"), (1, "red"), (1, "lora")]
+    assert said[0] == "sweep tuner=red,lora: 4 jobs (4 to run); 240 optimiser steps to make"
+    assert said[-1] == "sweep tuner=red,lora: 4 finished, 0 failed, 0 skipped (done before)"
+    assert {run.sweep for run in task.started} == {"tuner=red,lora"}
+
+
+def test_every_job_is_written_down_before_the_first_one_runs(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    sweep(lambda _: found.append(len(SweepLedger(tmp_path, "sweep").jobs())), "seed=0,1,2", f"paths.runs={tmp_path}")
+
+    assert found == [3, 3, 3]
+
+
+def test_a_failing_job_neither_stops_nor_hides_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(too_high=1.0)
+    rates = ("1e-3", "5", "-1", "7", "1e-4")
+
+    with pytest.raises(SweepError, match=r"^3 of 5 jobs failed; the same command runs them again, and no others\.$"):
+        sweep(task, f"method.fit.learning_rate={','.join(rates)}", "seed=3", f"paths.runs={tmp_path}")
+
+    said = said_by(capsys)
+    account = said[next(place for place, line in enumerate(said) if ": 2 finished, 3 failed, 0 skipped" in line) + 1 :]
+    told = {account[place].removeprefix("failed: "): account[place + 1 : place + 3] for place in range(0, 9, 3)}
+    assert [run.method.fit.learning_rate for run in task.started] == [1e-3, 5.0, 7.0, 1e-4]
+    assert {words.split()[0]: error.strip() for words, (error, _) in told.items()} == {
+        "method.fit.learning_rate=5": "the loss is nan at 5.0.",
+        "method.fit.learning_rate=-1": "method.fit.learning_rate=-1.0 must be above 0.",
+        "method.fit.learning_rate=7": "the loss is nan at 7.0.",
+    }
+    assert told["method.fit.learning_rate=5 seed=3"][1] == (
+        f"  again: python run.py method.fit.learning_rate=5 seed=3 paths.runs={tmp_path}"
+    )
+
+
+def test_the_second_start_runs_only_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("method.fit.learning_rate=1e-3,5", "seed=0,1", f"paths.runs={tmp_path}")
+    with pytest.raises(SweepError):
+        sweep(Task(too_high=1.0), *words)
+    mended, third = Task(), Task()
+
+    sweep(mended, *words)
+    sweep(third, *words)
+
+    assert [(run.method.fit.learning_rate, run.seed) for run in mended.started] == [(5.0, 0), (5.0, 1)]
+    assert third.started == []
+    assert said_by(capsys)[-1].endswith(": 0 finished, 0 failed, 4 skipped (done before)")
+
+
+def test_force_runs_what_is_done_again(tmp_path: Path) -> None:
+    words = ("seed=0,1", f"paths.runs={tmp_path}")
+    sweep(Task(), *words)
+    again = Task()
+
+    sweep(again, *words, "force=true")
+
+    assert [run.seed for run in again.started] == [0, 1]
+
+
+def test_a_plan_lists_every_job_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    sweep(Task(), "seed=0", "method.fit.batch=16", f"paths.runs={runs}")
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    task = Task()
+
+    sweep(task, "seed=0,1", "method.fit.batch=16,0", f"paths.runs={runs}", "plan=true")
+
+    said = said_by(capsys)
+    assert task.started == []
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "4 jobs (1 done, 2 refused, 1 to run); 60 optimiser steps to make" in said[0]
+    assert any("method.fit.batch=0 must be at least 1." in line for line in said)
+
+
+@pytest.mark.parametrize("plan", ["plan=true", "plan=false"])
+def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, plan: str) -> None:
+    task = Task()
+
+    with pytest.raises(ConfigError, match=r"^this sweep has no jobs: one of its keys has no value; check glob"):
+        sweep(task, TABLE, "+experiment/clm/table1=glob(nothing*)", f"paths.runs={tmp_path}", plan)
+
+    assert task.started == list(tmp_path.iterdir()) == []
+
+
+def test_seeds_and_rows_on_the_command_line_narrow_a_table_and_add_to_the_same_sweep(tmp_path: Path) -> None:
+    """One row at two seeds, another at one, all rows at a seed of the table, and then the whole table."""
+    narrowed = Task()
+    for words in (
+        ["experiment=clm/toy/table1/dpo", "seed=7,8"],
+        ["experiment=clm/toy/table1/clm", "seed=7"],
+        [TABLE, "seed=1"],
+    ):
+        sweep(narrowed, *expanded(words, EXPERIMENTS), f"paths.runs={tmp_path}")
+    whole = Task()
+    sweep(whole, TABLE, f"paths.runs={tmp_path}")
+
+    ledger = SweepLedger(tmp_path, "clm/toy/table1")
+    jobs = {(job.row, job.seed): job for job in ledger.jobs()}
+    rows = ("clm", "dera", "dpo")
+    assert len(narrowed.started) == 6
+    assert len(whole.started) == 6  # three rows at three seeds, without those at seed 1
+    assert list(tmp_path.glob("sweeps/**/sweep.json")) == [ledger.folder / "sweep.json"]
+    assert jobs.keys() == {("dpo", 7), ("dpo", 8), ("clm", 7)} | {(row, seed) for row in rows for seed in (0, 1, 2)}
+    assert len(ledger.jobs()) == 12
+    assert all(job.words == (f"+experiment/clm/table1={row}", f"seed={seed}") for (row, seed), job in jobs.items())
+    assert ledger.words()[0] == TABLE
+
+
+def test_the_command_that_repeats_a_job_of_a_table_makes_that_one_job_in_the_same_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise ConfigError("no.")
+
+    with pytest.raises(SweepError):
+        sweep(refuse, TABLE, "seed=4", "trainer.threads=1", f"paths.runs={tmp_path}")
+    commands = [line.partition("again: ")[2].split() for line in said_by(capsys) if "again: " in line]
+    folders = {job.row: tmp_path / job.folder for job in SweepLedger(tmp_path, "clm/toy/table1+trainer.threads=1").jobs()}
+    repeated = Task()
+    sweep(repeated, *expanded(commands[2][2:], EXPERIMENTS))
+
+    assert commands[2][:4] == ["python", "run.py", "+experiment/clm/table1=dpo", "seed=4"]
+    assert "experiment=clm/toy/table1" in commands[2]
+    assert len(commands) == 3
+    assert [folder_of(run) for run in repeated.started] == [folders["dpo"]]
+
+
+def test_values_with_blanks_and_brackets_survive_the_command_that_repeats_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("control.strengths=[0.0, 1.0]", "tracking.project='my runs'", "method.fit.learning_rate=5,6")
+
+    with pytest.raises(SweepError):
+        sweep(Task(too_high=1.0), *words, f"paths.runs={tmp_path}")
+
+    again = next(line.partition("again: ")[2] for line in said_by(capsys) if "again: " in line)
+    config = config_of(*shlex.split(again)[2:])
+    assert (config.control.strengths, config.tracking.project) == ([0.0, 1.0], "my runs")
+    assert config.method.fit.learning_rate == 5.0
+
+
+def test_what_another_process_is_at_is_left_for_the_end(tmp_path: Path) -> None:
+    runs = f"paths.runs={tmp_path}"
+    other = holder(folder_of(config_of("seed=0", runs)) / LOCK)
+    task = Task()
+    try:
+        sweep(task, "seed=0,1,2", runs)
+    finally:
+        end(other)
+
+    assert [run.seed for run in task.started] == [1, 2, 0]
+
+
+def test_a_name_of_ones_own_is_the_sweeps_name(tmp_path: Path) -> None:
+    task = Task()
+
+    sweep(task, "seed=0,1", "sweep=mine", f"paths.runs={tmp_path}")
+
+    assert len(SweepLedger(tmp_path, "mine").jobs()) == 2
+    assert {run.sweep for run in task.started} == {"mine"}
