@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
         """The final table and pictures."""
 
+    def pause(self) -> None:
+        """Lets go of the run, which another process will go on with."""
+
     def close(self, *, failed: bool) -> None:
         """Ends the run, as finished or as failed."""
 
@@ -41,6 +44,9 @@ class NoTracker:
         """Nothing."""
 
     def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
+        """Nothing."""
+
+    def pause(self) -> None:
         """Nothing."""
 
     def close(self, *, failed: bool) -> None:

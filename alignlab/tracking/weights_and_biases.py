@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from alignlab.tracking.config import WandbConfig
 from alignlab.tracking.tracker import Identity, NoTracker, Tracker
@@ -16,6 +14,9 @@ from alignlab.tracking.tracker import Identity, NoTracker, Tracker
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2
 """wandb's own 15 s would lose most of a short run that is killed."""
+TABLE = "results"
+"""Key of the table of results."""
+KEPT = "the run is kept offline: `python -m alignlab sync` uploads it."
 
 
 class WandbTracker:
@@ -30,7 +31,13 @@ class WandbTracker:
 
     def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
         """The table of results and the figures as images."""
-        self._guarded(lambda run: run.log(_media(rows, figures)))
+        self._guarded(lambda run: run.log(_media(run, rows, figures)))
+
+    def pause(self) -> None:
+        """Marks the run as preempted: to W&B neither done nor failed, until the same id goes on."""
+        self._guarded(lambda run: run.mark_preempting())
+        self._guarded(lambda run: run.finish(exit_code=1))  # W&B's way: the mark, then an end that is not 0
+        self._run = None
 
     def close(self, *, failed: bool) -> None:
         """Ends the run with an exit code, so that a crash does not look finished."""
@@ -47,56 +54,86 @@ class WandbTracker:
 
 
 def open_run(config: WandbConfig, identity: Identity) -> Tracker:
-    """An open run, or no tracker (with a warning) where wandb cannot start. Never asks for a login."""
-    try:
-        import wandb
+    """An open run, or no tracker (with a warning) where wandb cannot start. Never asks for a login.
 
-        run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            id=identity.id,
-            name=identity.name,
-            group=identity.group,
-            job_type=identity.job_type,
-            tags=list(identity.tags),
-            config=dict(identity.config),
-            dir=str(identity.folder),
-            mode=_mode(config),
-            resume="allow",
-            reinit="finish_previous",
-            settings=wandb.Settings(
-                silent=True,
-                x_transaction_log_flush_interval=FLUSH_SECONDS,
-                console="off",
-                init_timeout=config.timeout_seconds,
-            ),
-        )
+    A run that cannot reach its server is kept offline, for `sync`.
+    """
+    try:
+        mode = _mode(config)
+        try:
+            return WandbTracker(_start(config, identity, mode))
+        except Exception as error:
+            if mode != "online":
+                raise
+            log.warning("W&B cannot be reached (%s); %s", error, KEPT)
+            import wandb
+
+            wandb.teardown()  # it still has the run open that it could not start
+            return WandbTracker(_start(config, identity, "offline"))
     except Exception as error:
         log.warning("W&B could not start (%s); the run goes on with its ledger alone.", error)
         return NoTracker()
-    return WandbTracker(run)
+
+
+def _start(config: WandbConfig, identity: Identity, mode: Any) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=config.project,
+        entity=config.entity,
+        id=identity.id,
+        name=identity.name,
+        group=identity.group,
+        job_type=identity.job_type,
+        tags=list(identity.tags),
+        config=_shown(identity.config),
+        dir=str(identity.folder),
+        mode=mode,
+        resume="allow",
+        reinit="finish_previous",
+        settings=wandb.Settings(
+            silent=True,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+            console="off",
+            init_timeout=config.timeout_seconds,
+            finish_timeout=config.timeout_seconds,
+            finish_timeout_raises=True,
+            # Host name, command line, paths and the address of the repository stay here.
+            host="",
+            x_disable_meta=True,
+            disable_git=True,
+        ),
+    )
+
+
+def _shown(value: Any) -> Any:
+    """A config without the places of this machine: of an absolute path, its last part."""
+    if isinstance(value, Mapping):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _mode(config: WandbConfig) -> Any:
-    """As the sheet or WANDB_MODE says; `auto` is online for users who are logged in, else offline."""
+    """As WANDB_MODE or the sheet says; `auto` is online for users who are logged in, else offline."""
     wanted = os.environ.get("WANDB_MODE") or config.mode
-    if wanted != "auto":
+    if wanted not in ("auto", "online"):
         return wanted
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+    import wandb
+
+    if wandb.login(prompt=False, verify=False):
+        return "online"
+    if wanted == "online":
+        log.warning("nobody is logged in to W&B here (`wandb login`); %s", KEPT)
+    return "offline"
 
 
-def _has_login() -> bool:
-    """Whether `wandb login` has left a key for its host in the user's netrc."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _media(rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> dict[str, Any]:
+def _media(run: Any, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> dict[str, Any]:
     import wandb
 
     columns = list(rows[0]) if rows else []
     table = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])
-    return {"results": table, **{figure.stem: wandb.Image(str(figure)) for figure in figures}}
+    # Bound by hand: wandb would else keep a second copy, an artifact, in the user's home and note down that path.
+    table.bind_to_run(run, TABLE, run.step)
+    return {TABLE: table, **{figure.stem: wandb.Image(str(figure)) for figure in figures}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -12,42 +13,66 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from alignlab.config import RunConfig, parse
+from alignlab.sweeps.compose import Composer
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
+ROWS = "+experiment/"
+"""How a swept key starts that chooses a row."""
 
 
-def tables(home: str) -> list[str]:
-    """The sweeps of an experiment's folder, such as clm/table1."""
-    return sorted(
-        str(path.relative_to(EXPERIMENTS).with_suffix(""))
-        for path in (EXPERIMENTS / home).glob("**/*.yaml")
-        if "hydra:" in path.read_text()
-    )
+def tables(home: str = "*") -> list[str]:
+    """The sweeps of a home of experiments, or of all, such as clm/table1."""
+    return [name for path in sorted(EXPERIMENTS.glob(f"{home}/**/*.yaml")) if swept(name := name_of(path))]
+
+
+def name_of(path: Path) -> str:
+    """A file below the experiments as `experiment=` calls it."""
+    return str(path.relative_to(EXPERIMENTS).with_suffix(""))
+
+
+def sheet(name: str) -> dict[str, Any]:
+    """The content of one file."""
+    return yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text()) or {}
+
+
+def swept(name: str) -> dict[str, Any]:
+    """The lists that a table crosses; none for a file that is no table."""
+    return sheet(name).get("hydra", {}).get("sweeper", {}).get("params", {})
 
 
 def cells(table: str) -> list[list[str]]:
     """The overrides of each job of a table."""
-    swept = yaml.safe_load((EXPERIMENTS / f"{table}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    return [list(cell) for cell in product(*(_choices(key, str(values)) for key, values in swept.items()))]
+    return [list(cell) for cell in product(*(_choices(key, str(values)) for key, values in swept(table).items()))]
+
+
+def composed(table: str, *cell: str) -> DictConfig:
+    """The config of one job; it holds until the next is composed."""
+    return _composer([f"experiment={table}", *cell])
 
 
 @cache
-def composed(table: str, *cell: str) -> DictConfig:
-    """The config of one job."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("run", [f"experiment={table}", *cell])
-
-
 def run_of(table: str, *cell: str) -> RunConfig:
     """The same, typed."""
     return parse(composed(table, *cell))
 
 
-def _choices(key: str, swept: str) -> list[str]:
+def _load(words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("run", words)
+
+
+def _sheets(group: str) -> list[str]:
+    return [path.stem for path in (ROOT / "conf" / group).glob("*")]
+
+
+_composer = Composer(_load, _sheets)
+
+
+def _choices(key: str, values: str) -> list[str]:
     """The overrides that a swept key stands for."""
-    if swept == "glob(*)":
-        swept = ",".join(sorted(path.stem for path in (EXPERIMENTS / key.removeprefix("+experiment/")).glob("*.yaml")))
-    override = OverridesParser.create().parse_override(f"{key}={swept}")
-    values = override.sweep_string_iterator() if override.is_sweep_override() else [swept]
-    return [f"{key}={value}" for value in values]
+    if values == "glob(*)":
+        values = ",".join(sorted(path.stem for path in (EXPERIMENTS / key.removeprefix(ROWS)).glob("*.yaml")))
+    override = OverridesParser.create().parse_override(f"{key}={values}")
+    listed = override.sweep_string_iterator() if override.is_sweep_override() else [values]
+    return [f"{key}={value}" for value in listed]

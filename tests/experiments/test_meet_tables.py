@@ -1,17 +1,12 @@
-"""MEET's tables: every cell is a run that fits together, and rows differ in the control only, at equal steps."""
+"""MEET's tables: rows differ in the control only, at equal steps."""
 
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
 
 from alignlab.config import GROUPS
-from tests.experiments.sweeps import cells, composed, run_of, tables
+from tests.experiments.sweeps import cells, run_of
 
-# `local` needs models and data that are not part of the project (tests/real).
-TABLES = [table for table in tables("meet") if table != "meet/local"]
-TOY = [table for table in TABLES if table.startswith("meet/toy/")]
-REAL = [table for table in TABLES if not table.startswith("meet/toy/")]
 ITEMS = 4000
 """Single responses of the toy world's training split; half of them are chosen."""
 
@@ -22,15 +17,6 @@ def updates(table: str, *cell: str) -> float:
     pairs = {"sft": ITEMS / 2, "prefer": ITEMS / 2, "fit": ITEMS / 2, "controls": ITEMS, "joint": ITEMS}
     fits = {name: part for name, part in vars(config.method).items() if hasattr(part, "total_steps")}
     return sum(fit.total_steps(int(pairs[name])) for name, fit in fits.items())
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str) -> None:
-    every = cells(table)
-
-    runs = {(config.fingerprint, config.seed) for config in (run_of(table, *cell) for cell in every)}
-
-    assert len(runs) == len(every) >= 2
 
 
 @pytest.mark.parametrize(("table", "steps"), [("meet/toy/table", 120), ("meet/toy/beside", 120), ("meet/toy/attributes", 240)])
@@ -54,14 +40,6 @@ def test_rows_with_a_control_differ_in_nothing_but_the_control_and_its_stages(ta
     shared = {str((config.data, config.model, config.evaluation, config.trainer)) for config in configs}
     joint = {str({**vars(config.method.joint), "epochs": None, "steps": None}) for config in configs}
     assert len(shared) == len(joint) == 1
-
-
-@pytest.mark.parametrize("table", REAL)
-def test_no_toy_number_reaches_the_real_scale(table: str) -> None:
-    for cell in cells(table):
-        sheets = OmegaConf.to_container(composed(table, *cell).sizing)
-
-        assert not [sheet for sheet in sheets.values() if sheet and sheet.startswith("tiny")]  # type: ignore[union-attr]
 
 
 def test_the_two_data_sets_of_the_paper_have_their_own_phrases() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from alignlab.tracking.config import WandbConfig
 from alignlab.tracking.tracker import Identity, NoTracker
 from alignlab.tracking.weights_and_biases import WandbTracker, _mode, open_run
 
-KEY = "WANDB_API_KEY"
 ROWS = [{"strength": 1.0, "suite": "toy", "metric": "reward", "value": 0.5}]
 
 
@@ -59,13 +59,9 @@ class Recording:
 
 
 @pytest.fixture
-def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A user without a login and without wishes in the environment."""
+def no_wish(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without wishes."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv(KEY, raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
     return monkeypatch
 
 
@@ -74,6 +70,15 @@ def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     """What alignlab says, also where an earlier run took its lines for itself."""
     monkeypatch.setattr(logging.getLogger("alignlab"), "propagate", True)
     return caplog
+
+
+def mode_of_a_new_process(home: Path) -> str:
+    """What `auto` means to a user with this home; wandb looks for a login once per process."""
+    ours = ("WANDB_", "NETRC", "HOME")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)} | {"HOME": str(home)}
+    imports = "from alignlab.tracking.config import WandbConfig; from alignlab.tracking.weights_and_biases import _mode"
+    command = [sys.executable, "-c", f"{imports}; print(_mode({config('auto')!r}))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment).stdout.strip()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -99,6 +104,7 @@ def test_an_offline_run_can_be_read_back_with_its_identity_and_its_metrics(tmp_p
     history = [record["history"]["item"] for record in read if record["type"] == "history"]
     assert [(item["step"], item["fit/loss"]) for item in history[:2]] == [(1, 0.5), (2, 0.25)]
     assert history[2]["results.nrows"] == 1
+    assert not [record for record in read if record["type"] == "artifact"]
     assert [record["exit"]["exit_code"] for record in read if record["type"] == "exit"] == [1]
 
 
@@ -150,32 +156,48 @@ def test_a_tracker_that_cannot_start_leaves_the_run_without_one(
     ]
 
 
-def test_without_a_login_auto_is_offline(logged_out: pytest.MonkeyPatch) -> None:
-    assert _mode(config("auto")) == "offline"
+@pytest.mark.parametrize(("logged_in", "mode"), [(True, "online"), (False, "offline")])
+def test_auto_is_online_for_those_who_are_logged_in(logged_in: bool, mode: str, no_wish: pytest.MonkeyPatch) -> None:
+    no_wish.setattr("wandb.login", lambda **_: logged_in)
+
+    assert _mode(config("auto")) == mode
 
 
-def test_with_a_key_auto_is_online(logged_out: pytest.MonkeyPatch) -> None:
-    logged_out.setenv(KEY, "made up")
+def test_nobody_is_ever_asked_for_a_login(no_wish: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    no_wish.setattr("wandb.login", lambda **words: bool(asked.append(words)))
 
-    assert _mode(config("auto")) == "online"
+    _mode(config("auto"))
+
+    assert [words["prompt"] for words in asked] == [False]
 
 
-def test_with_a_login_of_its_own_host_auto_is_online(logged_out: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password made-up\n", encoding="utf-8")
+def test_online_without_a_login_is_kept_offline_and_says_so(
+    no_wish: pytest.MonkeyPatch, heard: pytest.LogCaptureFixture
+) -> None:
+    no_wish.setattr("wandb.login", lambda **_: False)
+
+    assert _mode(config("online")) == "offline"
+    assert "nobody is logged in" in heard.text
+
+
+@pytest.mark.parametrize("machine", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_a_login_at_a_host_of_wandb_counts(machine: str, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine {machine} login user password {'0' * 40}\n", encoding="utf-8")
     (tmp_path / ".netrc").chmod(0o600)
 
-    assert _mode(config("auto")) == "online"
+    assert mode_of_a_new_process(tmp_path) == "online"
 
 
-def test_a_login_at_another_host_does_not_count(logged_out: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text("machine example.org login user password made-up\n", encoding="utf-8")
+def test_a_login_at_another_host_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine example.org login user password {'0' * 40}\n", encoding="utf-8")
     (tmp_path / ".netrc").chmod(0o600)
 
-    assert _mode(config("auto")) == "offline"
+    assert mode_of_a_new_process(tmp_path) == "offline"
 
 
-def test_the_environment_wins_over_the_sheet(logged_out: pytest.MonkeyPatch) -> None:
-    logged_out.setenv("WANDB_MODE", "disabled")
+def test_the_environment_wins_over_the_sheet(no_wish: pytest.MonkeyPatch) -> None:
+    no_wish.setenv("WANDB_MODE", "disabled")
 
     assert _mode(config("online")) == "disabled"
 
@@ -183,6 +205,11 @@ def test_the_environment_wins_over_the_sheet(logged_out: pytest.MonkeyPatch) -> 
 def test_a_mode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tracking\.mode='always' is not known"):
         config("always").check()
+
+
+def test_no_time_to_wait_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"timeout_seconds=0 must be above 0"):
+        WandbConfig("wandb", "alignlab", None, "auto", None, timeout_seconds=0).check()
 
 
 def test_tracking_off_is_no_tracker(tmp_path: Path) -> None:
