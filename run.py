@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from alignlab.command_line import console, sentence, show_words
-from alignlab.config import parse
+from alignlab.config import RunConfig, parse
 from alignlab.errors import AlignlabError
 from alignlab.files import alone
 from alignlab.folders import finished, folder_of, headline_of
@@ -22,6 +23,7 @@ from alignlab.sweeps.jobs import describe
 from alignlab.sweeps.show import show_plan
 from alignlab.sweeps.words import expanded
 from alignlab.tracking.states import LOCK
+from alignlab.training import processes
 
 if TYPE_CHECKING:
     from alignlab.preparation import Plan
@@ -34,7 +36,7 @@ def main(raw: DictConfig) -> float | None:
         return run(raw)
     except AlignlabError as error:
         if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {error}")
+            _end(str(error))
         raise
 
 
@@ -44,13 +46,19 @@ def run(raw: DictConfig) -> float | None:
     if config.plan:
         show_plan("of one job", [describe(config, HydraConfig.get().overrides.task)], console(), whole=True)
         return None
-    done = finished(config)
+    with processes.joined(config.trainer.device):
+        return _once(config)
+
+
+def _once(config: RunConfig) -> float | None:
+    done = processes.by_leader(lambda: finished(config))
     if done is None:
         from alignlab import preparation
 
         planned = preparation.make_plan(config)  # bad data ends here, with nothing written
-        with alone(folder_of(config) / LOCK, "waits for another process that is at the same run"):
-            done = finished(config)
+        lock = folder_of(config) / LOCK
+        with alone(lock, "waits for another process that is at the same run") if processes.leads() else nullcontext():
+            done = processes.by_leader(lambda: finished(config))
             if done is None:
                 return _run(planned)
     print("this run is finished; force=true repeats it")
@@ -67,6 +75,9 @@ def _run(planned: Plan) -> float | None:
     with assembly.open_session(planned.config) as session:
         policy = assembly.policy_of(planned, session)
         running.run_stages(planned, keys, policy, session)
+        processes.disband()
+        if not processes.leads():
+            return None
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)
     report.show(made, console())
@@ -74,9 +85,18 @@ def _run(planned: Plan) -> float | None:
     return made.value
 
 
+def _end(said: str) -> NoReturn:
+    """One sentence, from the process that leads."""
+    if not processes.leads():
+        processes.wait_for_the_end()
+    sys.exit(f"error: {said}")
+
+
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
-    show_words(logging.INFO)
+    show_words(logging.INFO if processes.leads() else logging.ERROR)
+    if not processes.leads():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         sys.argv[1:] = expanded(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
@@ -87,4 +107,4 @@ if __name__ == "__main__":
         said = sentence(error)
         if said is None:
             raise
-        sys.exit(f"error: {said}")
+        _end(said)

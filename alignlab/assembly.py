@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from alignlab.config import GROUPS, RunConfig
-from alignlab.errors import ConfigError
+from alignlab.errors import AlignlabError, ConfigError
 from alignlab.evaluation.report import Report, write_report
 from alignlab.evaluation.suite import Bench
 from alignlab.evaluation.sweep import Row, sweep
@@ -26,6 +26,8 @@ from alignlab.preparation import Plan
 from alignlab.provenance import environment
 from alignlab.tracking import Identity
 from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.tracker import NoTracker
+from alignlab.training import processes
 from alignlab.training.collect import PROFILE
 from alignlab.training.session import Session
 
@@ -36,7 +38,11 @@ CONTROL = "control"
 
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
-    """The run folder with its ledger and tracker, closed as done or as failed."""
+    """The run folder with its ledger and tracker, closed as done or as failed, or left to be gone on with."""
+    if not processes.leads():
+        with _following(config) as following:
+            yield following
+        return
     folder = folder_of(config)
     ledger = Ledger(folder)
     if config.force:
@@ -44,24 +50,50 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     device = device_of(config.trainer.device)
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **config.plain})
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.plain), sort_keys=False), encoding="utf-8")
-    ledger.write("env.json", environment())
+    ledger.write("env.json", {**environment(), "processes": processes.count()})
     ledger.status("running", host=socket.gethostname())
+    processes.meet()
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     session = Session(folder, Path(config.paths.runs) / STORE, ledger, tracker, config.trainer, device, config.seed)
     try:
-        yield session
+        with session.preemption.heeded(lambda: _leave(session)):
+            yield session
     except KeyboardInterrupt:
         ledger.status("interrupted")
         tracker.close(failed=True)
         raise
     except BaseException as error:
-        ledger.status("failed", error=f"{type(error).__name__}: {error}")
-        tracker.close(failed=True)
+        if isinstance(error, SystemExit) and session.preemption.left:
+            raise
+        try:
+            processes.failed(ledger, error)
+        finally:
+            tracker.close(failed=True)
         raise
     ledger.status("done")
     tracker.close(failed=False)
+
+
+@contextmanager
+def _following(config: RunConfig) -> Iterator[Session]:
+    """The session of a process that does not lead. It begins behind the leader's, and writes nothing but that it failed."""
+    processes.meet()
+    folder = folder_of(config)
+    ledger = processes.SilentLedger(folder)
+    store, device = Path(config.paths.runs) / STORE, device_of(config.trainer.device)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    session = Session(folder, store, ledger, NoTracker(), config.trainer, device, config.seed)
+    try:
+        with session.preemption.heeded(lambda: None):
+            yield session
+    except AlignlabError:
+        raise  # the leader's too, who writes it down
+    except Exception as error:
+        processes.failed(Ledger(folder), error)
+        raise
 
 
 def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
@@ -76,7 +108,7 @@ def policy_of(plan: Plan, session: Session) -> Policy:
     config = plan.config
     shared_prefix = config.trainer.shared_prefix
     start = plan.method.start
-    if plan.control is not None:
+    if plan.control is not None and processes.leads():
         plan.control.save_pretrained(session.folder / CONTROL)
     return build_policy(
         config.model,
@@ -126,6 +158,12 @@ def _profiles(plan: Plan, session: Session) -> list[Path]:
     ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
     found = {name: ledger.read(PROFILE) for name, ledger in ledgers.items()}
     return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
+
+
+def _leave(session: Session) -> None:
+    """A preempted run: another process goes on with it."""
+    session.ledger.status("preempted")
+    session.tracker.pause()
 
 
 def _forget(folder: Path) -> None:

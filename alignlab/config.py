@@ -26,6 +26,7 @@ from alignlab.errors import ConfigError
 from alignlab.evaluation import CONTROLS, EVALUATIONS
 from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
 from alignlab.fit import check_fit, fitting_suites
+from alignlab.launching import LocalLaunch, SlurmLaunch
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
@@ -54,13 +55,6 @@ class SizingConfig:
     method: str | None
 
 
-@dataclass
-class LaunchConfig:
-    """Where a job runs. local: here."""
-
-    name: str
-
-
 def _same(config: Any) -> Any:
     return config
 
@@ -72,9 +66,9 @@ GROUPS: Mapping[str, Registry] = {
     "data": SOURCES,
     "control": CONTROLS,
     "evaluation": EVALUATIONS,
-    "trainer": Registry("trainer", {"default": Entry(TrainerConfig, _same)}),
+    "trainer": Registry("trainer", dict.fromkeys(("default", "fsdp", "deepspeed"), Entry(TrainerConfig, _same))),
     "tracking": TRACKERS,
-    "launch": Registry("launch", {"local": Entry(LaunchConfig, _same)}),
+    "launch": Registry("launch", {"local": Entry(LocalLaunch, _same), "slurm": Entry(SlurmLaunch, _same)}),
 }
 ALONE = {"seed": int, "force": bool, "plan": bool, "folder": str, "sweep": str}
 """Keys that stand in no group; a text may be null."""
@@ -102,7 +96,7 @@ class RunConfig:
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     tracking: Any
-    launch: LaunchConfig
+    launch: LocalLaunch | SlurmLaunch
     suites: tuple[str, ...]
     left_out: Mapping[str, str]
     plain: Mapping[str, Any]

@@ -39,5 +39,9 @@ class SweepError(AlignlabError):
     """A sweep that ended with failed jobs; each was told by itself."""
 
 
+class ProcessError(AlignlabError):
+    """Another process of this run has ended it, and has said why."""
+
+
 class ControlError(AlignlabError):
     """A strength or class that the tuner cannot honour."""

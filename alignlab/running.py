@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from alignlab.folders import STORE
 from alignlab.models.policy import Policy
 from alignlab.preparation import Plan
 from alignlab.tracking.ledger import Ledger
+from alignlab.training import processes
 from alignlab.training.method import Stage, Work
 from alignlab.training.session import Session
 from alignlab.training.stage_key import stage_key
@@ -31,6 +34,7 @@ def stage_keys(plan: Plan) -> list[str]:
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
         "device": device_of(config.trainer.device),
+        "processes": processes.count(),
         "seed": config.seed,
     }
     keys: list[str] = []
@@ -50,26 +54,44 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
     store = StageStore(session.store / "stages")
     for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
         folder = session.stage_folder(stage.name)
-        if (folder / DONE).is_file():
+        if processes.by_leader((folder / DONE).is_file):
             log.info("%s: done before, restored", stage.name)
             stage.restore(policy, folder)
             continue
-        with store.alone(key):
-            if store.holds(key) and not plan.config.force:
-                log.info("%s: another run has done it, restored from the store", stage.name)
-                store.fetch(key, folder, session.folder)
-                _repeat(stage, session)
+        with store.alone(key) if processes.leads() else nullcontext():
+            if not plan.config.force and processes.by_leader(partial(_fetch, stage, key, store, session)):
                 stage.restore(policy, folder)
             else:
                 _compute(stage, work, policy, session)
-                store.keep(key, folder, session.folder)
+                processes.by_leader(partial(_keep, stage, work, key, store, session))
+
+
+def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
+    """Puts the stage into the run's folder, if another run has done it."""
+    if not store.holds(key):
+        return False
+    log.info("%s: another run has done it, restored from the store", stage.name)
+    store.fetch(key, session.stage_folder(stage.name), session.folder)
+    _repeat(stage, session)
+    return True
 
 
 def _compute(stage: Stage, work: Work, policy: Policy, session: Session) -> None:
-    stage.run(policy, work, session)
+    """One that learns does so in all processes; what one that looks has seen is read by the others."""
+    if stage.moves is not None:
+        stage.run(policy, work, session)
+        return
+    processes.by_leader(lambda: stage.run(policy, work, session))
+    if not processes.leads():
+        stage.restore(policy, session.stage_folder(stage.name))
+
+
+def _keep(stage: Stage, work: Work, key: str, store: StageStore, session: Session) -> None:
+    """Declares the stage done, here and for every other run."""
     ledger = Ledger(session.stage_folder(stage.name))
     ledger.write(METRICS, {"lines": [line for line in session.ledger.history() if _is_of(stage, line)]})
     ledger.write(DONE, {"steps": work.steps})
+    store.keep(key, ledger.folder, session.folder)
 
 
 def _repeat(stage: Stage, session: Session) -> None:

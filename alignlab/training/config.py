@@ -78,9 +78,9 @@ class FitConfig:
 
 @dataclass
 class TrainerConfig:
-    """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = the whole
-    batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no activations and
-    are computed again for the gradient. `extra`: further transformers.TrainingArguments."""
+    """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
+    process has of a batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no
+    activations and are computed again for the gradient. `extra`: further transformers.TrainingArguments."""
 
     name: str
     device: str
@@ -113,9 +113,16 @@ class TrainerConfig:
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1, or null.")
 
-    def micro(self, batch: int) -> int:
-        """Groups per forward pass; raises ConfigError where they do not divide the batch."""
-        micro = min(self.micro_batch or batch, batch)
-        if batch % micro:
-            raise ConfigError(f"trainer.micro_batch={micro} does not divide the stage's batch of {batch}; take a divisor.")
+    def micro(self, batch: int, processes: int = 1) -> int:
+        """Groups per forward pass of a process; raises ConfigError where the batch cannot be dealt out evenly."""
+        if batch % processes:
+            raise ConfigError(
+                f"the stage's batch of {batch} cannot be dealt out to {processes} processes; take a batch or a number of"
+                " processes of which one divides the other."
+            )
+        own = batch // processes
+        micro = min(self.micro_batch or own, own)
+        if own % micro:
+            of = f"the {own} of each of {processes} processes" if processes > 1 else f"the stage's batch of {batch}"
+            raise ConfigError(f"trainer.micro_batch={micro} does not divide {of}; take a divisor.")
         return micro

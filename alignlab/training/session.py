@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import Tracker
 from alignlab.training.config import TrainerConfig
+from alignlab.training.preemption import Preemption
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run: where it writes, what it reports to, how it trains, its seed, and the store shared by all runs."""
+    """One run: where it writes, what it reports to, how it trains, its seed, the store shared by all runs, and
+    whether it was asked to leave."""
 
     folder: Path
     store: Path
@@ -22,6 +24,7 @@ class Session:
     trainer: TrainerConfig
     device: str
     seed: int
+    preemption: Preemption = field(default_factory=Preemption)
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints and its result."""

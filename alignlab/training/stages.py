@@ -16,12 +16,14 @@ from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
+from alignlab.training import processes
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.moves import TUNER, Moves
 from alignlab.training.objectives import Objective, Shaped
 from alignlab.training.references import with_references
 from alignlab.training.session import Session
+from alignlab.training.sharded import check_sharding
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
 
 
@@ -78,15 +80,17 @@ class TrainStage:
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
         if self.fit.loss_on == "all":
             groups = [_from_the_start(group) for group in groups]
-        note = f"batch {self.fit.batch}, learning rate {self.fit.learning_rate:g}"
+        dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
+        note = f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g}"
         begin, end, _ = self._course(len(groups))
         return Work(groups, account, end - begin, note)
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError for a micro-batch that does not divide the batch and for unknown keys in trainer.extra; and what
-        the objective refuses."""
-        trainer.micro(self.fit.batch)
+        """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
+        what the objective refuses."""
+        trainer.micro(self.fit.batch, processes.count())
         check_extra(trainer.extra)
+        check_sharding(trainer)
         if isinstance(self.objective, Shaped):
             self.objective.check(shape)
 
@@ -95,7 +99,7 @@ class TrainStage:
         folder = session.stage_folder(self.name)
         torch.manual_seed(session.seed)  # what a stage draws depends on its seed, not on the stages before it
         groups = self._with_references(work.groups, policy, session)
-        micro = session.trainer.micro(self.fit.batch)
+        micro = session.trainer.micro(self.fit.batch, processes.count())
         shares = self._shares(groups, micro, session.seed)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
@@ -105,14 +109,14 @@ class TrainStage:
             args = arguments(self.fit, session, folder, work.steps)
             FitTrainer(step, self.name, part, session, batches, args).fit()
             policy.model.eval()
-            part.save(folder / "result")
-        self.moves.announce(policy, folder / "result")
+            processes.by_leader(lambda: part.save(folder / "result"))
+        processes.leader_first(lambda: self.moves.announce(policy, folder / "result"))
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
         with self.moves.moving(policy) as part:
             part.load(folder / "result")
-        self.moves.announce(policy, folder / "result")
+        processes.leader_first(lambda: self.moves.announce(policy, folder / "result"))
 
     def _shares(self, groups: Sequence[EncodedGroup], micro: int, seed: int) -> list[Share]:
         """This stage's micro-batches, behind those of the stages before it in its course."""
@@ -132,7 +136,8 @@ class TrainStage:
             return groups
         inside: AbstractContextManager[None] = policy.off() if self.cached_reference == "base" else nullcontext()
         store = session.store if self.cached_reference == "base" else session.stage_folder(self.name)
-        return with_references(groups, policy, store, weights=policy.backbone.fingerprint, inside=inside)
+        weights = policy.backbone.fingerprint
+        return processes.leader_first(lambda: with_references(groups, policy, store, weights=weights, inside=inside))
 
 
 def _from_the_start(group: EncodedGroup) -> EncodedGroup:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.registry import unknown
+from alignlab.training import processes
 from alignlab.training.checkpoint import latest, mark
 from alignlab.training.config import FitConfig
 from alignlab.training.objectives import Objective
+from alignlab.training.preemption import SaveAndLeave
 from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
+from alignlab.training.sharded import Unsharded
 from alignlab.tuners.tuner import Part
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,10 @@ OWNED = (
     "save_total_limit",
     "remove_unused_columns",
     "use_cpu",
+    "ddp_backend",
+    "ddp_find_unused_parameters",
+    "ddp_timeout",
+    "local_rank",
 )
 """Arguments that the plan of steps, resuming or the ledger depend on, or that a policy cannot honour."""
 
@@ -52,6 +59,7 @@ class Step(nn.Module):
     def __init__(self, policy: Policy, objective: Objective) -> None:
         super().__init__()
         self.model = policy.model
+        self._no_split_modules = getattr(policy.backbone.model, "_no_split_modules", None)  # FSDP: the blocks
         self.policy = policy
         self.objective = objective
 
@@ -61,7 +69,10 @@ class Step(nn.Module):
 
 
 class FitTrainer(Trainer):
-    """Losses are shares of their step and add up, so nothing is divided by the number of accumulated batches."""
+    """Losses are shares of their step and add up, so nothing is divided by the number of accumulated batches, or of processes.
+
+    Of the micro-batches of a step, taken in turn, every process makes as many.
+    """
 
     loss_is_scaled_for_ga = True
 
@@ -69,29 +80,39 @@ class FitTrainer(Trainer):
         self._stage, self._part, self._session = stage, part, session
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
-        self._progress = ShowProgress(stage)
-        super().__init__(model=step, args=args, train_dataset=steps, data_collator=_first, callbacks=[self._progress])
+        self._progress = ShowProgress(stage, session.ledger)
+        callbacks = [*([self._progress] if processes.leads() else []), SaveAndLeave(session.preemption)]
+        self._unsharded = Unsharded(step) if args.fsdp else None
+        callbacks += [self._unsharded] if self._unsharded else []
+        super().__init__(model=step, args=args, train_dataset=steps, data_collator=_first, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
     def fit(self) -> None:
         """Trains from the last complete checkpoint, or from the start."""
-        checkpoint = latest(Path(str(self.args.output_dir)))
+        checkpoint = processes.by_leader(lambda: latest(Path(str(self.args.output_dir))))
         if checkpoint:
             log.info("%s: goes on from %s", self._stage, checkpoint.name)
+            self._part.load(checkpoint)
+            self._logged_at = int(checkpoint.name.rpartition("-")[2])
         try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with self._session.preemption.between_steps():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if self._unsharded:
+                self._unsharded.end()
         finally:
             self._progress.close()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
         loss: Loss = model(**inputs)
-        if not math.isfinite(loss.value.item()):
-            where = f"the loss is {loss.value.item()} at step {self.state.global_step + 1}"
-            raise self._diverged(where, f" or look at the rows {', '.join(inputs['batch'].rows[:3])}")
+        # All processes stop at the same batch: one that stopped alone would leave the others waiting for its gradients.
+        for number, rows in processes.gathered((loss.value.item(), inputs["batch"].rows[:3])):
+            if not math.isfinite(number):
+                where = f"the loss is {number} at step {self.state.global_step + 1}"
+                raise self._diverged(where, f" or look at the rows {', '.join(rows)}")
         for name, value in loss.metrics.items():
             self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value
-        return loss.value
+        return loss.value * processes.count()  # gradients are averaged over processes, and these are shares of a sum
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own, and beside it a group without decay for each set of parameters that has its own rate."""
@@ -109,34 +130,40 @@ class FitTrainer(Trainer):
         if "loss" in logs:
             steps = max(1, self.state.global_step - self._logged_at)
             self._logged_at = self.state.global_step
-            own = {name: value.item() / steps for name, value in self._metrics.items()}
+            own = {name: value / steps for name, value in self._summed().items()}
             # All rates follow one schedule, and the optimiser's own have moved on to the next step already.
             done = logs["learning_rate"] / self.args.learning_rate
             for rated in self._part.rated():
                 own["tuner_learning_rate"] = rated.rate * done
-            self._metrics.clear()
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> Any:
-        """Micro-batches in the order they were planned; nothing shuffles them again."""
+        """Micro-batches in the order they were planned; nothing shuffles them again, and process r of n gets every n-th."""
         loader = torch.utils.data.DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_first)  # type: ignore[arg-type, var-annotated]
         return self.accelerator.prepare(loader)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """What the stage moves, and no frozen weight (T6)."""
-        self._part.save(Path(str(output_dir or self.args.output_dir)))
+        with self._unsharded.whole() if self._unsharded else nullcontext():
+            # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
+            if not all(bool(parameter.isfinite().all()) for parameter in self._part.parameters()):
+                raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
+            if processes.leads():
+                self._part.save(Path(str(output_dir or self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
-        if not all(bool(parameter.isfinite().all()) for parameter in self._part.parameters()):
-            raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
         super()._save_checkpoint(model, trial)
-        mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        processes.by_leader(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._part.load(Path(resume_from_checkpoint))
-        self._logged_at = int(Path(resume_from_checkpoint).name.rpartition("-")[2])
+        """Nothing: `fit` has read what the stage moves, before anything wrapped it."""
+
+    def _summed(self) -> dict[str, float]:
+        """The objective's metrics since they were last asked for, over all processes."""
+        own = {name: value.item() for name, value in self._metrics.items()}
+        self._metrics.clear()
+        return processes.summed(own)
 
     def _diverged(self, what: str, also: str = "") -> DivergedError:
         kept = latest(Path(str(self.args.output_dir)))
@@ -153,7 +180,8 @@ def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> Tra
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=fit.batch // trainer.micro(fit.batch),
+        gradient_accumulation_steps=fit.batch // processes.count() // trainer.micro(fit.batch, processes.count()),
+        ddp_find_unused_parameters=True,  # a micro-batch may lack a class, and with it that class's control
         learning_rate=fit.learning_rate,
         lr_scheduler_type=fit.schedule,
         warmup_steps=math.ceil(fit.warmup_fraction * steps),
