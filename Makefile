@@ -13,13 +13,16 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo test check bench setup
+.PHONY: demo test test-slurm check bench setup
 
 demo: setup          ## one alignment run, end to end, with a table and a picture
 	$(BIN)/python run.py
 
-test: setup          ## the tests (those marked `slow` are left out: `make test MARK=slow`)
-	$(BIN)/python -m pytest -m "$(or $(MARK),not slow)"
+test: setup          ## the tests (those marked `slow` or `slurm` are left out: `make test MARK=slow`)
+	$(BIN)/python -m pytest -m "$(or $(MARK),not slow and not slurm)"
+
+test-slurm: setup    ## sweeps on a SLURM that is started for the tests, and installed first: as root, on Debian
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: setup         ## linter, formatter, type checker, import floors
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from alignlab.tables.lines import Asked
@@ -60,8 +60,11 @@ def asked(given: argparse.Namespace) -> Asked:
 
 def write(path: Path, text: str) -> None:
     """A file, and the folders to it; says where it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written ({error.strerror}); give another place.") from error
     print(f"written: {path}")
 
 

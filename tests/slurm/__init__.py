@@ -1,0 +1,1 @@
+"""Sweeps on a cluster: a real SLURM of one node that the tests start themselves."""
