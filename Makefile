@@ -19,7 +19,7 @@ demo: setup          ## one alignment run, end to end, with a table and a pictur
 	$(BIN)/python run.py
 
 test: setup          ## the tests (those marked `slow` or `slurm` are left out: `make test MARK=slow`)
-	$(BIN)/python -m pytest -m "$(or $(MARK),not slow and not slurm)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not slurm)"
 
 test-slurm: setup    ## sweeps on a SLURM that is started for the tests, and installed first: as root, on Debian
 	$(BIN)/python -m pytest -m slurm tests/slurm
