@@ -48,8 +48,9 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     if config.force:
         _forget(folder)
     device = device_of(config.trainer.device)
-    ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **config.plain})
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.plain), sort_keys=False), encoding="utf-8")
+    written = {key: value for key, value in config.plain.items() if key != "launch"}  # a cluster's accounts are not the run's
+    ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **written})
+    (folder / "config.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     ledger.write("env.json", {**environment(), "processes": processes.count()})
     ledger.status("running", host=socket.gethostname())
     processes.meet()
@@ -174,7 +175,7 @@ def _forget(folder: Path) -> None:
 
 
 def _identity(config: RunConfig, folder: Path) -> Identity:
-    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder", "plan", "force")}
+    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder", "plan", "force", "launch")}
     for group in ("model", "data"):  # local paths stay on this machine
         shown[group] = {key: value for key, value in config.plain[group].items() if key != "path"}
     return Identity(

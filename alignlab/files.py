@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system without `flock` answers."""
 
 
 def stamps(files: Iterable[Path]) -> list[str]:
@@ -26,11 +29,15 @@ def alone(lock: Path, waiting: str) -> Iterator[None]:
         except BlockingIOError:
             log.info(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s: this file system has no locks; start nothing twice at once.", lock.parent)
         yield
 
 
-def held(lock: Path) -> bool:
-    """Whether a living process has the lock."""
+def held(lock: Path) -> bool | None:
+    """Whether a living process has the lock; None where the file system has none."""
     if not lock.is_file():
         return False
     with lock.open() as file:
@@ -38,4 +45,8 @@ def held(lock: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return None
     return False

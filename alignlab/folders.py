@@ -12,8 +12,8 @@ from alignlab.tracking.states import LOCK, QUEUED, state_of
 
 STORE = ".store"
 """Folder beside the runs: what all of them share."""
-NO_RUN_YET = (LOCK, QUEUED)
-"""Files that can be in a run's folder before it has begun."""
+NO_RUN_YET = (LOCK, QUEUED, "status.json")
+"""Files that can be in a run's folder before it has begun; its status, where its data was refused in a sweep."""
 
 
 def folder_of(config: RunConfig) -> Path:

@@ -61,6 +61,7 @@ def _of_sweep(given: argparse.Namespace) -> None:
 
     sweep = read_sweep(given.runs, given.name)
     if given.obtained:
+        refuse(given, ("metrics", "strength", "baseline", "form", "to"), "--obtained writes every number, as CSV")
         write(given.obtained, obtained(sweep))
         return
     table = table_of(sweep, asked(given))

@@ -40,7 +40,7 @@ class LocalLauncher(BasicLauncher):
         return str(self.folders[place]) if self.folders else f"#{place}"
 
     def _is_running(self, place: int) -> bool:
-        return place < len(self.folders) and held(self.folders[place] / LOCK)
+        return place < len(self.folders) and held(self.folders[place] / LOCK) is True
 
 
 class NoSlurm(BasicLauncher):

@@ -28,11 +28,18 @@ def name_of(fixed: Sequence[str], swept: Collection[str], words: Sequence[str]) 
     return "+".join(part for part in (experiment, extra) if part) or "sweep"
 
 
-def checked(name: str | None) -> str | None:
+def checked(name: object) -> str | None:
     """A name that somebody gave. Raises ConfigError for one that would not be a folder below the runs."""
-    if name is not None and (re.search(r"[^\w.,=+/-]", name) or not all(part.strip(".") for part in name.split("/"))):
+    if name is None:
+        return None
+    if not isinstance(name, str) or (re.search(r"[^\w.,=+/-]", name) or not all(part.strip(".") for part in name.split("/"))):
         raise ConfigError(f"sweep={name!r} must be letters, digits and .,=+-, in parts between slashes; it becomes a folder.")
     return name
+
+
+def decisive(words: Collection[str], swept: Collection[str]) -> set[str]:
+    """The words that tell one sweep from another, in any order."""
+    return {word for word in words if _counts(word, swept)}
 
 
 def _counts(word: str, swept: Collection[str]) -> bool:

@@ -35,15 +35,18 @@ def show_plan(name: str, planned: Sequence[Planned], console: Console, *, whole:
         console.print(f"... and {len(planned) - LISTED} more")
 
 
-def show_outcome(name: str, planned: Sequence[Planned], failures: Mapping[int, str], console: Console) -> None:
+def show_outcome(name: str, planned: Sequence[Planned], failures: Mapping[int, str], submitted: int, console: Console) -> None:
     """How many jobs finished, failed and were skipped; of each failure its own error and the command that repeats it.
 
-    `failures`: from the place of a job in the sweep to its error.
+    `failures`: from the place of a job in the sweep to its error. `submitted`: jobs that nobody waits for.
     """
     skipped = sum(each.state.name == "done" for each in planned)
-    finished = len(planned) - skipped - len(failures)
-    told = f"{finished} finished, {len(failures)} failed, {skipped} skipped (done before)"
+    finished = len(planned) - skipped - len(failures) - submitted
+    doing = f"{submitted} jobs submitted" if submitted else f"{finished} finished"
+    told = f"{doing}, {len(failures)} failed, {skipped} skipped (done before)"
     console.print(f"\nsweep {escape(name)}: {told}", soft_wrap=True)
+    if submitted:
+        console.print(f"python -m alignlab status {escape(name)} tells how they stand", soft_wrap=True)
     for place, error in failures.items():
         console.print(f"failed: {escape(' '.join(planned[place].job.words))}", soft_wrap=True)
         console.print(f"  {escape(error)}", soft_wrap=True)

@@ -15,8 +15,10 @@ from alignlab.command_line import console, sentence
 from alignlab.errors import ConfigError, SweepError
 from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.jobs import Planned, plan_jobs
-from alignlab.sweeps.names import checked, name_of
+from alignlab.sweeps.names import checked, decisive, name_of
 from alignlab.sweeps.show import show_outcome, show_plan
+from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.states import state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
 
@@ -49,8 +51,21 @@ class PlannedSweeper(BasicSweeper):
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)
-        ledger.declare(fixed, [each.job for each in planned])
+        if self.config.sweep and ledger.jobs() and decisive(ledger.words(), self.params) != decisive(fixed, self.params):
+            raise ConfigError(
+                f"sweep={name} is there already, with other words: {' '.join(ledger.words())}; give another name."
+            )
+        ledger.declare(fixed, [each.job for each in planned], self._seeds())
         return self._run(name, planned)
+
+    def _seeds(self) -> list[int]:
+        """Those that an experiment's sheet names."""
+        if "seed" not in (self.params or {}):
+            return []
+        override = OverridesParser.create().parse_override(f"seed={self.params['seed']}")
+        return [
+            int(seed) for seed in (override.sweep_string_iterator() if override.is_sweep_override() else [override.value()])
+        ]
 
     def _tells_jobs_apart(self, word: str) -> bool:
         """Whether the word stays a job's own even where all jobs of this command share it: another may add to the sweep."""
@@ -60,24 +75,28 @@ class PlannedSweeper(BasicSweeper):
     def _run(self, name: str, planned: Sequence[Planned]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         places = [place for place, each in enumerate(planned) if each.pending]
+        places.sort(key=lambda place: planned[place].state.name == "killed")  # what killed its process may do so again
         failures = {place: each.job.refused for place, each in enumerate(planned) if each.job.refused}
         results: Sequence[JobReturn] = []
         if places:
             self.launcher.folders = [planned[place].folder for place in places]  # type: ignore[attr-defined]
             commands = [[*planned[place].words, f"sweep='{name}'"] for place in places]
             results = self.launcher.launch(commands, initial_job_idx=0)
-        if places and not results:
-            console().print(f"{len(places)} jobs submitted; python -m alignlab status {name} tells how they stand")
-            return []
-        failures |= {
-            place: _error_of(result)
-            for place, result in zip(places, results, strict=True)
-            if result.status != JobStatus.COMPLETED
-        }
-        show_outcome(name, planned, failures, console())
+        submitted = 0 if results else len(places)
+        for place, result in zip(places, results, strict=False):
+            if result.status != JobStatus.COMPLETED:
+                failures[place] = _error_of(result)
+                _write_down(planned[place].folder, failures[place])
+        show_outcome(name, planned, failures, submitted, console())
         if failures:
             raise SweepError(f"{len(failures)} of {len(planned)} jobs failed; the same command runs them again, and no others.")
-        return [results]
+        return [results] if results else []
+
+
+def _write_down(folder: Path, error: str) -> None:
+    """The failure of a job that ended before its run had a ledger: its data, say, was refused."""
+    if state_of(folder).name in ("missing", "queued"):
+        Ledger(folder).status("failed", error=error)
 
 
 def _error_of(result: JobReturn) -> str:

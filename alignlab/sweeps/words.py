@@ -41,6 +41,8 @@ def _experiment(word: str, scale: str, experiments: Path) -> list[str]:
     if scale == TOY:
         name = _at_toy_scale(name, experiments)
     table, _, rows = name.rpartition("/")
+    if table and not (experiments / f"{table}.yaml").is_file() and _toy_twin(table, experiments):
+        raise ConfigError(_no_such(table, experiments, ""))  # a row alone would run with none of its table's settings
     folder = _rows_of(experiments / f"{table}.yaml") if table else None
     known = [path.stem for path in sorted((experiments / folder).glob("*.yaml"))] if folder else []
     wrong = [row for row in rows.split(",") if row not in known]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from alignlab.config import NO_INFLUENCE
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 
 MISSING = "none"
-NOT_SETTINGS = ("fingerprint", "paths", "tracking")
+NOT_SETTINGS = {"fingerprint", *NO_INFLUENCE} - {"seed"}
 
 
 def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """A job and how it stands. `report`: empty unless it is done."""
+    """A job and how it stands. `extra`: its seed is not one of the table's own. `report`: empty unless it is done."""
 
     job: Job
     state: State
+    extra: bool
     folder: Path
     report: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -119,6 +120,7 @@ def _seen(sweep: SweepLedger, job: Job) -> Seen:
     return Seen(
         job=job,
         state=state,
+        extra=sweep.is_extra(job),
         folder=folder,
         report=report or {},
         config=ledger.read("config.json") or {},

@@ -65,7 +65,8 @@ class Line:
         }
 
     def mark(self, metric: str) -> str:
-        """Why seeds are missing from a cell: "2/3, 1 failed"; "" where none is missing, the bare state where all are."""
+        """Why seeds are missing from a cell: "2/3, 1 failed"; "" where none is missing, the bare state where all are. A seed
+        that the table does not name is told: "1 extra seed"."""
         found = self.measured(metric)
         lost: dict[str, int] = {}
         for seen in self.jobs:
@@ -74,8 +75,9 @@ class Line:
                 lost[why] = lost.get(why, 0) + 1
         if not found and len(lost) == 1:
             return next(iter(lost))
-        counts = [f"{len(found)}/{len(self.jobs)}", *(f"{count} {why}" for why, count in lost.items())]
-        return ", ".join(counts) if lost else ""
+        extra = sum(seen.extra and seen.job.seed in found for seen in self.jobs)
+        counts = [f"{len(found)}/{len(self.jobs)}", *(f"{count} {why}" for why, count in lost.items())] if lost else []
+        return ", ".join([*counts, *([f"{extra} extra seed{'s' if extra > 1 else ''}"] if extra else [])])
 
 
 @dataclass(frozen=True)

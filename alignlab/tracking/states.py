@@ -48,7 +48,7 @@ def state_of(folder: Path) -> State:
     if name == "running":
         # A run on another machine cannot be asked; its ledger is believed.
         here = told.get("host") in (None, _host())
-        if here and not held(folder / LOCK):
+        if here and held(folder / LOCK) is False:
             return State("killed", told)
         told.update(ledger.read("progress.json") or {})
     return State(name, told)

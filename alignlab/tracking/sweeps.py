@@ -56,15 +56,16 @@ class SweepLedger:
         """Where the sweep's own files go."""
         return self._ledger.folder
 
-    def declare(self, words: Iterable[str], jobs: Iterable[Job]) -> None:
+    def declare(self, words: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = ()) -> None:
         """Adds jobs; one with the same words and seed as an earlier one takes its place. Safe among sweeps that start at once.
 
-        `words`: what all jobs have in common on the command line.
+        `words`: what all jobs have in common on the command line. `seeds`: those that the table's own sheet names; any other is
+        an extra, and is called so.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
             known = {job.cell: job for job in self.jobs()}
             known.update({job.cell: job for job in jobs})
-            content: dict[str, Any] = {"name": self.name, "words": list(words)}
+            content: dict[str, Any] = {"name": self.name, "words": list(words), "seeds": list(seeds)}
             self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
 
     def jobs(self) -> list[Job]:
@@ -75,6 +76,11 @@ class SweepLedger:
     def words(self) -> tuple[str, ...]:
         """What all jobs have in common on the command line."""
         return tuple((self._ledger.read(FILE) or {"words": []})["words"])
+
+    def is_extra(self, job: Job) -> bool:
+        """Whether the job's seed is none of those that the table's sheet names."""
+        seeds = (self._ledger.read(FILE) or {}).get("seeds") or [job.seed]
+        return job.seed not in seeds
 
     def state(self, job: Job) -> State:
         """How a job stands; one that was refused has failed."""

@@ -83,7 +83,8 @@ class ShowProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Gives the terminal back; also after an error, where on_train_end is not called."""
+        """Gives the terminal back, and takes the step away; also after an error, where on_train_end is not called."""
+        (self._ledger.folder / FILE).unlink(missing_ok=True)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

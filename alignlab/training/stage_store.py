@@ -38,14 +38,17 @@ class StageStore:
             yield
 
     def keep(self, key: str, stage: Path, run: Path) -> None:
-        """Keeps what a finished stage of a run has left, checkpoints aside; appears whole or not at all."""
+        """Keeps what a finished stage of a run has left, checkpoints aside; appears whole or not at all. A full disk stops no
+        run: the stage is in the run's own folder."""
         scratch = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=self._folder))
-        _copy(stage, scratch)
-        (scratch / ORIGIN).write_text(str(run.resolve()), encoding="utf-8")
         try:
+            _copy(stage, scratch)
+            (scratch / ORIGIN).write_text(str(run.resolve()), encoding="utf-8")
             scratch.rename(self._folder / key)
-        except OSError:  # another job was faster, with the same result
-            shutil.rmtree(scratch)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not self.holds(key):  # else another job was faster, with the same result
+                log.warning("the stage is not kept for other runs (%s)", error.strerror)
 
     def fetch(self, key: str, stage: Path, run: Path) -> None:
         """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last."""
