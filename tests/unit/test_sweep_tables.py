@@ -16,6 +16,7 @@ from alignlab.tables.blocks import blocks_of
 from alignlab.tables.forms import latex, long_csv, markdown
 from alignlab.tables.jobs import read_sweep
 from alignlab.tables.lines import Asked, Table, difference, spread, table_of
+from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import MadeSweep, number
 
 RED, LORA = (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 3.0, 7.0)
@@ -85,6 +86,18 @@ def test_seeds_without_a_number_are_marked_and_not_counted_as_zero(table: Table)
     assert rest["seeds"] == "2/4, 1 failed, 1 missing"
     assert rest["reward"] == "0.750 (1/4, 1 failed, 1 missing, 1 not measured)"
     assert rest["capability"] == "0.500 ± 0.000 (2/4, 1 failed, 1 missing)"
+
+
+def test_a_seed_that_the_table_does_not_name_is_told(tmp_path: Path) -> None:
+    made = MadeSweep(tmp_path, "small")
+    for seed in (0, 7):
+        made.done("red", seed, [number("toy/reward", 0.5)])
+    ledger = SweepLedger(tmp_path, "small")
+    ledger.declare([], ledger.jobs(), seeds=[0])
+
+    (line,) = table_of(read_sweep(tmp_path, "small"), Asked((), (1.0,), "")).lines
+
+    assert line.mark("toy/reward") == "1 extra seed"
 
 
 def test_one_pair_has_no_interval_and_says_so(table: Table) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 
 from alignlab.errors import ConfigError, SweepError
 from alignlab.folders import folder_of
+from alignlab.sweeps.local import LocalLauncher
 from alignlab.sweeps.words import expanded
+from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.states import LOCK
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.sweeps.sheets import EXPERIMENTS, Task, config_of, sweep
@@ -76,6 +79,74 @@ def test_the_second_start_runs_only_what_failed(tmp_path: Path, capsys: pytest.C
     assert [(run.method.fit.learning_rate, run.seed) for run in mended.started] == [(5.0, 0), (5.0, 1)]
     assert third.started == []
     assert said_by(capsys)[-1].endswith(": 0 finished, 0 failed, 4 skipped (done before)")
+
+
+def test_a_job_that_fails_before_its_run_has_a_ledger_is_written_down_as_failed(tmp_path: Path) -> None:
+    with pytest.raises(SweepError):
+        sweep(Task(too_high=0.0), "seed=0,1", f"paths.runs={tmp_path}")
+
+    ledger = SweepLedger(tmp_path, "sweep")
+    states = [ledger.state(job) for job in ledger.jobs()]
+    assert [state.name for state in states] == ["failed", "failed"]
+    assert states[0].told["error"] == "the loss is nan at 0.05."
+
+
+def test_what_was_written_down_for_a_failed_job_does_not_keep_it_from_running_again(tmp_path: Path) -> None:
+    words = ("seed=0,1", f"paths.runs={tmp_path}")
+    with pytest.raises(SweepError):
+        sweep(Task(too_high=0.0), *words)
+    again = Task()
+
+    sweep(again, *words)
+
+    assert [run.seed for run in again.started] == [0, 1]
+
+
+def test_a_job_that_killed_its_process_comes_last(tmp_path: Path) -> None:
+    words = ("seed=0,1,2", f"paths.runs={tmp_path}")
+    Ledger(folder_of(config_of("seed=0", f"paths.runs={tmp_path}"))).status("running", host=socket.gethostname())
+    task = Task()
+
+    sweep(task, *words)
+
+    assert [run.seed for run in task.started] == [1, 2, 0]
+
+
+def test_a_name_that_stands_for_other_words_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    words = ("seed=0,1", "sweep=mine", f"paths.runs={tmp_path}")
+    sweep(Task(), *words, "method.fit.batch=4")
+
+    with pytest.raises(ConfigError, match=r"^sweep=mine is there already, with other words: .*method\.fit\.batch=4"):
+        sweep(Task(), *words, "method.fit.batch=8")
+
+    assert len(SweepLedger(tmp_path, "mine").jobs()) == 2
+
+
+@pytest.mark.parametrize("name", ["../up", "a//b", "my runs", "2024"])
+def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^sweep=.* must be letters, digits"):
+        sweep(Task(), "seed=0,1", f"sweep='{name}'" if " " in name else f"sweep={name}", f"paths.runs={tmp_path}")
+
+
+def test_refused_jobs_are_told_where_the_others_were_only_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalLauncher, "launch", lambda *_, **__: [])
+
+    with pytest.raises(SweepError, match=r"^1 of 2 jobs failed"):
+        sweep(Task(), "method.fit.batch=4,0", f"paths.runs={tmp_path}")
+
+    said = said_by(capsys)
+    assert any(line.endswith(": 1 jobs submitted, 1 failed, 0 skipped (done before)") for line in said)
+    assert any("method.fit.batch=0 must be at least 1." in line for line in said)
+
+
+def test_a_seed_that_the_table_does_not_name_is_an_extra_one(tmp_path: Path) -> None:
+    sweep(Task(), *expanded(["experiment=clm/toy/table1/dpo", "seed=1,7"], EXPERIMENTS), f"paths.runs={tmp_path}")
+
+    ledger = SweepLedger(tmp_path, "clm/toy/table1")
+
+    assert {job.seed: ledger.is_extra(job) for job in ledger.jobs()} == {1: False, 7: True}
 
 
 def test_force_runs_what_is_done_again(tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def test_scales_and_rows_are_written_out(experiments: Path, words: list[str], me
             ["experiment=home/table,home/toy/table"],
             "experiment=home/table,home/toy/table crosses tables, which have rows of their own; start one after the other.",
         ),
+        (
+            ["experiment=home/small/c"],
+            "experiment=home/small has no version at the paper's scale yet; add scale=toy, which is home/toy/small.",
+        ),
         (["experiment=home/table", "scale=tiny"], "scale='tiny' is not known; choose paper, or toy for the embedded world."),
         (
             ["scale=toy", "method=red"],

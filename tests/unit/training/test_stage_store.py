@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from threading import Event, Thread
@@ -76,6 +77,21 @@ def test_a_stage_that_is_kept_twice_is_the_first_one(store: StageStore, tmp_path
 
     assert store.holds(KEY)
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [KEY, f"{KEY}.lock"]
+
+
+def test_a_full_disk_keeps_nothing_and_stops_no_run(store: StageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stage = finished_stage(tmp_path / "run")
+    monkeypatch.setattr("alignlab.training.stage_store.shutil.copyfile", full)
+
+    with store.alone(KEY):
+        store.keep(KEY, stage, tmp_path / "run")
+
+    assert not store.holds(KEY)
+    assert list(tmp_path.rglob("*.part")) == []
+    assert (stage / "done.json").is_file()
 
 
 def test_nothing_is_held_before_it_was_kept(store: StageStore) -> None:
