@@ -6,7 +6,6 @@ other, each in one sentence and before torch is imported.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -14,7 +13,6 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +28,8 @@ from alignlab.launching import LocalLaunch, SlurmLaunch
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, nearest, unknown
+from alignlab.registry import Entry, Registry, unknown
+from alignlab.sheets import refuse_strays, typed
 from alignlab.tracking import TRACKERS
 from alignlab.training.config import TrainerConfig
 from alignlab.tuners import TUNERS
@@ -118,7 +117,7 @@ class RunConfig:
 def parse(raw: DictConfig) -> RunConfig:
     """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
     plain = _resolved(raw)
-    _refuse_strays("", plain, dict.fromkeys([*ALONE, "experiment", "paths", "sizing", *GROUPS]))
+    refuse_strays("", plain, dict.fromkeys([*ALONE, "experiment", "paths", "sizing", *GROUPS]))
     parts = {group: _part(group, plain, GROUPS[group]) for group in GROUPS}
     for part in parts.values():
         if hasattr(part, "check"):
@@ -128,8 +127,8 @@ def parse(raw: DictConfig) -> RunConfig:
     suites, left_out = fitting_suites(parts["evaluation"], offered)
     return RunConfig(
         **{key: _simple(plain, key, kind) for key, kind in ALONE.items()},
-        paths=_typed("paths", plain.get("paths") or {}, PathsConfig),
-        sizing=_typed("sizing", plain.get("sizing") or {}, SizingConfig),
+        paths=typed("paths", plain.get("paths") or {}, PathsConfig),
+        sizing=typed("sizing", plain.get("sizing") or {}, SizingConfig),
         suites=suites,
         left_out=left_out,
         plain={key: value for key, value in plain.items() if key != "experiment"},
@@ -178,40 +177,7 @@ def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
     sheet = plain.get(group)
     if not isinstance(sheet, dict) or "name" not in sheet:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    return _typed(group, sheet, registry[str(sheet["name"])].config)
-
-
-def _typed(where: str, sheet: Mapping[str, Any], schema: type) -> Any:
-    """A sheet as its dataclass."""
-    return copy.deepcopy(_checked(where, json.dumps(sheet), schema))  # a sweep asks for most of its sheets again and again
-
-
-@lru_cache(maxsize=256)
-def _checked(where: str, written: str, schema: type) -> Any:
-    sheet = json.loads(written)
-    _refuse_strays(where, sheet, {field.name: field for field in dataclasses.fields(schema)}, schema)
-    try:
-        typed = OmegaConf.structured(schema)
-        typed.merge_with(sheet)
-        return OmegaConf.to_object(typed)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{where}.{error.full_key} has no value; its sheet or the command line must give one.") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from error
-
-
-def _refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any], schema: type | None = None) -> None:
-    """Raises ConfigError for a key that no sheet has, however it came in (`+key=value` included)."""
-    hints = typing.get_type_hints(schema) if schema else {}
-    for key, value in given.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in known:
-            close = nearest(str(key), known)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise ConfigError(f"unknown key {path}; {hint}known here: {', '.join(known)}.")
-        inner = hints.get(key)
-        if isinstance(value, dict) and dataclasses.is_dataclass(inner):
-            _refuse_strays(path, value, {field.name: field for field in dataclasses.fields(inner)}, typing.cast(type, inner))
+    return typed(group, sheet, registry[str(sheet["name"])].config)
 
 
 def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
