@@ -20,9 +20,9 @@ class SlurmLaunch:
     """One job of a SLURM array each. null leaves a resource to the cluster.
 
     `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. `minutes`: its time limit.
-    `signal_seconds` before it, or when it is preempted, a job saves and goes back into the queue, for the limit at most
-    `retries` times. `parallel`: jobs at a time. `setup`: shell commands before a job. `extra`: further options of sbatch,
-    without their dashes. `detach`: submit and return at once.
+    `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
+    preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
+    commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.
     """
 
     name: str

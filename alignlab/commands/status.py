@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from alignlab.commands.words import Commands
 from alignlab.errors import RunFolderError
-from alignlab.tracking.states import State, state_of
+from alignlab.files import held
+from alignlab.sweeps.queue import Queue
+from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.states import LOCK, QUEUED, State, state_of
 from alignlab.tracking.sweeps import SweepLedger, every_sweep, find_sweep
 
 QUIET = ("done", "missing")
 """States that a sweep counts and does not list."""
+ALIVE = ("queued", "running")
+"""States that nobody takes back where a cluster has killed the job."""
 
 
 def add(commands: Commands) -> None:
@@ -27,23 +35,29 @@ def add(commands: Commands) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """A line per sweep and per job that is not simply done; then the runs that belong to no sweep."""
+    """A line per sweep and per job that is not simply done; then the runs that belong to no sweep.
+
+    A run that waits or runs by its ledger is shown as killed where SLURM's queue knows better; its ledger stays as it is.
+    """
     root = Path(given.name) if given.name and Path(given.name).is_dir() else given.runs
     if given.name and root == given.runs:
-        _show_sweep(find_sweep(root, given.name), whole=True)
+        one = find_sweep(root, given.name)
+        _show_sweep(one, _lost(_folders(one)), whole=True)
         return
     sweeps = every_sweep(root)
-    for sweep in sweeps:
-        _show_sweep(sweep, whole=False)
-    in_sweeps = {folder.resolve() for sweep in sweeps for folder in _folders(sweep)}
+    folders = [folder for sweep in sweeps for folder in _folders(sweep)]
+    in_sweeps = {folder.resolve() for folder in folders}
     alone = [path.parent for path in sorted(root.glob("**/status.json")) if path.parent.resolve() not in in_sweeps]
     if not sweeps and not alone:
         raise RunFolderError(f"no run below {root}; give the folder that `paths.runs` names.")
-    _show_runs([(str(folder), state_of(folder)) for folder in alone])
+    lost = _lost([*folders, *alone])
+    for sweep in sweeps:
+        _show_sweep(sweep, lost, whole=False)
+    _show_runs([(str(folder), _now(state_of(folder), folder, lost)) for folder in alone])
 
 
-def _show_sweep(sweep: SweepLedger, *, whole: bool) -> None:
-    jobs = [(" ".join(job.words), sweep.state(job)) for job in sweep.jobs()]
+def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
+    jobs = [(" ".join(job.words), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
     counts = Counter(state.name for _, state in jobs)
     told = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     print(f"{sweep.name}: {len(jobs)} jobs ({told})")
@@ -58,3 +72,29 @@ def _show_runs(runs: Sequence[tuple[str, State]]) -> None:
 
 def _folders(sweep: SweepLedger) -> list[Path]:
     return [sweep.run_folder(job) for job in sweep.jobs()]
+
+
+def _lost(folders: Iterable[Path]) -> set[Path]:
+    """Of these runs, those that wait or run by their ledgers and whose jobs have left the queue."""
+    if shutil.which("squeue") is None:
+        return set()
+    jobs = {folder: job for folder in folders if (job := _job(folder)) is not None}
+    queue = Queue() if jobs else None
+    return {folder for folder, job in jobs.items() if queue and queue.over(job)}
+
+
+def _job(folder: Path) -> str | None:
+    """The job that a run waits or runs in by its ledger. None for a run that some process is at, whatever its job does, and
+    for another user's: Queue knows one's own jobs only."""
+    told = Ledger(folder).read(QUEUED)
+    if told is None or state_of(folder).name not in ALIVE or held(folder / LOCK):
+        return None
+    with suppress(FileNotFoundError):  # who waits for the sweep has just seen it fail
+        if (folder / QUEUED).stat().st_uid == os.getuid():
+            return str(told["job"])
+    return None
+
+
+def _now(state: State, folder: Path, lost: set[Path]) -> State:
+    """A state read after the queue was asked: a job may have ended well in between."""
+    return State("killed", state.told) if folder in lost and state.name in ALIVE else state

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ LOOK_SECONDS = (2, 30)
 """Between two looks at the queue: at first, and in a sweep of hours."""
 LARGEST_ARRAY = 1000
 """Jobs of one array; SLURM's own default allows 1001."""
+ENDS = ("done", "failed", "preempted", "interrupted")
+"""States that a run has from itself."""
 FROM_SHEET = {
     "partition": "partition",
     "account": "account",
@@ -61,6 +63,7 @@ def settings(target: str) -> DictConfig:
 class SlurmLauncher(SubmititLauncher):
     """Hydra's, except that jobs run the code as it was submitted, a failed one hides no other, and none is waited for in vain.
 
+    A run whose job failed says so itself, even where the job was killed or never began.
     `folders`: the run folder of each job, where they are known.
     """
 
@@ -69,7 +72,8 @@ class SlurmLauncher(SubmititLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submits, and waits: every job's result in the order asked for; with launch.detach=true, nothing.
 
-        Jobs that an earlier command left in the queue are not submitted again. Raises SweepError where SLURM takes no job.
+        Jobs that an earlier command left in the queue are not submitted again. Raises SweepError where SLURM takes no job, and
+        where it does not say which of them it has.
         """
         assert self.config is not None
         if shutil.which("sbatch") is None:
@@ -94,7 +98,7 @@ class SlurmLauncher(SubmititLauncher):
         import submitit
 
         home = self._home(commands[0])
-        code = snapshot(home / "code")
+        code = snapshot(home / "code", self._runs())
         calls = [Command(tuple(words), str(code), str(Path.cwd())) for words in commands]
         executor = submitit.AutoExecutor(home / "slurm", "slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         executor.update_parameters(**self._parameters(code))
@@ -110,10 +114,13 @@ class SlurmLauncher(SubmititLauncher):
 
     def _home(self, words: Sequence[str]) -> Path:
         """The sweep's folder, by the name that the sweeper gives to each of its jobs."""
-        assert self.config is not None
         every = OverridesParser.create().parse_overrides(list(words))
         name = next((word.value() for word in reversed(every) if word.key_or_group == "sweep"), None)
-        return SweepLedger(Path(self.config.paths.runs), str(name or "unnamed")).folder
+        return SweepLedger(self._runs(), str(name or "unnamed")).folder
+
+    def _runs(self) -> Path:
+        assert self.config is not None
+        return Path(self.config.paths.runs)
 
     def _parameters(self, code: Path) -> dict[str, Any]:
         """As submitit names them. A job starts in the snapshot, so that Python finds the code there before any other."""
@@ -130,7 +137,14 @@ class SlurmLauncher(SubmititLauncher):
         from submitit.slurm.slurm import SlurmJob
 
         told = Ledger(self.folders[place]).read(QUEUED) if self.folders else None
-        if told is None or not queue.holds(told["job"]):
+        if told is None:
+            return None
+        if queue.state(told["job"]) is None:
+            raise SweepError(
+                f"SLURM's queue does not answer, and may have job {told['job']} for {self.folders[place]} already: try again"
+                " when squeue answers, so that nothing runs twice."
+            )
+        if not queue.holds(told["job"]):
             return None
         log.info("in the queue already, as %s: %s", told["job"], self.folders[place])
         return SlurmJob(told["log"].rpartition("/")[0], told["job"])
@@ -141,53 +155,63 @@ class SlurmLauncher(SubmititLauncher):
             Ledger(self.folders[place]).write(QUEUED, told)
 
     def _wait(self, jobs: Mapping[int, Any]) -> dict[int, JobReturn]:
-        """Each job's result as soon as it is there; a job that ended without one has failed."""
-        begun = looked = time.monotonic()
+        """Each job's result, at the first look that finds it; a job that ended without one has failed."""
+        begun = time.monotonic()
         results: dict[int, JobReturn] = {}
         ended: dict[int, float] = {}
-        while len(results) < len(jobs):
-            for place, job in jobs.items():
-                if place not in results and _has_result(job):
-                    results[place] = _returned(job)
-            missing = jobs.keys() - results.keys()
-            if missing and time.monotonic() - looked > min(LOOK_SECONDS[1], max(LOOK_SECONDS[0], (looked - begun) / 10)):
-                looked = time.monotonic()
-                queue = Queue()
-                ended = {place: ended.get(place, looked) for place in missing if queue.over(jobs[place].job_id)}
-                lost = [place for place in ended if looked - ended[place] > PATIENCE_SECONDS]
-                results |= {place: self._lost(place, jobs[place], queue) for place in lost}
-            time.sleep(1)
-        return results
+        while True:
+            looked = time.monotonic()
+            missing = {place: job for place, job in jobs.items() if place not in results}
+            left = _left_in(job.paths.folder for job in missing.values())
+            results |= {place: self._returned(place, job) for place, job in missing.items() if job.paths.result_pickle in left}
+            missing = {place: job for place, job in missing.items() if place not in results}
+            if not missing:
+                return results
+            queue = Queue()
+            ended = {place: ended.get(place, looked) for place, job in missing.items() if queue.over(job.job_id)}
+            lost = [place for place in ended if looked - ended[place] > PATIENCE_SECONDS]
+            results |= {place: self._lost(place, jobs[place], queue) for place in lost}
+            if len(results) < len(jobs):
+                time.sleep(min(LOOK_SECONDS[1], max(LOOK_SECONDS[0], (looked - begun) / 10)))
+
+    def _returned(self, place: int, job: Any) -> JobReturn:
+        """What a job has left; of an error, the last line of its traceback."""
+        from submitit.core.utils import pickle_load
+
+        outcome, content = pickle_load(job.paths.result_pickle)
+        if outcome == "success":
+            return JobReturn(status=JobStatus.COMPLETED, _return_value=content)
+        kind, _, said = str(content).strip().splitlines()[-1].partition(": ")
+        package, _, name = kind.rpartition(".")
+        return self._failed(place, job, (said if package == AlignlabError.__module__ else f"{name}: {said}").rstrip("."))
 
     def _lost(self, place: int, job: Any, queue: Queue) -> JobReturn:
         """Of a job that was killed before it could say how it ended: what its run's ledger says, and where its log is."""
+        if self.folders and state_of(self.folders[place]).name == "done":
+            return JobReturn(status=JobStatus.COMPLETED, _return_value=headline_of(self.folders[place] / "report.json"))
+        return self._failed(place, job, f"its job {job.job_id} has left the queue ({queue.state(job.job_id)}) and no result")
+
+    def _failed(self, place: int, job: Any, why: str) -> JobReturn:
+        error = SweepError(f"{why}; its log: {job.paths.stdout}")
         if self.folders:
-            folder = self.folders[place]
-            if state_of(folder).name == "done":
-                return JobReturn(status=JobStatus.COMPLETED, _return_value=headline_of(folder / "report.json"))
-            if state_of(folder).name == "queued":  # it never began
-                (folder / QUEUED).unlink()
-        state = queue.state(job.job_id)
-        return _failed(job, f"its job {job.job_id} has left the queue ({state}) and no result")
+            _write_down(Ledger(self.folders[place]), job.job_id, str(error))
+        return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
-def _has_result(job: Any) -> bool:
-    with suppress(PermissionError):  # a change makes a shared disk look again; submitit does the same
-        job.paths.folder.chmod(job.paths.folder.stat().st_mode)
-    return bool(job.paths.result_pickle.exists())
+def _left_in(folders: Iterable[Path]) -> set[Path]:
+    """Every file in these folders, each of which is read once."""
+    found = set()
+    for folder in set(folders):
+        with suppress(PermissionError):  # a change makes a shared disk look again; submitit does the same
+            folder.chmod(folder.stat().st_mode)
+        found |= set(folder.iterdir())
+    return found
 
 
-def _returned(job: Any) -> JobReturn:
-    """What a job has left; of an error, the last line of its traceback."""
-    from submitit.core.utils import pickle_load
-
-    outcome, content = pickle_load(job.paths.result_pickle)
-    if outcome == "success":
-        return JobReturn(status=JobStatus.COMPLETED, _return_value=content)
-    kind, _, said = str(content).strip().splitlines()[-1].partition(": ")
-    package, _, name = kind.rpartition(".")
-    return _failed(job, (said if package == AlignlabError.__module__ else f"{name}: {said}").rstrip("."))
-
-
-def _failed(job: Any, why: str) -> JobReturn:
-    return JobReturn(status=JobStatus.FAILED, _return_value=SweepError(f"{why}; its log: {job.paths.stdout}"))
+def _write_down(run: Ledger, job: str, error: str) -> None:
+    """Makes a run say that its job failed, where it does not know: a process that was killed, or that never began."""
+    if (run.read(QUEUED) or {}).get("job") != job:
+        return  # somebody has submitted it again
+    if state_of(run.folder).name not in ENDS:
+        run.status("failed", error=error)
+    (run.folder / QUEUED).unlink(missing_ok=True)

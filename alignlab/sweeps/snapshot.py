@@ -15,13 +15,18 @@ PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
 """What a run needs; all there is to copy where there is no git."""
 
 
-def snapshot(into: Path) -> Path:
+CHUNK = 1 << 20
+"""Bytes of a file that are in memory at a time."""
+
+
+def snapshot(into: Path, runs: Path) -> Path:
     """A copy of the code in a folder named by its contents, made once.
 
     Of a git checkout it has all files that git does not ignore, committed or not, and it is a checkout itself, at the same
-    commit: `git diff` in it shows what was not committed. It borrows the history of the one it was copied from.
+    commit: `git diff` in it shows what was not committed. It borrows the history of the one it was copied from. What is below
+    the folder of runs is left out: it changes while jobs run.
     """
-    files = _files()
+    files = _files(runs.resolve())
     into = into.absolute()
     target = into / _digest(files)
     if not target.is_dir():
@@ -41,14 +46,17 @@ def snapshot(into: Path) -> Path:
     return target
 
 
-def _files() -> list[Path]:
-    """Relative to ROOT, in order; a link is one file."""
+def _files(runs: Path) -> list[Path]:
+    """Relative to ROOT, in order, without the runs; a link is one file."""
+    root = ROOT.resolve()
+    around = root.is_relative_to(runs)  # the runs lie beside the code, or above it
     listed = _git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is not None:
         names = {Path(name) for name in listed.split("\0") if name}
     else:
         found = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
         names = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
+    names = {name for name in names if (name.parts[0] in PARTS if around else not (root / name).is_relative_to(runs))}
     return sorted(name for name in names if (ROOT / name).is_symlink() or (ROOT / name).is_file())
 
 
@@ -57,8 +65,13 @@ def _digest(files: list[Path]) -> str:
     read = hashlib.sha256((_git(ROOT, "rev-parse", "HEAD") or "").encode())
     for file in files:
         path = ROOT / file
-        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-        read.update(f"{file} {len(content)} ".encode() + content)
+        read.update(f"{file} {path.lstat().st_size} ".encode())
+        if path.is_symlink():
+            read.update(os.readlink(path).encode())
+            continue
+        with path.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                read.update(chunk)
     return read.hexdigest()[:8]
 
 

@@ -79,9 +79,9 @@ def losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["fit/loss"] for line in Ledger(run).history() if "fit/loss" in line}
 
 
-def log_of(run: Path) -> str:
-    """What the run's job said, in all its turns."""
-    return Path((Ledger(run).read(QUEUED) or {})["log"]).read_text(encoding="utf-8")
+def log_of(run: Path) -> Path:
+    """Where a job says what it does, in all its turns; gone from the run's folder once the job has failed."""
+    return Path((Ledger(run).read(QUEUED) or {})["log"])
 
 
 def process_of(run: Path) -> int:
@@ -121,6 +121,7 @@ class Seen:
     lived: Path
     waited: tuple[int, str]
     wrong: dict[str, Path]
+    logs: dict[str, Path]
     whole: Path
 
 
@@ -146,7 +147,7 @@ def happened(place: Place, started: list[subprocess.Popen[str]]) -> Seen:
     assert code == 0, submitted
     wrong = dict(zip(WRONG, sorted(place.runs("*/seed-1"), key=place.job), strict=True))
     states = {name: state_of(run).name for name, run in wrong.items()}
-    jobs = {run: place.job(run) for run in wrong.values()}
+    logs = {name: log_of(run) for name, run in wrong.items()}
     started.append(place.start(*words))
 
     (lived,) = place.runs("red-red*/seed-0")
@@ -164,8 +165,7 @@ def happened(place: Place, started: list[subprocess.Popen[str]]) -> Seen:
     assert code == 0, said
     code, said = ended(started[0])
     assert code == 0, said
-    assert {run: place.job(run) for run in wrong.values()} == jobs
-    return Seen(submitted, states, shown.stdout, saved, at, lived, ended(started[1]), wrong, whole)
+    return Seen(submitted, states, shown.stdout, saved, at, lived, ended(started[1]), wrong, logs, whole)
 
 
 def test_a_preempted_job_saves_the_step_it_is_in(seen: Seen) -> None:
@@ -202,19 +202,26 @@ def test_the_same_command_waits_for_jobs_that_are_in_the_queue_and_tells_each_fa
     assert code == 1
     assert "0 finished, 3 failed, 0 skipped" in said
     assert said.count("in the queue already") == len(WRONG)
-    for run in seen.wrong.values():
-        log = (Ledger(run).read(QUEUED) or {})["log"]
+    for log in seen.logs.values():  # of the first submission
         assert f"its log: {log}" in said
-        assert Path(log).is_file()
+        assert log.is_file()
 
 
 def test_a_job_that_was_killed_is_reported_and_not_waited_for_for_ever(seen: Seen) -> None:
     assert "has left the queue (FAILED) and no result; its log: " in seen.waited[1]
-    assert state_of(seen.wrong["killed"]).name == "killed"
 
 
 def test_a_job_that_fails_is_reported_with_its_sentence(seen: Seen) -> None:
     assert "  trainer.micro_batch=5 does not divide" in seen.waited[1]
+
+
+def test_runs_whose_jobs_were_killed_or_refused_say_so_and_wait_no_more(seen: Seen) -> None:
+    killed, refused = state_of(seen.wrong["killed"]), state_of(seen.wrong["refused"])
+
+    assert (killed.name, refused.name) == ("failed", "failed")
+    assert "has left the queue (FAILED)" in killed.told["error"]
+    assert refused.told["error"].startswith("trainer.micro_batch=5 does not divide")
+    assert not any((run / QUEUED).exists() for run in seen.wrong.values())
 
 
 def test_a_job_that_has_no_turn_left_is_reported_and_keeps_what_it_saved(seen: Seen) -> None:
@@ -226,14 +233,14 @@ def test_a_job_that_has_no_turn_left_is_reported_and_keeps_what_it_saved(seen: S
 
 
 def test_a_job_that_meets_its_limit_gets_another_turn(seen: Seen) -> None:
-    said = log_of(seen.lived)
+    said = log_of(seen.lived).read_text(encoding="utf-8")
 
     assert "this job is timed-out" in said  # so submitit takes any signal in a job of less than ten minutes
     assert "(4 remaining timeouts)" in said
 
 
 def test_jobs_run_a_copy_of_the_code_and_not_what_is_edited_while_they_wait(seen: Seen, place: Place) -> None:
-    traceback = log_of(seen.wrong["refused"])
+    traceback = seen.logs["refused"].read_text(encoding="utf-8")
 
     assert f'File "{place.folder}/runs/sweeps/' in traceback
     assert f'File "{ROOT}/alignlab' not in traceback

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
+from submitit.core.utils import JobPaths
 
+from alignlab.__main__ import main
 from alignlab.config import parse
 from alignlab.errors import ConfigError, SweepError
+from alignlab.files import alone
 from alignlab.launching import SlurmLaunch
+from alignlab.sweeps import slurm
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.slurm import SlurmLauncher
+from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.states import LOCK, QUEUED, state_of
 from tests.unit.conftest import CONF
 
 Composed = Callable[..., DictConfig]
+REFUSED = "Traceback ...\nalignlab.errors.DataError: row 3 is empty."
+"""As submitit keeps an error."""
 
 
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
@@ -110,3 +122,148 @@ def test_a_queue_that_does_not_answer_ends_no_job(tmp_path: Path, monkeypatch: p
 
     assert not Queue().over("7_0")
     assert not Queue().holds("7_0")
+
+
+@dataclass
+class Waiting:
+    """Jobs 7_0, 7_1, ... in the queue, a run folder each. Time passes when the launcher sleeps, and `then` happens."""
+
+    launcher: SlurmLauncher
+    runs: list[Path]
+    jobs: dict[int, Any]
+    passed: float = 0.0
+    then: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.passed += seconds
+        self.then()
+
+    def leaves(self, place: int, outcome: tuple[str, Any]) -> None:
+        """A job's result."""
+        self.jobs[place].paths.result_pickle.write_bytes(pickle.dumps(outcome))
+
+    def ends(self) -> dict[int, JobReturn]:
+        return self.launcher._wait(self.jobs)
+
+
+@dataclass
+class Submitted:
+    """A job as submitit names it."""
+
+    job_id: str
+    paths: JobPaths
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    """Four jobs that a queue has never heard of, unless `squeue` is written anew."""
+    commands(tmp_path, monkeypatch, squeue=":", sbatch="exit 1")
+    (tmp_path / "slurm").mkdir()
+    ids = [f"7_{place}" for place in range(4)]
+    jobs = {place: Submitted(job, JobPaths(tmp_path / "slurm", job)) for place, job in enumerate(ids)}
+    launcher = SlurmLauncher(**launcher_sheet("launch=slurm"))
+    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": False}})
+    launcher.folders = runs = [tmp_path / f"run-{place}" for place in jobs]
+    for place, job in jobs.items():
+        launcher._note(place, job)
+    made = Waiting(launcher, runs, jobs)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: made.passed, sleep=made.sleep))
+    return made
+
+
+def test_runs_whose_jobs_were_killed_or_cancelled_say_so_from_then_on(waiting: Waiting) -> None:
+    Ledger(waiting.runs[0]).status("running", host="another")
+    Ledger(waiting.runs[2]).status("failed", error="DivergedError: the loss is nan")
+    Ledger(waiting.runs[3]).status("done")
+    Ledger(waiting.runs[3]).write("report.json", {"headline": {"value": 0.5}})
+
+    results = waiting.ends()
+
+    killed, never, failed, done = (state_of(run) for run in waiting.runs)
+    gone = f"has left the queue (gone) and no result; its log: {waiting.jobs[0].paths.folder}"
+    assert [killed.name, never.name, failed.name, done.name] == ["failed", "failed", "failed", "done"]
+    assert killed.told["error"] == f"its job 7_0 {gone}/7_0_0_log.out"
+    assert never.told["error"] == f"its job 7_1 {gone}/7_1_0_log.out"
+    assert failed.told["error"] == "DivergedError: the loss is nan"
+    assert [(run / QUEUED).exists() for run in waiting.runs[:3]] == [False] * 3
+    assert [results[place].status for place in range(4)] == [JobStatus.FAILED] * 3 + [JobStatus.COMPLETED]
+
+
+def test_a_run_whose_job_failed_before_it_began_says_so(waiting: Waiting) -> None:
+    waiting.leaves(0, ("error", REFUSED))
+    for place in (1, 2, 3):
+        waiting.leaves(place, ("success", 0.25))
+
+    results = waiting.ends()
+
+    assert state_of(waiting.runs[0]).name == "failed"
+    assert state_of(waiting.runs[0]).told["error"].startswith("row 3 is empty; its log: ")
+    assert not (waiting.runs[0] / QUEUED).exists()
+    assert results[1].return_value == 0.25
+    assert waiting.passed == 0.0
+
+
+def test_a_run_that_somebody_has_submitted_again_stays_in_the_queue(waiting: Waiting) -> None:
+    again = {"job": "9_0", "time": "2999-01-01T00:00:00+00:00", "log": "log"}
+    Ledger(waiting.runs[0]).write(QUEUED, again)
+
+    waiting.ends()
+
+    assert (state_of(waiting.runs[0]).name, Ledger(waiting.runs[0]).read(QUEUED)) == ("queued", again)
+
+
+def test_one_look_reads_the_folder_of_results_once_however_many_jobs_are_waited_for(
+    waiting: Waiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, monkeypatch, squeue="for place in 0 1 2 3; do echo 7 $place RUNNING; done")
+    touched: list[float] = []
+    monkeypatch.setattr(Path, "chmod", lambda *_: touched.append(waiting.passed))
+
+    def result_at_100() -> None:
+        if waiting.passed >= 100:
+            for place in waiting.jobs:
+                waiting.leaves(place, ("success", None))
+
+    waiting.then = result_at_100
+    waiting.ends()
+
+    assert len(touched) == len(set(touched)), touched
+    assert touched[:3] == [0, 2, 4]  # every 2 s at first, then after a tenth of what has passed
+    assert touched[-1] - touched[-2] == pytest.approx(touched[-2] / 10)
+
+
+def test_jobs_that_a_silent_queue_may_have_are_not_submitted_again(
+    waiting: Waiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, monkeypatch, squeue="exit 1")
+
+    with pytest.raises(SweepError, match=r"SLURM's queue does not answer, and may have job 7_0 for .*: try again when squeue"):
+        waiting.launcher.launch([["method=red"]] * 4, 0)
+
+
+def test_status_shows_jobs_that_the_queue_has_lost_as_killed_and_leaves_their_ledgers(
+    waiting: Waiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in waiting.runs:
+        Ledger(run).status("running", host="another")
+    Ledger(waiting.runs[2]).status("preempted")
+    commands(tmp_path, monkeypatch, squeue="echo '7 3 RUNNING'")
+    before = [(run / "status.json").read_bytes() for run in waiting.runs]
+
+    with alone(waiting.runs[1] / LOCK, ""):  # somebody runs it without SLURM
+        assert main(["status", str(tmp_path)]) == 0
+
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["killed", "running", "preempted", "running"]
+    assert [(run / "status.json").read_bytes() for run in waiting.runs] == before
+
+
+def test_status_believes_the_ledgers_where_the_queue_does_not_answer(
+    waiting: Waiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger(waiting.runs[0]).status("running", host="another")
+    commands(tmp_path, monkeypatch, squeue="exit 1")
+
+    assert main(["status", str(tmp_path)]) == 0
+
+    assert capsys.readouterr().out.startswith("running ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_has_what_is_committed_and_what_is_not_and_nothing_that_is_ignored(code: Path) -> None:
-    copy = snapshot(code / "runs" / "sweep" / "code")
+    copy = snapshot(code / "runs" / "sweep" / "code", code / "runs")
 
     assert (copy / "alignlab" / "loss.py").read_text() == "2\n"
     assert (copy / "alignlab" / "new.py").is_file()
@@ -48,7 +49,7 @@ def test_it_has_what_is_committed_and_what_is_not_and_nothing_that_is_ignored(co
 
 
 def test_what_is_edited_later_does_not_reach_it(code: Path, tmp_path: Path) -> None:
-    copy = snapshot(tmp_path / "copies")
+    copy = snapshot(tmp_path / "copies", code / "runs")
 
     (code / "alignlab" / "loss.py").write_text("3\n")
 
@@ -56,9 +57,9 @@ def test_what_is_edited_later_does_not_reach_it(code: Path, tmp_path: Path) -> N
 
 
 def test_the_same_code_is_copied_once_and_other_code_beside_it(code: Path, tmp_path: Path) -> None:
-    first, again = snapshot(tmp_path / "copies"), snapshot(tmp_path / "copies")
+    first, again = snapshot(tmp_path / "copies", code / "runs"), snapshot(tmp_path / "copies", code / "runs")
     (code / "run.py").write_text("other\n")
-    other = snapshot(tmp_path / "copies")
+    other = snapshot(tmp_path / "copies", code / "runs")
 
     assert first == again
     assert sorted((tmp_path / "copies").iterdir()) == sorted([first, other])
@@ -66,7 +67,7 @@ def test_the_same_code_is_copied_once_and_other_code_beside_it(code: Path, tmp_p
 
 def test_it_knows_its_commit_and_what_was_not_committed(code: Path, tmp_path: Path) -> None:
     commit = git(code, "rev-parse", "HEAD")
-    copy = snapshot(tmp_path / "copies")
+    copy = snapshot(tmp_path / "copies", code / "runs")
     git(code, "commit", "-qam", "second")
 
     assert git(copy, "rev-parse", "HEAD") == commit
@@ -76,10 +77,48 @@ def test_it_knows_its_commit_and_what_was_not_committed(code: Path, tmp_path: Pa
 def test_without_git_it_has_what_a_run_needs(code: Path, tmp_path: Path) -> None:
     (code / ".git").rename(tmp_path / "gone")
 
-    copy = snapshot(tmp_path / "copies")
+    copy = snapshot(tmp_path / "copies", code / "runs")
 
     assert sorted(path.name for path in copy.iterdir()) == ["alignlab", "conf", "run.py"]
     assert (copy / "alignlab" / "new.py").is_file()
+
+
+def test_what_runs_write_makes_no_other_copy_wherever_they_are(code: Path) -> None:
+    runs = code / "alignlab" / "results"  # git does not ignore them there
+    (runs / "red" / "seed-0").mkdir(parents=True)
+    (runs / "red" / "seed-0" / "metrics.jsonl").write_text("1\n")
+    first = snapshot(runs / "sweep" / "code", runs)
+    (runs / "red" / "seed-0" / "metrics.jsonl").write_text("1\n2\n")
+    again = snapshot(runs / "sweep" / "code", runs)
+
+    assert first == again
+    assert not (first / "alignlab" / "results").exists()
+    assert (first / "alignlab" / "new.py").is_file()
+
+
+def test_runs_right_beside_the_code_leave_the_code_in(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(code)
+    (code / "red").mkdir()
+    (code / "red" / "metrics.jsonl").write_text("1\n")
+
+    copy = snapshot(Path("sweep/code"), Path())
+
+    assert sorted(path.name for path in copy.iterdir()) == [".git", "alignlab", "conf", "run.py"]
+    assert (copy / "alignlab" / "new.py").is_file()
+
+
+def test_no_file_is_in_memory_as_a_whole(code: Path, tmp_path: Path) -> None:
+    size = 32 << 20
+    with (code / "weights").open("wb") as file:
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        snapshot(tmp_path / "copies", code / "runs")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < size / 4
 
 
 def test_a_job_that_is_put_back_goes_on_and_does_not_begin_anew() -> None:
