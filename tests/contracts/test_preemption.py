@@ -46,7 +46,8 @@ def weights(run: Path) -> bytes:
 
 @dataclass
 class Seen:
-    """A run that was never preempted, and one that was: its state then, its checkpoints, its tracker's folders, its ends."""
+    """A run that was never preempted, and one that was: its state then, its checkpoints, its ends, its progress while it
+    trained and behind it."""
 
     whole: Path
     run: Path
@@ -55,6 +56,7 @@ class Seen:
     checkpoints: list[str]
     last: int
     told: dict[str, int]
+    behind: dict[str, int] | None
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +69,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(losses(run)) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
+    told = Ledger(run).read("progress.json") or {}
     os.kill(first.pid, signal.SIGUSR2)
     exits = [first.wait(PATIENCE_SECONDS)]
     state = state_of(run).name
     kept = sorted(path.name for path in (run / "stages" / "fit").glob("checkpoint-*"))
-    last, told = max(losses(run)), Ledger(run).read("progress.json") or {}
+    last, behind = max(losses(run)), Ledger(run).read("progress.json")
     exits.append(start(folder / "left").wait(PATIENCE_SECONDS))
-    return Seen(folder / "whole" / "run", run, exits, state, kept, last, told)
+    return Seen(folder / "whole" / "run", run, exits, state, kept, last, told, behind)
 
 
 def test_it_exits_with_the_status_that_asks_to_be_started_again(seen: Seen) -> None:
@@ -93,7 +96,8 @@ def test_started_again_it_ends_with_the_bits_and_the_losses_of_a_run_that_was_ne
     assert len(losses(seen.whole)) == STEPS
 
 
-def test_while_it_trains_it_writes_down_where_it_is(seen: Seen) -> None:
+def test_while_it_trains_and_no_longer_it_writes_down_where_it_is(seen: Seen) -> None:
+    assert seen.behind is None
     assert seen.told["stage"] == "fit"
     assert 0 <= seen.told["step"] <= seen.last
     assert seen.told["steps"] == STEPS
