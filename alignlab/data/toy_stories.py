@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 from alignlab.data.config import ToyConfig
 from alignlab.data.source import Source, Split
@@ -27,7 +26,9 @@ def build(config: ToyConfig) -> Source:
     )
 
 
-def _pairs(split: str, count: int, seed: int, cues: Sequence[str | None]) -> Split:
+@lru_cache(maxsize=4)
+def _pairs(split: str, count: int, seed: int, cues: tuple[str | None, ...]) -> Split:
+    """Written once for all jobs of a sweep that run in this process: it takes as long as everything else before training."""
     return Split(tuple(pairs(split, count, seed, cues)))
 
 
