@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alignlab.errors import ConfigError
+from alignlab.training.config import FitConfig
+
+
+class MethodConfig:
+    """What the sheet of a method says before torch is there; its dataclass adds the fields."""
+
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {}
+
+    def shared(self) -> dict[str, Any]:
+        """The first of them that several jobs may have in common, each with what it reads of this sheet."""
+        return {}
 
 
 def between(key: str, value: float, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.errors import ConfigError
+from alignlab.methods.config import MethodConfig
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class JointConfig:
+class JointConfig(MethodConfig):
     """`joint`: the backbone, trained in full with the control in it. `control_rate`: the control's own learning rate there;
     null leaves the control as it is."""
 
@@ -29,7 +30,6 @@ class JointConfig:
             raise ConfigError(f"method.control_rate={self.control_rate} must lie between 0 and 10, or be null.")
 
     def fits(self) -> dict[str, FitConfig]:
-        """The stages that train, in order."""
         return {"joint": self.joint}
 
 

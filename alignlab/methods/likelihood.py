@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alignlab.methods.config import MethodConfig
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LikelihoodConfig:
+class LikelihoodConfig(MethodConfig):
     """One likelihood stage."""
 
     name: str
@@ -24,7 +25,6 @@ class LikelihoodConfig:
         self.fit.check("method.fit")
 
     def fits(self) -> dict[str, FitConfig]:
-        """The stages that train, in order."""
         return {"fit": self.fit}
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
-from alignlab.methods.config import between, one_of
+from alignlab.methods.config import MethodConfig, between, one_of
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ LOSSES = ["sigmoid", "ipo", "hinge", "robust"]
 
 
 @dataclass
-class PreferenceConfig:
+class PreferenceConfig(MethodConfig):
     """`sft_first`: whether the backbone itself is first fine-tuned on the chosen responses, by `sft`. `smoothing`: share of
     flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`: base (tuner off) | start
     (the stage's first weights) | none. `cache_reference`: compute it once beforehand. `likelihood`: weight of the chosen
@@ -56,6 +56,10 @@ class PreferenceConfig:
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""
         return {"sft": self.sft, "prefer": self.prefer} if self.sft_first else {"prefer": self.prefer}
+
+    def shared(self) -> dict[str, Any]:
+        """`sft`, which reads nothing of the preference."""
+        return {"sft": self.sft} if self.sft_first else {}
 
 
 def stages(config: PreferenceConfig) -> Method:

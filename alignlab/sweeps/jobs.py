@@ -10,10 +10,11 @@ from typing import Any
 from hydra.errors import HydraException
 
 from alignlab.command_line import sentence
-from alignlab.config import GROUPS, RunConfig, parse
+from alignlab.config import RunConfig, parse
 from alignlab.errors import AlignlabError
 from alignlab.folders import finished, folder_of
 from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.stages import PlannedStage, stages_of
 from alignlab.sweeps.words import ROW
 from alignlab.tracking.states import State, state_of
 from alignlab.tracking.sweeps import Job, relative
@@ -21,12 +22,14 @@ from alignlab.tracking.sweeps import Job, relative
 
 @dataclass(frozen=True)
 class Planned:
-    """A job before it runs. `words`: its whole command line; `job`: what the sweep writes down; `folder`: of its run."""
+    """A job before it runs. `words`: its whole command line; `job`: what the sweep writes down; `folder`: of its run; `stages`:
+    those that train, empty where their steps are not known."""
 
     words: tuple[str, ...]
     job: Job
     state: State
     folder: Path = Path()
+    stages: tuple[PlannedStage, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -39,28 +42,18 @@ def plan_jobs(commands: Sequence[Sequence[str]], fixed: Collection[str], compose
     return [_planned(tuple(words), fixed, composer) for words in commands]
 
 
-def steps_of(config: RunConfig) -> int | None:
-    """Optimiser steps of all stages; None where they depend on data whose size no sheet says."""
-    fits = list(config.method.fits().values())
-    if all(fit.steps is not None for fit in fits):
-        return sum(fit.steps for fit in fits)
-    records = config.data.expected()
-    if records is None:
-        return None
-    both = "labelled training" in GROUPS["method"][config.method.name].offers(config.method)
-    return sum(fit.total_steps(records * (2 if both else 1)) for fit in fits)
-
-
 def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = ()) -> Planned:
     """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
     done = finished(config)
     folder = folder_of(config)
     run = relative(folder, Path(config.paths.runs))
-    job = Job(**_own(words, fixed), seed=config.seed, fingerprint=config.fingerprint, folder=run, steps=steps_of(config))
+    stages = stages_of(config)
+    steps = None if stages is None else sum(stage.steps for stage in stages)
+    job = Job(**_own(words, fixed), seed=config.seed, fingerprint=config.fingerprint, folder=run, steps=steps)
     state = state_of(folder)
     if state.name == "done" and done is None:
         state = State("missing")  # force=true
-    return Planned(tuple(words), job, state, folder)
+    return Planned(tuple(words), job, state, folder, stages or ())
 
 
 def _planned(words: tuple[str, ...], fixed: Collection[str], composer: Composer) -> Planned:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignlab.sweeps.jobs import Planned
+from alignlab.sweeps.stages import computed_once
 
 LISTED = 40
 """Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
@@ -67,7 +68,16 @@ def _doing(planned: Planned) -> str:
 
 
 def _steps(planned: Sequence[Planned]) -> str:
-    waiting = [each.job for each in planned if each.pending]
-    known = sum(job.steps or 0 for job in waiting)
-    unknown = sum(job.steps is None for job in waiting)
-    return f"{known:,} optimiser steps to make" + (f", and {unknown} jobs whose data is not counted yet" if unknown else "")
+    """A stage that is shared may be in the store already, so its steps are an upper bound."""
+    waiting = [each for each in planned if each.pending]
+    unknown = sum(each.job.steps is None for each in waiting)
+    steps, shared = computed_once(each.stages for each in waiting)
+    told = f"{'at most ' if shared else ''}{steps:,} optimiser steps to make"
+    if unknown:
+        told += f", and {unknown} jobs whose data is not counted yet"
+    once = [f"{name} {_times(times)} for {jobs} jobs" for name, (times, jobs) in shared.items() if times < jobs]
+    return told + (f"; shared stages: {', '.join(once)}" if once else "")
+
+
+def _times(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"

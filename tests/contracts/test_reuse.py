@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignlab import preparation, running
+from alignlab.config import parse
+from alignlab.sweeps.stages import stages_of
 from alignlab.training.stages import TrainStage
 from run import run
 from tests.contracts.test_methods import STAGE, composed, history, tensors
@@ -76,6 +79,69 @@ def test_force_computes_what_another_run_has_done(computed: list[str], tmp_path:
     swept(tmp_path, "third", "sft", "force=true")
 
     assert computed == ["fit", "fit"]
+
+
+CHANGES = {
+    "meet": (
+        "method.joint.learning_rate=1e-3",
+        "method.control_rate=0.5",
+        "method.joint.weight_decay=0.1",
+        "method.joint.steps=5",
+        "method.controls.learning_rate=0.3",
+        "method.stages=[controls]",
+        "data.limit=8",
+        "seed=1",
+        "evaluation=off",
+    ),
+    "rahf": (
+        "method.alpha=3.0",
+        "method.fit.steps=5",
+        "method.window=16",
+        "method.layers.numbers=[1]",
+        "method.responses=both",
+        "method.instruct.learning_rate=0.3",
+        "method.contrast=sum",
+        "method.smoothing=0.1",
+        "data.prefixes.better=Good",
+        "data.limit=8",
+        "seed=1",
+        "evaluation=off",
+    ),
+    "dpo": (
+        "method.beta=0.3",
+        "method.loss=ipo",
+        "method.reference=start",
+        "method.likelihood=0.5",
+        "method.prefer.steps=5",
+        "method.sft.steps=5",
+        "data.limit=8",
+        "tuner=red",
+        "seed=1",
+        "evaluation=off",
+    ),
+}
+"""Settings of a method: some change its first stage, some do not, and the plan of a sweep has to know which."""
+
+
+@pytest.mark.parametrize("method", CHANGES)
+def test_the_plan_of_a_sweep_shares_just_the_first_stages_that_runs_share(method: str, tmp_path: Path) -> None:
+    words = ("method.sft_first=true",) if method == "dpo" else ()
+    first = _content_and_key(tmp_path, method, *words)
+
+    others = {change: _content_and_key(tmp_path, method, *words, change) for change in CHANGES[method]}
+
+    assert {change: other[0] == first[0] for change, other in others.items()} == {
+        change: other[1] == first[1] for change, other in others.items()
+    }
+    assert len({other[1] == first[1] for other in others.values()}) == 2
+
+
+def _content_and_key(folder: Path, method: str, *words: str) -> tuple[str, str]:
+    """Of the first stage: what a sweep's plan goes by, and the key by which runs find it."""
+    config = parse(composed(folder, method, *words))
+    planned = stages_of(config)
+    assert planned is not None
+    return planned[0].content, running.stage_keys(preparation.make_plan(config))[0]
 
 
 def test_the_plan_says_which_stages_another_run_has_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

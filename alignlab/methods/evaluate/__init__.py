@@ -5,22 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alignlab.methods.config import MethodConfig
 from alignlab.registry import Entry, words
-from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(MethodConfig):
     """Nothing to set."""
 
     name: str
-
-    def fits(self) -> dict[str, FitConfig]:
-        """No stage trains."""
-        return {}
 
 
 def build(config: EvaluateConfig) -> Method:

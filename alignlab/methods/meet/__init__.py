@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
 from alignlab.methods.controlled import JointConfig, stages
@@ -38,6 +38,10 @@ class MeetConfig(JointConfig):
     def fits(self) -> dict[str, FitConfig]:
         """Both stages, whether or not they are two: one that is left out leaves its steps to the other."""
         return {"controls": self.controls, "joint": self.joint}
+
+    def shared(self) -> dict[str, Any]:
+        """`controls`, which does not read the rates of `joint`; its batches do come from one stream of both."""
+        return {"controls": [self.controls, self.joint.length]} if self.stages == STAGES else {}
 
 
 def build(config: MeetConfig) -> Method:

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignlab.data.config import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
-from alignlab.methods.config import between, one_of
+from alignlab.methods.config import MethodConfig, between, one_of
 from alignlab.models.config import LayersConfig
 from alignlab.training.config import FitConfig
 from alignlab.tuners.config import check_lora
@@ -27,7 +27,7 @@ class UpdateConfig:
 
 
 @dataclass
-class RahfConfig:
+class RahfConfig(MethodConfig):
     """`variant`: a row of `variants`, which names its stages and numbers; `preset`: a row of `presets`, where alignlab, paper
     and official code differ. Both are read by the other keys, each of which can be set by itself.
 
@@ -100,6 +100,16 @@ class RahfConfig:
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""
         return {stage: getattr(self, stage) for stage in self.stages if stage != "shift"}
+
+    def shared(self) -> dict[str, Any]:
+        """Those that train before states are compared; each with what it reads of this sheet."""
+        read: dict[str, list[Any]] = {
+            "sft": [],
+            "instruct": [self.prefixes, self.contrast, self.smoothing],
+            "dispreferred": [self.update],
+            "preferred": [self.update],
+        }
+        return {stage: [getattr(self, stage), self.halves, *read[stage]] for stage in self.stages if stage in read}
 
     @property
     def leads(self) -> tuple[str, str]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from alignlab.config import RunConfig
 from alignlab.folders import folder_of
-from alignlab.sweeps.jobs import Planned, describe, plan_jobs, steps_of
+from alignlab.sweeps.jobs import Planned, describe, plan_jobs
 from alignlab.tracking.ledger import Ledger
 from tests.unit.sweeps.sheets import composer, config_of, finish
-
-EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
 
 
 def planned(folder: Path, *jobs: list[str], fixed: tuple[str, ...] = ()) -> list[Planned]:
@@ -44,39 +40,6 @@ def test_a_table_of_models_and_rows_keeps_both_in_its_jobs(tmp_path: Path) -> No
 
     assert job is not None
     assert (job.row, job.settings) == ("stories260k", {"experiment/meet/rows": "coh", "trainer.extra.a": "1"})
-
-
-@pytest.mark.parametrize(
-    ("words", "steps"),
-    [
-        (["method=red", "method.fit.steps=5"], 5),
-        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100"], 38),  # 300 pairs, 8 at a time
-        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100", "data.limit=20"], 8),
-        (["method=red", *EPOCHS, "method.fit.epochs=3.0", "data.pairs=100", "data.limit=500"], 38),
-        (["method=red", *EPOCHS, "method.fit.epochs=0.01", "data.pairs=100"], 1),
-        # both sides of a pair are examples: 100 of them, 8 at a time, once and then twice
-        (
-            [
-                *("method=meet", "data.pairs=50"),
-                *("method.controls.steps=null", "method.controls.epochs=1", "method.controls.batch=8"),
-                *("method.joint.steps=null", "method.joint.epochs=2", "method.joint.batch=8"),
-            ],
-            13 + 25,
-        ),
-        (["method=evaluate", "tuner=full"], 0),
-    ],
-)
-def test_the_steps_of_a_job_are_counted_before_its_data_is_read(words: list[str], steps: int) -> None:
-    assert steps_of(config_of(*words)) == steps
-
-
-def test_the_steps_of_a_job_on_local_files_are_known_only_where_they_are_given(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    local = ["method=red", "data=jsonl", f"data.path={tmp_path}", "data.test=train.jsonl"]
-
-    assert steps_of(config_of(*local, *EPOCHS, "method.fit.epochs=1")) is None
-    assert steps_of(config_of(*local, *EPOCHS, "method.fit.epochs=1", "data.limit=8")) is None
-    assert steps_of(config_of(*local, "method.fit.steps=4", "method.fit.epochs=null")) == 4
 
 
 def test_a_job_that_is_refused_has_its_sentence_and_leaves_the_others_alone(tmp_path: Path) -> None:

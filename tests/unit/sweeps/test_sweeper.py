@@ -38,6 +38,16 @@ def test_every_job_runs_once_and_the_account_says_so(tmp_path: Path, capsys: pyt
     assert {run.sweep for run in task.started} == {"tuner=red,lora"}
 
 
+def test_the_plan_says_which_stages_jobs_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("method=dpo", "method.sft_first=true", "method.sft.steps=5", "method.prefer.steps=3")
+
+    sweep(Task(), *words, "method.beta=0.1,0.2", "seed=0,1", f"paths.runs={tmp_path}", "plan=true")
+
+    assert said_by(capsys)[0].endswith(
+        "4 jobs (4 to run); at most 22 optimiser steps to make; shared stages: sft 2 times for 4 jobs"
+    )
+
+
 def test_every_job_is_written_down_before_the_first_one_runs(tmp_path: Path) -> None:
     found: list[int] = []
 
