@@ -2,7 +2,8 @@
 
     python benchmarks/sweep.py [--repeats 3]
 
-plan: wall time of `plan=true` for 1,000 jobs that all differ, and for 100 settings x 10 seeds, in a new process each.
+plan: wall time of `plan=true` for 1,000 jobs that all differ, also of the longest sheet, and for 100 settings x 10 seeds, in a
+new process each.
 frame: wall time of a job of one step without evaluation, from the second job of a multirun on: everything but training and
 evaluation, and one step of both.
 reuse: three sweeps whose jobs have a first stage in common, with the store and with force=true, which computes every stage.
@@ -22,7 +23,8 @@ from pathlib import Path
 RUN = Path(__file__).parents[1] / "run.py"
 QUIET = ["tracking=off", "trainer.threads=1"]
 PLANS = {
-    "plan, 1,000 settings": ["method.fit.learning_rate=range(0.0001,0.01009,0.00001)"],
+    "plan, 1,000 settings": ["method.fit.learning_rate=range(0.0001,0.0101,0.00001)"],
+    "plan, 1,000 settings of rahf": ["method=rahf", "method.alpha=range(1.0,11.0,0.01)"],
     "plan, 100 settings x 10 seeds": ["method.fit.learning_rate=range(0.0001,0.0101,0.0001)", "seed=range(10)"],
 }
 SHARED = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +23,8 @@ class Composer:
     """Composes the jobs of a sweep one after the other.
 
     Hydra lays values over the sheets at the very end, so jobs that choose the same sheets and set the same keys differ in
-    nothing but those values, and one composed config can serve them all in turn.
+    nothing but those values, and one composed config can serve them all in turn. Resolving is what then takes the time, so that
+    is done once, too, where no other key takes its value from one that the jobs set.
     """
 
     def __init__(self, load: Load, choices: Choices) -> None:
@@ -35,7 +38,8 @@ class Composer:
         same = tuple(values[word].key_or_group if word in values else word for word in words)
         config = self._bases.get(same)
         if config is None:
-            config = self._bases[same] = self._composed(words)
+            composed = self._composed(words)
+            config = self._bases[same] = _resolved(composed, [value.key_or_group for value in values.values()])
             return config
         try:
             for override in values.values():
@@ -59,6 +63,39 @@ class Composer:
         if not replaces or isinstance(override.value(), dict) or key.startswith("hydra.") or self._choices(key):
             return None
         return override
+
+
+def _resolved(config: DictConfig, keys: Collection[str]) -> DictConfig:
+    """The same with every value in its place, unless one is taken from any of `keys`, or from nowhere."""
+    texts = [text for text in _texts(OmegaConf.to_container(config)) if "${" in text]
+    read = {name for text in texts for name in _NAME.findall(text)}
+    anywhere = any("${." in text or "${${" in text for text in texts)
+    if anywhere or any(_one_in_the_other(key, name) for name in read for key in keys):
+        return config
+    resolved = copy.deepcopy(config)
+    try:
+        OmegaConf.resolve(resolved)
+    except OmegaConfBaseException:  # `parse` says what is wrong
+        return config
+    return resolved
+
+
+_NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
+"""Between the signs that interpolations are written with: a key, a part of one, or a word that is no key at all."""
+
+
+def _one_in_the_other(key: str, other: str) -> bool:
+    """Whether two keys are the same, or one is a part of the other's value."""
+    key, other = (f"{name.strip('.')}." for name in (key, other))
+    return key.startswith(other) or other.startswith(key)
+
+
+def _texts(plain: Any) -> Iterator[str]:
+    if isinstance(plain, str):
+        yield plain
+    elif isinstance(plain, (dict, list)):
+        for inner in plain.values() if isinstance(plain, dict) else plain:
+            yield from _texts(inner)
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from alignlab.sweeps.compose import Composer
 from tests.experiments.sweeps import cells
@@ -28,19 +29,34 @@ LINES: dict[str, list[list[str]]] = {
     "models, whose sizing follows": [[f"model={model}", "tuner=lora"] for model in ("tiny", "tiny_gpt2", "llama2_7b")],
     "values that point to others": [["method.fit.batch=${seed}", f"seed={seed}"] for seed in (4, 5)]
     + [["method.fit.batch=7", "seed=1"]],
+    "values that others are taken from": [
+        [f"method={method}", f"{key}={value}"]
+        for method, key, values in (
+            ("rahf", "method.variant", ("scit", "dual")),
+            ("rahf", "method.variants.scit.window", ("5", "6")),
+            ("rahf", "data.prefixes.better", ("A", "B")),
+            ("dpo", "tuner.preference_rate", ("0.1", "0.2")),
+        )
+        for value in values
+    ],
+    "values that none is taken from": [["method=rahf", f"method.alpha={alpha}"] for alpha in ("2.0", "3.0")],
+    "values that point to nothing": [[f"seed={seed}", "method.fit.batch=${method.nothing}"] for seed in (1, 2)],
     "a whole part and back": [[f"trainer.extra={value}"] for value in ("null", "5", "null")],
 }
 
 
 @cache
-def from_nothing(words: tuple[str, ...]) -> tuple[Any, Any]:
+def from_nothing(words: tuple[str, ...]) -> Any:
     """The config of a job as Hydra composes it."""
     return plain(load(list(words)))
 
 
-def plain(config: DictConfig) -> tuple[Any, Any]:
-    """Every value, as written and as resolved."""
-    return OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(config, resolve=True)
+def plain(config: DictConfig) -> Any:
+    """Every value, or the error of the one that cannot be had."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationKeyError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("table", TABLES)
