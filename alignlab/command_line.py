@@ -41,7 +41,17 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, ConfigCompositionException):
         cause = error.__cause__ or error.__context__
         return _unknown_key(cause) if isinstance(cause, OmegaConfBaseException) else str(error)
+    if isinstance(error, ValueError) and _raised_in(error).startswith("omegaconf."):
+        return f"a key on the command line does not fit the sheets: {error}."
     return " ".join(str(error).split()) if isinstance(error, HydraException) else None
+
+
+def _raised_in(error: Exception) -> str:
+    """The module that has raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return str(place.tb_frame.f_globals.get("__name__", "")) if place else ""
 
 
 def _missing_choice(error: MissingConfigException) -> str:

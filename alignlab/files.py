@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from alignlab.errors import RunFolderError
+
 log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without `flock` answers."""
@@ -21,9 +23,16 @@ def stamps(files: Iterable[Path]) -> list[str]:
 
 @contextmanager
 def alone(lock: Path, waiting: str) -> Iterator[None]:
-    """One process at a time per lock file: a second one says `waiting`, and waits. A process that dies lets go."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    """One process at a time per lock file: a second one says `waiting`, and waits. A process that dies lets go.
+
+    Raises RunFolderError where the file cannot be written.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        opened = lock.open("w")
+    except OSError as error:
+        raise RunFolderError(f"{lock.parent} cannot be written: {error.strerror}; give another folder.") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -40,7 +40,9 @@ def headline_of(report: Path) -> float | None:
 
 
 def refuse_other(ledger: Ledger, config: RunConfig) -> None:
-    """Raises RunFolderError for a folder that another config made, or that holds no run."""
+    """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file."""
+    if ledger.folder.exists() and not ledger.folder.is_dir():
+        raise RunFolderError(f"{ledger.folder} is a file; give the path of a folder.")
     made_by = ledger.read("config.json")
     if made_by is None:
         if ledger.folder.is_dir() and any(_is_foreign(file) for file in ledger.folder.iterdir()):

@@ -91,13 +91,21 @@ class DataConfig:
         """What changes when the files behind this sheet change: nothing, where there are none."""
         return []
 
-    def expected(self) -> int | None:
-        """About how many training records there are, for estimates; None where nobody has counted them."""
-        return None
+    def expected(self, split: str) -> int | None:
+        """About how many records a training split has, for estimates; None where nobody has counted them."""
+        records = self.counted(split)
+        if records is None:
+            return None
+        records = records if self.limit is None else min(records, self.limit)
+        if self.halves is None:
+            return records
+        records = max(records - (self.halves.test or 0), 0)
+        return (records + 1) // 2 if split in HALVES or self.part else records
 
-    def limited(self, records: int | None) -> int | None:
-        """So many records, or the first `limit` of them."""
-        return records if records is None or self.limit is None else min(records, self.limit)
+    def counted(self, split: str) -> int | None:
+        """How many there are to read, before any limit; None where nobody knows."""
+        del split
+        return None
 
 
 @dataclass
@@ -111,9 +119,9 @@ class ToyConfig(DataConfig):
     world_seed: int
     length_cues: bool
 
-    def expected(self) -> int | None:
+    def counted(self, split: str) -> int | None:
         """What the grammar is asked for."""
-        return self.limited(self.pairs)
+        return self.corpus if split == "corpus" else self.pairs
 
 
 @dataclass
@@ -156,9 +164,9 @@ class HubConfig(FilesConfig):
     revision: str | None
     records: int | None
 
-    def expected(self) -> int | None:
+    def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""
-        return None if self.path else self.limited(self.records)
+        return None if self.path else self.records
 
 
 @dataclass

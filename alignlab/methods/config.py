@@ -15,6 +15,11 @@ class MethodConfig:
         """The stages that train, in order."""
         return {}
 
+    def reads(self, stage: str) -> tuple[str, int]:
+        """Of a stage that trains: the split whose records it reads, and how many groups it makes of each. For estimates."""
+        del stage
+        return "train", 1
+
     def shared(self) -> dict[str, Any]:
         """The first of them that several jobs may have in common, each with what it reads of this sheet."""
         return {}

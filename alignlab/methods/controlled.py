@@ -32,6 +32,10 @@ class JointConfig(MethodConfig):
     def fits(self) -> dict[str, FitConfig]:
         return {"joint": self.joint}
 
+    def reads(self, stage: str) -> tuple[str, int]:
+        """Both sides of a pair, each under its class."""
+        return "train", 2
+
 
 def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequence[str]) -> Method:
     """The wanted stages of a course, on one stream of batches. A stage that is left out leaves its steps to the other, so that

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-
 from alignlab.command_line import sentence
 from alignlab.config import RunConfig, parse
-from alignlab.errors import AlignlabError
 from alignlab.folders import finished, folder_of
 from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.stages import PlannedStage, stages_of
@@ -59,13 +57,16 @@ def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = (
 def _planned(words: tuple[str, ...], fixed: Collection[str], composer: Composer) -> Planned:
     try:
         return describe(parse(composer(words)), words, fixed)
-    except (AlignlabError, HydraException) as error:
-        return _refused(words, fixed, sentence(error) or str(error))
+    except Exception as error:
+        why = sentence(error)
+        if why is None:
+            raise
+        return _refused(words, fixed, why)
 
 
 def _refused(words: tuple[str, ...], fixed: Collection[str], why: str) -> Planned:
     seeds = [word.partition("=")[2] for word in words if word.startswith("seed=")]
-    seed = int(seeds[-1]) if seeds and seeds[-1].isdecimal() else 0
+    seed = int(seeds[-1]) if seeds and re.fullmatch(r"-?\d+", seeds[-1]) else 0
     job = Job(**_own(words, fixed), seed=seed, fingerprint="", folder="", steps=None, refused=why)
     return Planned(words, job, State("failed", {"error": why}))
 

@@ -29,7 +29,7 @@ class Command:
         """Runs it; returns the headline number."""
         from hydra import compose, initialize_config_dir
 
-        if Path(self.code) != ROOT:
+        if Path(self.code).resolve() != ROOT.resolve():
             raise SweepError(f"this job has its code from {ROOT} and not from its snapshot {self.code}; clear PYTHONPATH.")
         os.chdir(self.home)
         _join()

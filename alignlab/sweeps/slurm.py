@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import time
@@ -19,6 +20,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.errors import AlignlabError, SweepError
+from alignlab.files import alone
 from alignlab.folders import headline_of
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.remote import Command
@@ -34,6 +36,8 @@ LOOK_SECONDS = (2, 30)
 """Between two looks at the queue: at first, and in a sweep of hours."""
 LARGEST_ARRAY = 1000
 """Jobs of one array; SLURM's own default allows 1001."""
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)(: |$)")
+"""The line of a traceback that names the error; its message may go on for more lines."""
 ENDS = ("done", "failed", "preempted", "interrupted")
 """States that a run has from itself."""
 FROM_SHEET = {
@@ -78,15 +82,17 @@ class SlurmLauncher(SubmititLauncher):
         assert self.config is not None
         if shutil.which("sbatch") is None:
             raise SweepError("launch=slurm needs SLURM's command sbatch, which is not here; submit from a login node.")
-        queue = Queue()
         places = range(len(job_overrides))
-        jobs = {place: job for place in places if (job := self._earlier(queue, place)) is not None}
-        new = [place for place in places if place not in jobs]
-        for first in range(0, len(new), LARGEST_ARRAY):
-            part = new[first : first + LARGEST_ARRAY]
-            for place, job in zip(part, self._submit([job_overrides[place] for place in part]), strict=True):
-                jobs[place] = job
-                self._note(place, job)
+        with alone(self._home(job_overrides[0]) / ".submitting", "waits for another command that submits jobs of this sweep"):
+            queue = Queue()
+            jobs = {place: job for place in places if (job := self._earlier(queue, place)) is not None}
+            new = [place for place in places if place not in jobs]
+            for first in range(0, len(new), LARGEST_ARRAY):
+                part = new[first : first + LARGEST_ARRAY]
+                begun = now()  # a job that ends at once must not seem to have been queued afterwards
+                for place, job in zip(part, self._submit([job_overrides[place] for place in part]), strict=True):
+                    jobs[place] = job
+                    self._note(place, job, begun)
         if self.config.launch.detach:
             return []
         log.info("waiting for them; they go on if this is stopped, and the same command waits again")
@@ -149,9 +155,9 @@ class SlurmLauncher(SubmititLauncher):
         log.info("in the queue already, as %s: %s", told["job"], self.folders[place])
         return SlurmJob(told["log"].rpartition("/")[0], told["job"])
 
-    def _note(self, place: int, job: Any) -> None:
+    def _note(self, place: int, job: Any, begun: str) -> None:
         if self.folders:
-            told = {"job": job.job_id, "time": now(), "log": str(job.paths.stdout)}
+            told = {"job": job.job_id, "time": begun, "log": str(job.paths.stdout)}
             Ledger(self.folders[place]).write(QUEUED, told)
 
     def _wait(self, jobs: Mapping[int, Any]) -> dict[int, JobReturn]:
@@ -175,15 +181,17 @@ class SlurmLauncher(SubmititLauncher):
                 time.sleep(min(LOOK_SECONDS[1], max(LOOK_SECONDS[0], (looked - begun) / 10)))
 
     def _returned(self, place: int, job: Any) -> JobReturn:
-        """What a job has left; of an error, the last line of its traceback."""
+        """What a job has left; of an error, the line of its traceback that names it."""
         from submitit.core.utils import pickle_load
 
         outcome, content = pickle_load(job.paths.result_pickle)
         if outcome == "success":
             return JobReturn(status=JobStatus.COMPLETED, _return_value=content)
-        kind, _, said = str(content).strip().splitlines()[-1].partition(": ")
+        lines = str(content).strip().splitlines()
+        kind, _, said = next(filter(_ERROR.match, reversed(lines)), lines[-1]).partition(": ")
         package, _, name = kind.rpartition(".")
-        return self._failed(place, job, (said if package == AlignlabError.__module__ else f"{name}: {said}").rstrip("."))
+        why = said if package == AlignlabError.__module__ else f"{name}: {said}" if said else name
+        return self._failed(place, job, why.rstrip("."))
 
     def _lost(self, place: int, job: Any, queue: Queue) -> JobReturn:
         """Of a job that was killed before it could say how it ended: what its run's ledger says, and where its log is."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from alignlab.config import GROUPS, RunConfig
+from alignlab.config import RunConfig
 
 READ_BY_ALL = ("model", "tuner", "data", "control", "trainer", "seed")
 """Sheets of which any stage may read something. A stage's own key (training/stage_key.py) knows what it does read, but needs
@@ -25,14 +25,15 @@ class PlannedStage:
 
 def stages_of(config: RunConfig) -> tuple[PlannedStage, ...] | None:
     """The stages that train, in order; None where their steps depend on data whose size no sheet says."""
-    fits = config.method.fits()
-    records = config.data.expected()
-    if records is None and any(fit.steps is None for fit in fits.values()):
-        return None
-    both = "labelled training" in GROUPS["method"][config.method.name].offers(config.method)
-    groups = (records or 0) * (2 if both else 1)
     contents = _contents(config)
-    return tuple(PlannedStage(name, fit.total_steps(groups), contents.get(name, "")) for name, fit in fits.items())
+    stages: list[PlannedStage] = []
+    for name, fit in config.method.fits().items():
+        split, per_record = config.method.reads(name)
+        records = config.data.expected(split)
+        if records is None and fit.steps is None:
+            return None
+        stages.append(PlannedStage(name, fit.total_steps((records or 0) * per_record), contents.get(name, "")))
+    return tuple(stages)
 
 
 def computed_once(jobs: Iterable[tuple[PlannedStage, ...]]) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -43,7 +44,8 @@ def computed_once(jobs: Iterable[tuple[PlannedStage, ...]]) -> tuple[int, dict[s
     steps = sum(stage.steps for stage in [*once.values(), *(stage for stage in stages if not stage.content)])
     counts: dict[str, tuple[int, int]] = {}
     for name in dict.fromkeys(name for name, _ in once):
-        counts[name] = (sum(name == other for other, _ in once), sum(stage.name == name for stage in stages))
+        jobs_with_it = sum(stage.name == name and bool(stage.content) for stage in stages)
+        counts[name] = (sum(name == other for other, _ in once), jobs_with_it)
     return steps, counts
 
 

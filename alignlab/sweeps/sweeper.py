@@ -34,6 +34,8 @@ class PlannedSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         refuse_sweep()
+        if not isinstance(self.config.paths.runs, str):
+            raise ConfigError(f"paths.runs={self.config.paths.runs} must be a folder.")
         loader = self.hydra_context.config_loader
         arguments = [word for word in arguments if not word.startswith("plan=")]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])

@@ -69,7 +69,7 @@ class Sweep:
 
     def label(self, seen: Seen) -> str:
         """A job without its seed: its row, and the settings in which the jobs differ."""
-        told = ", ".join(f"{name}={value}" for name, value in seen.job.settings.items() if name in self.settings)
+        told = ", ".join(f"{name}={seen.job.settings[name]}" for name in self.settings if name in seen.job.settings)
         return " ".join(part for part in (seen.job.row, told) if part) or self.name
 
 

@@ -154,7 +154,7 @@ def table_of(sweep: Sweep, asked: Asked) -> Table:
 def _lines(sweep: Sweep, strengths: Sequence[float] | None) -> Iterable[Line]:
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Seen]] = {}
     for seen in sweep.jobs:
-        groups.setdefault((seen.job.row, tuple(seen.job.settings.items())), []).append(seen)
+        groups.setdefault((seen.job.row, tuple(sorted(seen.job.settings.items()))), []).append(seen)
     for (row, settings), jobs in groups.items():
         line = Line(sweep.label(jobs[0]), row, dict(settings), tuple(jobs))
         points = list(dict.fromkeys((result["strength"], result["control"]) for seen in jobs for result in seen.results))

@@ -63,8 +63,10 @@ class SweepLedger:
         an extra, and is called so.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
-            known = {job.cell: job for job in self.jobs()}
-            known.update({job.cell: job for job in jobs})
+            new = {job.cell: job for job in jobs}
+            mended = {frozenset(job.words) for job in new.values()}
+            known = {job.cell: job for job in self.jobs()} | new
+            known = {cell: job for cell, job in known.items() if cell in new or not job.refused or set(job.words) not in mended}
             content: dict[str, Any] = {"name": self.name, "words": list(words), "seeds": list(seeds)}
             self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
 

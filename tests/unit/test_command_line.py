@@ -67,6 +67,10 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (["seed=x"], "error: seed='x' must be a whole number."),
         (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full"),
         (["seed=[1"], "error: "),
+        (["control.strengths.x=1"], "error: a key on the command line does not fit the sheets: "),
+        (["folder=../model/config.json"], "error: ../model/config.json is a file; give the path of a folder."),
+        (["-m", "paths.runs=../model/config.json/runs", "seed=0,1"], "error: ../model/config.json/runs/sweeps/"),
+        (["-m", "paths.runs=null", "seed=0,1"], "error: paths.runs=None must be a folder."),
     ],
 )
 def test_a_config_error_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path, words: list[str], said: str) -> None:
@@ -74,7 +78,7 @@ def test_a_config_error_is_one_sentence_and_leaves_nothing_behind(tmp_path: Path
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "here").mkdir()
 
-    done = run_py(tmp_path / "here", "model=local", f"model.path={tmp_path / 'model'}", *words)
+    done = run_py(tmp_path / "here", *words, "model=local", f"model.path={tmp_path / 'model'}")
 
     spoken = IMPORTS.sub("", done.stderr).strip()
     assert done.returncode != 0

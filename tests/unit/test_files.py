@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.errors import RunFolderError
 from alignlab.files import alone, held
 
 
@@ -35,6 +36,14 @@ def test_a_file_system_without_locks_stops_nobody_and_says_that_it_knows_nothing
 
     assert entered
     assert held(tmp_path / ".lock") is None
+
+
+def test_a_lock_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    sentence = r"file/here cannot be written: Not a directory; give another folder\."
+    with pytest.raises(RunFolderError, match=sentence), alone(tmp_path / "file" / "here" / ".lock", "waits"):
+        pass
 
 
 def test_another_error_of_a_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from alignlab.sweeps import slurm
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.slurm import SlurmLauncher
-from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.ledger import Ledger, now
 from alignlab.tracking.states import LOCK, QUEUED, state_of
 from tests.unit.conftest import CONF
 
@@ -165,7 +165,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": False}})
     launcher.folders = runs = [tmp_path / f"run-{place}" for place in jobs]
     for place, job in jobs.items():
-        launcher._note(place, job)
+        launcher._note(place, job, now())
     made = Waiting(launcher, runs, jobs)
     monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: made.passed, sleep=made.sleep))
     return made
@@ -201,6 +201,19 @@ def test_a_run_whose_job_failed_before_it_began_says_so(waiting: Waiting) -> Non
     assert not (waiting.runs[0] / QUEUED).exists()
     assert results[1].return_value == 0.25
     assert waiting.passed == 0.0
+
+
+def test_an_error_of_several_lines_is_told_by_the_line_that_names_it(waiting: Waiting) -> None:
+    said = "CUDA error: device-side assert triggered\nSet CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA`."
+    waiting.leaves(0, ("error", f"Traceback ...\n  File ...\ntorch.AcceleratorError: {said}"))
+    waiting.leaves(1, ("error", "killed"))
+    for place in (2, 3):
+        waiting.leaves(place, ("success", None))
+
+    waiting.ends()
+
+    told = [state_of(run).told["error"].partition("; its log")[0] for run in waiting.runs[:2]]
+    assert told == ["AcceleratorError: CUDA error: device-side assert triggered", "killed"]
 
 
 def test_a_run_that_somebody_has_submitted_again_stays_in_the_queue(waiting: Waiting) -> None:

@@ -7,8 +7,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
 from alignlab.errors import SweepError
+from alignlab.sweeps import remote
 from alignlab.sweeps import snapshot as snapshots
 from alignlab.sweeps.remote import Command
 from alignlab.sweeps.snapshot import snapshot
@@ -125,6 +127,18 @@ def test_a_job_that_is_put_back_goes_on_and_does_not_begin_anew() -> None:
     again = Command(("method=red", "force=true"), "code", "home").checkpoint().function
 
     assert again.words == ("method=red", "force=true", "force=false")
+
+
+def test_a_job_knows_its_snapshot_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").symlink_to(snapshots.ROOT)
+    monkeypatch.chdir(tmp_path)
+    joined: list[str] = []
+    monkeypatch.setattr(remote, "_join", lambda: joined.append("joined"))
+
+    with pytest.raises(MissingConfigException):
+        Command(("method=rde",), str(tmp_path / "runs"), str(tmp_path))()
+
+    assert joined == ["joined"]
 
 
 def test_a_job_that_finds_other_code_than_its_own_says_so(tmp_path: Path) -> None:

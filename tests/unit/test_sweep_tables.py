@@ -155,6 +155,17 @@ def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> N
     assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 [+0.250, +0.250]"
 
 
+def test_seeds_stand_on_one_line_in_whatever_order_their_words_came(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "two")
+    for seed, settings in enumerate(({"a": "1", "b": "2"}, {"b": "2", "a": "1"})):
+        sweep.done("", seed, [number("toy/reward", float(seed))], settings)
+    sweep.done("", 0, [number("toy/reward", 5.0)], {"b": "3", "a": "4"})
+
+    lines = table_of(read_sweep(tmp_path, "two"), Asked()).lines
+
+    assert [(line.label, len(line.jobs)) for line in lines] == [("a=1, b=2", 2), ("a=4, b=3", 1)]
+
+
 def test_rows_are_compared_within_the_same_settings(tmp_path: Path) -> None:
     sweep = MadeSweep(tmp_path, "t")
     for (row, model), value in {("red", "a"): 1.0, ("red", "b"): 2.0, ("lora", "a"): 4.0, ("lora", "b"): 8.0}.items():

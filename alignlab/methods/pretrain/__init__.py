@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.data.views import every
@@ -12,9 +13,18 @@ if TYPE_CHECKING:
     from alignlab.training.method import Method
 
 
-def build(config: LikelihoodConfig) -> Method:
+@dataclass
+class PretrainConfig(LikelihoodConfig):
+    """One likelihood stage, on the corpus."""
+
+    def reads(self, stage: str) -> tuple[str, int]:
+        """The corpus."""
+        return "corpus", 1
+
+
+def build(config: PretrainConfig) -> Method:
     """`fit`: every weight, drawn anew from the seed, on the corpus."""
     return one_stage(config, every, split="corpus", start="random")
 
 
-ENTRY = Entry(LikelihoodConfig, build, needs=words("corpus", "every weight"), offers=words("training"))
+ENTRY = Entry(PretrainConfig, build, needs=words("corpus", "every weight"), offers=words("training"))

@@ -101,6 +101,13 @@ class RahfConfig(MethodConfig):
         """The stages that train, in order."""
         return {stage: getattr(self, stage) for stage in self.stages if stage != "shift"}
 
+    def reads(self, stage: str) -> tuple[str, int]:
+        """One half of the data, if there are halves; and of a pair both responses, or the one that is looked for."""
+        first, second = self.splits
+        if stage == "instruct":
+            return first, 2
+        return (second, 2 if self.responses == "both" else 1) if stage == "fit" else (first, 1)
+
     def shared(self) -> dict[str, Any]:
         """Those that train before states are compared; each with what it reads of this sheet."""
         read: dict[str, list[Any]] = {

@@ -56,6 +56,20 @@ def test_a_job_that_is_refused_has_its_sentence_and_leaves_the_others_alone(tmp_
     assert [each.job.steps for each in jobs] == [60, None, None, None, 60]
 
 
+def test_a_refused_seed_is_a_job_beside_the_others(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, *([f"seed={seed}"] for seed in ("0", "-1")))
+
+    assert [bool(each.job.refused) for each in jobs] == [False, True]
+    assert len({each.job.cell for each in jobs}) == 2
+
+
+def test_a_key_that_its_sheet_cannot_have_refuses_its_own_job_only(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, ["control.strengths.x=1"], ["seed=3"])
+
+    assert jobs[0].job.refused.startswith("a key on the command line does not fit the sheets: ")
+    assert jobs[1].job.refused == ""
+
+
 def test_a_missing_sheet_or_key_refuses_its_own_job_only(tmp_path: Path) -> None:
     jobs = planned(tmp_path, ["method=rde"], ["method.fit.bach=3"], ["method=dpo", "data=nothing"], ["method=red"])
 

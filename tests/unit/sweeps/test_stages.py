@@ -74,6 +74,12 @@ def test_a_stage_that_differs_counts_for_each_job() -> None:
     assert together(RAHF, (*RAHF, "method.smoothing=0.1")) == (2 * 30 + 2 * 7, {"instruct": (2, 2)})
 
 
+def test_a_job_that_has_the_stage_to_itself_is_not_among_those_that_share_it() -> None:
+    meet = ("method=meet", "method.controls.steps=30", "method.joint.steps=7")
+
+    assert together(meet, (*meet, "method.stages=[joint]")) == (2 * 37, {"controls": (1, 1)})
+
+
 def test_force_shares_nothing() -> None:
     forced = (*RAHF, "force=true")
 

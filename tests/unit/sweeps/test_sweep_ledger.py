@@ -79,6 +79,15 @@ def test_the_order_of_words_and_a_seed_that_is_not_said_make_no_second_job(tmp_p
     assert [each.words for each in ledger.jobs()] == [("beta=1", "seed=0", "row=a")]
 
 
+def test_a_refused_job_goes_when_a_job_of_the_same_words_can_run(tmp_path: Path) -> None:
+    ledger = SweepLedger(tmp_path, "table")
+
+    ledger.declare([], [replace(job("row=a"), refused="no such key"), replace(job("row=b"), refused="no such key")])
+    ledger.declare([], [job("row=a", seed=1)])  # a seed that its sheet sets
+
+    assert [(each.words, each.seed) for each in ledger.jobs()] == [(("row=b",), 0), (("row=a",), 1)]
+
+
 def test_another_seed_is_another_job_whether_a_word_says_it_or_not(tmp_path: Path) -> None:
     ledger = SweepLedger(tmp_path, "table")
 
