@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -48,10 +49,8 @@ def sentence(error: Exception) -> str | None:
 
 def _raised_in(error: Exception) -> str:
     """The module that has raised it."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return str(place.tb_frame.f_globals.get("__name__", "")) if place else ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
 def _missing_choice(error: MissingConfigException) -> str:

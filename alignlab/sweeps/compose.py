@@ -17,6 +17,8 @@ Load = Callable[[list[str]], DictConfig]
 """Composes one job from the words of its command line."""
 Choices = Callable[[str], Sequence[str]]
 """The sheets of a config group and the folders in it; none for a key that is not a group."""
+_NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
+"""Between the signs that interpolations are written with: a key, a part of one, or a word that is no key at all."""
 
 
 class Composer:
@@ -78,10 +80,6 @@ def _resolved(config: DictConfig, keys: Collection[str]) -> DictConfig:
     except OmegaConfBaseException:  # `parse` says what is wrong
         return config
     return resolved
-
-
-_NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
-"""Between the signs that interpolations are written with: a key, a part of one, or a word that is no key at all."""
 
 
 def _one_in_the_other(key: str, other: str) -> bool:

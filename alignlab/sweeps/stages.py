@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,13 +41,11 @@ def computed_once(jobs: Iterable[tuple[PlannedStage, ...]]) -> tuple[int, dict[s
     """Steps of all jobs where each stage they have in common is computed once; and each such stage's name, with how often it is
     computed and for how many jobs."""
     stages = [stage for job in jobs for stage in job]
-    once = {(stage.name, stage.content): stage for stage in stages if stage.content}
-    steps = sum(stage.steps for stage in [*once.values(), *(stage for stage in stages if not stage.content)])
-    counts: dict[str, tuple[int, int]] = {}
-    for name in dict.fromkeys(name for name, _ in once):
-        jobs_with_it = sum(stage.name == name and bool(stage.content) for stage in stages)
-        counts[name] = (sum(name == other for other, _ in once), jobs_with_it)
-    return steps, counts
+    own = [stage for stage in stages if not stage.content]
+    shared = [stage for stage in stages if stage.content]
+    once = {stage.content: stage for stage in shared}.values()
+    times, having = (Counter(stage.name for stage in each) for each in (once, shared))
+    return sum(stage.steps for stage in [*own, *once]), {name: (times[name], having[name]) for name in times}
 
 
 def _contents(config: RunConfig) -> dict[str, str]:
