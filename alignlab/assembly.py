@@ -24,6 +24,7 @@ from alignlab.models.policy import Policy
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.preparation import Plan
 from alignlab.provenance import environment
+from alignlab.records import LabelSet
 from alignlab.tracking import Identity
 from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import NoTracker
@@ -34,6 +35,8 @@ from alignlab.training.session import Session
 log = logging.getLogger(__name__)
 CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
+LABELS = "labels.json"
+"""File of a run with what its texts are told to be, likewise."""
 
 
 @contextmanager
@@ -97,9 +100,19 @@ def _following(config: RunConfig) -> Iterator[Session]:
         raise
 
 
-def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
+def build_policy(
+    model: Any,
+    tuner: Any,
+    control: Any,
+    *,
+    start: str,
+    seed: int,
+    device: str,
+    shared_prefix: bool,
+    labels: LabelSet | None = None,
+) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
-    backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device)
+    backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device, labels=labels)
     torch.manual_seed(seed)
     return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control), shared_prefix=shared_prefix)
 
@@ -111,6 +124,8 @@ def policy_of(plan: Plan, session: Session) -> Policy:
     start = plan.method.start
     if plan.control is not None and processes.leads():
         plan.control.save_pretrained(session.folder / CONTROL)
+    if plan.labels is not None and processes.leads():
+        session.ledger.write(LABELS, asdict(plan.labels))
     return build_policy(
         config.model,
         config.tuner,
@@ -119,13 +134,23 @@ def policy_of(plan: Plan, session: Session) -> Policy:
         seed=config.seed,
         device=session.device,
         shared_prefix=shared_prefix,
+        labels=plan.labels,
     )
 
 
 def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
     """Every fitting suite at every point of the control."""
     config = plan.config
-    bench = Bench(policy, plan.source, plan.held_out, config.evaluation, plan.classes, plan.held_out_items)
+    bench = Bench(
+        policy,
+        plan.source,
+        plan.held_out,
+        config.evaluation,
+        plan.classes,
+        plan.held_out_items,
+        plan.labels,
+        plan.held_out_labels,
+    )
     if not config.suites:
         return []
     return sweep(bench, config.suites, plan.points, _log_row(session))
@@ -143,6 +168,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
             **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
             **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
             **({"held_out_items": asdict(plan.held_out_items.account)} if plan.held_out_items else {}),
+            **({"held_out_labels": asdict(plan.held_out_labels.account)} if plan.held_out_labels else {}),
         },
     }
     made = write_report(session.ledger, names, rows)

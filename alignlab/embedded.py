@@ -7,26 +7,29 @@ FOLDER` they go below that folder, and with `--width N` the models are narrower 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, RobertaConfig, T5Config
 
-from alignlab.data.toy.tokenizer import build_tokenizer
+from alignlab.data.toy.tokenizer import build_encoder_tokenizer, build_seq2seq_tokenizer, build_tokenizer
 from alignlab.models.config import EMBEDDED
 
 WIDTH, LAYERS, HEADS, CONTEXT = 96, 4, 4, 256
 
 
-def blueprints(width: int = WIDTH) -> dict[str, PretrainedConfig]:
-    """The shape of each embedded model, by name."""
-    tokenizer = build_tokenizer()
-    common = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
-    }
+@dataclass(frozen=True)
+class Blueprint:
+    """The shape of a model and its tokenizer."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerFast
+
+
+def blueprints(width: int = WIDTH) -> dict[str, Blueprint]:
+    """Each embedded model, by name."""
+    words, masking, sentinels = build_tokenizer(), build_encoder_tokenizer(), build_seq2seq_tokenizer()
     llama = LlamaConfig(
         hidden_size=width,
         intermediate_size=3 * width,
@@ -34,12 +37,48 @@ def blueprints(width: int = WIDTH) -> dict[str, PretrainedConfig]:
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=CONTEXT,
-        **common,
+        **_common(words),
     )
-    gpt2 = GPT2Config(n_embd=width, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, **common)
-    for config, architecture in ((llama, "LlamaForCausalLM"), (gpt2, "GPT2LMHeadModel")):
+    gpt2 = GPT2Config(n_embd=width, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, **_common(words))
+    roberta = RobertaConfig(
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CONTEXT + 1,  # position 0 stands for padding
+        type_vocab_size=1,
+        **_common(masking),
+    )
+    t5 = T5Config(  # type: ignore[call-arg]  # its fields are written in its config.json all the same
+        d_model=width,
+        d_kv=width // HEADS,
+        d_ff=3 * width,
+        num_layers=3,
+        num_decoder_layers=3,
+        num_heads=HEADS,
+        n_positions=CONTEXT,
+        decoder_start_token_id=sentinels.pad_token_id,
+        **_common(sentinels),
+    )
+    made = {
+        "tiny": (llama, words, "LlamaForCausalLM"),
+        "tiny_gpt2": (gpt2, words, "GPT2LMHeadModel"),
+        "tiny_roberta": (roberta, masking, "RobertaForMaskedLM"),
+        "tiny_t5": (t5, sentinels, "T5ForConditionalGeneration"),
+    }
+    for config, _, architecture in made.values():
         config.architectures = [architecture]
-    return {"tiny": llama, "tiny_gpt2": gpt2}
+    return {name: Blueprint(config, tokenizer) for name, (config, tokenizer, _) in made.items()}
+
+
+def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
 
 
 if __name__ == "__main__":
@@ -47,6 +86,6 @@ if __name__ == "__main__":
     parser.add_argument("--to", type=Path, default=EMBEDDED, help="where the folders go; default: into the package")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"of the hidden states, a multiple of {HEADS}")
     given = parser.parse_args()
-    for name, config in blueprints(given.width).items():
-        config.save_pretrained(given.to / name)
-        build_tokenizer().save_pretrained(given.to / name)
+    for name, blueprint in blueprints(given.width).items():
+        blueprint.config.save_pretrained(given.to / name)
+        blueprint.tokenizer.save_pretrained(given.to / name)

@@ -9,12 +9,12 @@ import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
-from alignlab.assembly import CONTROL, build_policy, device_of
+from alignlab.assembly import CONTROL, LABELS, build_policy, device_of
 from alignlab.config import GROUPS, parts_of
 from alignlab.errors import ControlError, RunFolderError
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
-from alignlab.records import NO_CLASS
+from alignlab.records import NO_CLASS, LabelSet
 from alignlab.tracking.ledger import Ledger
 from alignlab.tuners.control.export import export_class
 
@@ -33,6 +33,7 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
     parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
     method = GROUPS["method"][parts["method"].name].build(parts["method"])
     written = folder / CONTROL
+    labels = Ledger(folder).read(LABELS)
     policy = build_policy(
         parts["model"],
         parts["tuner"],
@@ -41,6 +42,7 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         seed=plain["seed"],
         device=device_of(device),
         shared_prefix=parts["trainer"].shared_prefix,
+        labels=None if labels is None else LabelSet(tuple(labels["names"])),
     )
     for stage in filter(lambda stage: stage.lasting, method.stages):
         stage.restore(policy, folder / "stages" / stage.name)

@@ -43,6 +43,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
     if plan.held_out_items:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
+    if plan.held_out_labels:
+        table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
     for suite, reason in config.left_out.items():
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))

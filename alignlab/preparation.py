@@ -17,9 +17,11 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
-from alignlab.models.backbone import load_codec, shape_of, skeleton
+from alignlab.models.backbone import context_of, load_codec, shape_of, skeleton
 from alignlab.models.controls import Controls
+from alignlab.models.kinds import KINDS
 from alignlab.models.text import Codec
+from alignlab.records import LabelSet, View
 from alignlab.training.method import Method, Work
 
 LEAST_TOKENS = 4
@@ -29,7 +31,8 @@ LEAST_TOKENS = 4
 @dataclass(frozen=True)
 class Plan:
     """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
-    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone."""
+    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone.
+    `labels`: what texts are told to be, where the data says so."""
 
     config: RunConfig
     source: Source
@@ -42,14 +45,17 @@ class Plan:
     classes: Classes | None = None
     control: Any = None
     held_out_items: HeldOut | None = None
+    labels: LabelSet | None = None
+    held_out_labels: HeldOut | None = None
 
 
 def make_plan(config: RunConfig) -> Plan:
     """Reads and encodes the data and counts the parameters; no weights yet."""
     source = GROUPS["data"][config.data.name].build(config.data)
     method = GROUPS["method"][config.method.name].build(config.method)
-    codec = load_codec(config.model)
-    skeletal = skeleton(config.model)
+    labels = source.labels() if source.labels else None
+    codec = load_codec(config.model, labels)
+    skeletal = skeleton(config.model, labels)
     source = parted(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
@@ -58,13 +64,14 @@ def make_plan(config: RunConfig) -> Plan:
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
-    limits = _limits(config, codec, int(skeletal.config.max_position_embeddings), tuner.controls)
+    limits = _limits(config, codec, context_of(skeletal), tuner.controls)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     for stage, work in zip(method.stages, works, strict=True):
         stage.check(work, config.trainer, shape)
     needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
+    told = held_out(source.split("test"), _choices(config, labels), codec, limits) if labels and "label set" in needed else None
     _refuse_reserved([*works, *filter(None, (items, pairs))], tuner.controls)
     if config.suites:
         source.prompts()
@@ -80,7 +87,14 @@ def make_plan(config: RunConfig) -> Plan:
         classes=classes,
         control=control,
         held_out_items=items,
+        labels=labels,
+        held_out_labels=told,
     )
+
+
+def _choices(config: RunConfig, labels: LabelSet) -> View:
+    """How the suite that scores labels sees a record."""
+    return KINDS[config.model.found_kind].implementation().choices(labels)
 
 
 def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:

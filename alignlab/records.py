@@ -30,12 +30,21 @@ class Response:
 
 
 @dataclass(frozen=True)
+class LabelSet:
+    """What a text can be told to be: one of `names`, or a number where there are no names."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Preference:
-    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups."""
+    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups. `second`: a
+    second source text, for tasks on pairs of texts; the response is then what is told of both."""
 
     row: str
     prompt: str
     responses: tuple[Response, ...]
+    second: str | None = None
 
     @staticmethod
     def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:
@@ -50,12 +59,14 @@ class Preference:
 @dataclass(frozen=True)
 class Example:
     """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes. `lead`: a
-    text in front of the prompt, behind BOS; it is tokenised by itself, so the rest has the same ids with every lead."""
+    text in front of the prompt, behind BOS; it is tokenised by itself, so the rest has the same ids with every lead.
+    `second`: a second source text."""
 
     prompt: str
     response: str
     control: str | None = None
     lead: str = ""
+    second: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,16 @@ View = Callable[[Preference], Sequence[Group]]
 @dataclass(frozen=True)
 class Encoded:
     """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged. `head`:
-    leading tokens that a cut leaves alone, BOS and the lead."""
+    leading tokens that a cut leaves alone, BOS and the lead. Of a classifier, whose ids are the source alone: `target`, the
+    number of the class, or the number itself; `types`, which source text each token belongs to, where the model asks."""
 
     ids: tuple[int, ...]
     start: int
     moved: bool = False
     control: str | None = None
     head: int = 0
+    target: float | None = None
+    types: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,7 @@ class Batch:
     `step_groups` and `step_tokens` are the sizes of the whole optimiser step that this (micro-)batch is a part of, so that
     every loss and metric is written as this batch's share of the step, and shares add up under accumulation. `controls`: the
     class of each member, groups after one another, where the members have one; what it looks like is the policy's business.
+    `target_GM`, `types_GMT`: a classifier's targets and token types (see Encoded).
     """
 
     ids_GMT: Tensor
@@ -119,6 +134,8 @@ class Batch:
     step_tokens: int
     reference_GM: Tensor | None = None
     controls: tuple[str, ...] | None = None
+    target_GM: Tensor | None = None
+    types_GMT: Tensor | None = None
 
     def member(self, number: int) -> Batch:
         """The same groups with one of their members alone; the sizes of the step stay those of the whole."""
@@ -131,6 +148,8 @@ class Batch:
             start_GM=self.start_GM[:, one],
             reference_GM=None if self.reference_GM is None else self.reference_GM[:, one],
             controls=None if self.controls is None else self.controls[number :: self.ids_GMT.shape[1]],
+            target_GM=None if self.target_GM is None else self.target_GM[:, one],
+            types_GMT=None if self.types_GMT is None else self.types_GMT[:, one, : int(length_GM.max())],
         )
 
     def to(self, device: Any) -> Batch:

@@ -65,6 +65,8 @@ def collate(groups: Sequence[EncodedGroup], *, pad: int, step_groups: int, step_
     ids = [[list(m.ids) + [pad] * (width - len(m.ids)) for m in group.members] for group in groups]
     references = [group.reference for group in groups if group.reference is not None]
     controls = tuple(member.control for group in groups for member in group.members if member.control is not None)
+    targets = [[m.target for m in group.members if m.target is not None] for group in groups]
+    types = [[list(m.types) + [0] * (width - len(m.types)) for m in group.members if m.types] for group in groups]
     return Batch(
         ids_GMT=torch.tensor(ids),
         length_GM=torch.tensor([[len(m.ids) for m in group.members] for group in groups]),
@@ -75,6 +77,8 @@ def collate(groups: Sequence[EncodedGroup], *, pad: int, step_groups: int, step_
         step_tokens=step_tokens,
         reference_GM=torch.tensor(references) if len(references) == len(groups) else None,
         controls=controls or None,
+        target_GM=torch.tensor(targets) if targets[0] else None,
+        types_GMT=torch.tensor(types) if types[0] else None,
     )
 
 

@@ -125,6 +125,19 @@ class ToyConfig(DataConfig):
 
 
 @dataclass
+class ToyClassesConfig(ToyConfig):
+    """Stories of the embedded world and what they are `told` to be: mood | length | both."""
+
+    told: str
+
+    def check(self) -> None:
+        """Raises ConfigError for something that is not told."""
+        super().check()
+        if self.told not in ("mood", "length", "both"):
+            raise ConfigError(f"data.told={self.told!r} is not known; choose mood, length or both.")
+
+
+@dataclass
 class FilesConfig(DataConfig):
     """Records in files. `path`: a folder or a file; `train`, `test`: file names or patterns inside the folder."""
 
@@ -211,6 +224,40 @@ class JsonlConfig(FilesConfig):
     """A user's own lines: {prompt, chosen, rejected}, {chosen, rejected} as dialogues, or {prompt, response, label|score}."""
 
     unusable_pairs: str
+
+
+@dataclass
+class TextClassificationConfig(FilesConfig):
+    """Texts and what they are told to be. `text`, `second`, `label`: names of columns. `task`: classes | number. `labels`: the
+    classes in their order. `test_share`: share of the rows of a single file that is held out, drawn with `split_seed`."""
+
+    test_share: float | None
+    split_seed: int
+    text: str
+    second: str | None
+    label: str
+    task: str
+    labels: list[str] | None
+
+    def check(self) -> None:
+        """Raises ConfigError for values outside their range, and for a single file that is not to be shared out."""
+        super().check()
+        if self.task not in ("classes", "number"):
+            raise ConfigError(f"data.task={self.task!r} is not known; choose classes or number.")
+        if self.labels is not None and (self.task == "number" or len(set(self.labels)) < max(2, len(self.labels))):
+            raise ConfigError(f"data.labels={self.labels} must name at least two classes, each once; or null.")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise ConfigError(f"data.test_share={self.test_share} is a share of the rows; it must lie between 0 and 1.")
+        if self.path is None:
+            raise ConfigError(
+                "data=text_classification needs data.path: a folder that holds data.train and data.test, or a file."
+            )
+        same = self.files(self.train) == self.files(self.test)
+        if same != (self.test_share is not None):
+            raise ConfigError(
+                f"data.train={self.train} and data.test={self.test} name {'the same' if same else 'different'} files; "
+                + ("set data.test_share, such as 0.2, to hold rows out." if same else "set data.test_share=null.")
+            )
 
 
 @dataclass

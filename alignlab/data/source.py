@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from alignlab.errors import ConfigError
-from alignlab.records import Preference
+from alignlab.records import LabelSet, Preference
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ Judge = Callable[[str, str], Verdict]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set. Splits are read when they are asked for, once. `asked`: evaluation prompts other than the test split's."""
+    """A data set. Splits are read when they are asked for, once. `asked`: evaluation prompts other than the test split's.
+    `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
     judge: Judge | None = None
     asked: Callable[[], list[str]] | None = None
+    labels: Callable[[], LabelSet] | None = None
     _read: dict[str, Split] = field(default_factory=dict, compare=False)
 
     def split(self, name: str) -> Split:

@@ -21,7 +21,7 @@ def chosen(record: Preference) -> tuple[Group, ...]:
     liked = next((response for response in record.responses if response.label in LIKED), None)
     if liked is None and len(record.responses) == 1 and record.responses[0].label is None:
         liked = record.responses[0]
-    return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text),)),)
+    return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text, second=record.second),)),)
 
 
 def rejected(record: Preference) -> tuple[Group, ...]:

@@ -39,13 +39,20 @@ def _classes(bench: Any) -> Any:
     return BetweenClasses(bench)
 
 
+def _classification(bench: Any) -> Any:
+    from alignlab.evaluation.classification import Classification
+
+    return Classification(bench)
+
+
 SUITES = Registry(
     "evaluation suite",
     {
-        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle")),
-        "preference": Entry(EvaluationConfig, _preference, needs=words("pairs")),
-        "fluency": Entry(EvaluationConfig, _fluency),
-        "classes": Entry(EvaluationConfig, _classes, needs=words("classes")),
+        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle", "generation")),
+        "preference": Entry(EvaluationConfig, _preference, needs=words("pairs", "token likelihood")),
+        "fluency": Entry(EvaluationConfig, _fluency, needs=words("generation", "token likelihood")),
+        "classes": Entry(EvaluationConfig, _classes, needs=words("classes", "token likelihood")),
+        "classification": Entry(EvaluationConfig, _classification, needs=words("label set")),
     },
 )
 

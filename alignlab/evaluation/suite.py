@@ -16,7 +16,7 @@ from alignlab.evaluation.statistics import Measurement
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.records import EncodedGroup, View
+from alignlab.records import EncodedGroup, LabelSet, View
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
 @dataclass(frozen=True)
 class Bench:
     """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
-    far, by point; and where there are classes, those and the held-out items of each."""
+    far, by point. Where there are classes, those and the held-out items of each; where texts have labels, those that there are
+    and the held-out texts."""
 
     policy: Policy
     source: Source
@@ -59,6 +60,8 @@ class Bench:
     config: EvaluationConfig
     classes: Classes | None = None
     held_out_items: HeldOut | None = None
+    labels: LabelSet | None = None
+    held_out_labels: HeldOut | None = None
     _answers: dict[Point, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 
     def answers(self, point: Point) -> tuple[Sequence[str], list[str]]:

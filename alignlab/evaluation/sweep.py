@@ -14,7 +14,13 @@ from alignlab.evaluation.suite import Bench, Point, SuiteAcross
 from alignlab.records import ACROSS, NO_CLASS
 
 log = logging.getLogger(__name__)
-HEADLINES = {"toy": "reward", "preference": "accuracy", "fluency": "perplexity", "classes": "class_accuracy"}
+HEADLINES = {
+    "toy": "reward",
+    "preference": "accuracy",
+    "fluency": "perplexity",
+    "classes": "class_accuracy",
+    "classification": "accuracy",
+}
 """The metric of each suite that stands for a run."""
 
 

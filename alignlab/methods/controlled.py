@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from alignlab.training.method import Method
 
 
+LIKELIHOOD = ("token likelihood", "text in front of prompts")
+"""What a control is learned by, and where it stands."""
+
+
 @dataclass
 class JointConfig(MethodConfig):
     """`joint`: the backbone, trained in full with the control in it. `control_rate`: the control's own learning rate there;

@@ -80,5 +80,6 @@ def stages(config: PreferenceConfig) -> Method:
 
 
 def needs(config: PreferenceConfig) -> frozenset[str]:
-    """Pairs; and weights that can be trained in place where there is an `sft` stage."""
-    return frozenset({"pairs", "float32 weights"} if config.sft_first else {"pairs"})
+    """Pairs and their likelihood; and weights that can be trained in place where there is an `sft` stage."""
+    words = {"pairs", "token likelihood"}
+    return frozenset(words | {"float32 weights"} if config.sft_first else words)

@@ -20,6 +20,7 @@ from alignlab.files import stamps
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
 from alignlab.models.text import Codec, Template
+from alignlab.records import LabelSet
 
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 BLOCK_LISTS = ("layers", "h", "blocks")
@@ -54,7 +55,7 @@ class Backbone:
     @property
     def context(self) -> int:
         """The longest input in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -135,20 +136,38 @@ def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def shape_of(model: PreTrainedModel) -> Shape:
     """Depth and width of a model, with weights or without."""
-    trunk = getattr(model, model.base_model_prefix)
-    return Shape(len(block_list(trunk)[1]), int(model.config.hidden_size))
+    return Shape(int(model.config.num_hidden_layers), int(model.config.hidden_size))
 
 
-def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone:
-    """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random".
+NO_LIMIT = 2**20
+"""Stands for the context of models whose positions are relative or recurrent: any input fits."""
 
-    Raises ModelError for anything but safetensors, for missing files, and for models whose logits are not head(hidden).
+
+def context_of(model: PreTrainedModel) -> int:
+    """The longest input in tokens, as the config says; less where the first positions stand for padding (RoBERTa)."""
+    config = model.config
+    limit = next((getattr(config, name) for name in ("max_position_embeddings", "n_positions") if hasattr(config, name)), None)
+    if limit is None:
+        return NO_LIMIT
+    offsets = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return int(limit) - max(offsets, default=0)
+
+
+def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: LabelSet | None = None) -> Backbone:
+    """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random". `labels`: what its texts
+    can be told to be, which decides the width of a classifier's head.
+
+    Raises ModelError for anything but safetensors, for missing files, and for weights that are missing in them.
     """
-    kind = KINDS["causal"].implementation()
-    architecture = _architecture(config)
-    codec = load_codec(config)
+    kind = KINDS[config.found_kind].implementation()
+    architecture = _architecture(config, labels)
+    codec = load_codec(config, labels)
+    torch.manual_seed(seed)  # weights that a checkpoint lacks are drawn
     if start == "random":
-        torch.manual_seed(seed)
         model = kind.auto.from_config(architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     else:
         model = _pretrained(config, architecture, kind)
@@ -157,19 +176,20 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone
     return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
 
 
-def skeleton(config: ModelConfig) -> PreTrainedModel:
+def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedModel:
     """The model without weights (meta device): shapes and counts in a moment, whatever the size."""
     with torch.device("meta"):
-        model: PreTrainedModel = KINDS["causal"].implementation().auto.from_config(_architecture(config))
+        model: PreTrainedModel = KINDS[config.found_kind].implementation().auto.from_config(_architecture(config, labels))
     return model.requires_grad_(False)
 
 
-def load_codec(config: ModelConfig) -> Codec:
-    """The tokenizer with the template of the sheet."""
+def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
+    """The tokenizer with the template of the sheet, for the kind of the model."""
     tokenizer = _from(AutoTokenizer, config)
     wanted = config.template.bos
     bos = _adds_bos(tokenizer) if wanted is None else wanted
-    return Codec(tokenizer, Template(config.template.format, config.template.chat, bos))
+    template = Template(config.template.format, config.template.chat, bos)
+    return KINDS[config.found_kind].implementation().codec(tokenizer, template, labels)
 
 
 def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
@@ -180,6 +200,7 @@ def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
         config.path,
         config.revision,
         config.dtype,
+        config.found_kind,
         start,
         seed if start == "random" else None,
         files,
@@ -191,11 +212,9 @@ def _weights(config: ModelConfig) -> list[Any]:
     return sorted(config.location.glob("*.safetensors"))
 
 
-def _architecture(config: ModelConfig) -> Any:
+def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
     architecture = _from(AutoConfig, config)
-    if architecture.is_encoder_decoder:
-        kind = architecture.model_type
-        raise ModelError(f"model={config.name} is an encoder-decoder model ({kind}); backbones are causal language models.")
+    _fit_head(config, architecture, labels)
     for key in TOUCHED_LOGITS:
         if getattr(architecture, key, None) not in (None, 1.0):
             raise ModelError(f"model={config.name} sets {key}, which the log-probability path does not apply; use another.")
@@ -206,17 +225,58 @@ def _architecture(config: ModelConfig) -> Any:
     return architecture
 
 
+def _fit_head(config: ModelConfig, architecture: Any, labels: LabelSet | None) -> None:
+    """A classifier's head as wide as the data's labels. Raises ModelError where the checkpoint's own head has another width."""
+    if labels is None or not KINDS[config.found_kind].new_head:
+        return
+    wanted = max(1, len(labels.names))
+    has_head = any(str(name).endswith("ForSequenceClassification") for name in architecture.architectures or ())
+    if has_head and architecture.num_labels != wanted:
+        raise ModelError(
+            f"model={config.name} has a head of {architecture.num_labels} classes, and the data has {wanted}"
+            f" ({', '.join(labels.names) or 'one number'}); take a checkpoint without a head, or data with as many."
+        )
+    architecture.num_labels = wanted
+    architecture.problem_type = "single_label_classification" if labels.names else "regression"
+    if labels.names:
+        architecture.id2label = dict(enumerate(labels.names))
+        architecture.label2id = {name: number for number, name in enumerate(labels.names)}
+
+
 def _pretrained(config: ModelConfig, architecture: Any, kind: Kind) -> PreTrainedModel:
     if config.source != "hub" and not _weights(config):
         raise ModelError(f"model.path={config.path} holds no *.safetensors; convert the weights (pickles are not read).")
-    return _from(
-        kind.auto,
-        config,
-        config=architecture,
-        dtype=getattr(torch, config.dtype),
-        attn_implementation=config.attention,
-        use_safetensors=True,
-    )
+    model: PreTrainedModel
+    with _without_load_report():
+        model, info = _from(
+            kind.auto,
+            config,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    trunk = f"{model.base_model_prefix}."
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(trunk) or not KINDS[config.found_kind].new_head)
+    if missing:
+        raise ModelError(
+            f"model={config.name}: the checkpoint lacks {missing[0]}"
+            f"{f' and {len(missing) - 1} more weights' if len(missing) > 1 else ''} that a {type(model).__name__} has, and they"
+            " would be drawn at random; give a whole checkpoint, or the kind that it was saved as (model.kind)."
+        )
+    return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Weights that a checkpoint lacks are a new head, or refused in a sentence; transformers prints a table of them."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _from(auto: Any, sheet: ModelConfig, /, **more: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
 from alignlab.files import stamps
+from alignlab.models.kinds import KINDS, kind_of
+from alignlab.registry import unknown
 
 EMBEDDED = Path(__file__).parent / "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -66,9 +69,11 @@ class TemplateConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone. `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
+    """A backbone. `kind`: causal | seq2seq | classifier, null = as its config.json says (of the hub: causal until it is known).
+    `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
 
     name: str
+    kind: str | None
     source: str
     path: str | None
     revision: str | None
@@ -81,6 +86,8 @@ class ModelConfig:
         """Raises ConfigError for what can be seen without loading anything."""
         if self.source not in ("embedded", "folder", "hub"):
             raise ConfigError(f"model.source={self.source!r} is not known; choose embedded, folder or hub.")
+        if self.kind is not None and self.kind not in KINDS:
+            raise ConfigError(unknown("model.kind", self.kind, KINDS))
         if self.dtype not in DTYPES:
             raise ConfigError(f"model.dtype={self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
         if self.template.format.count("{prompt}") != 1:
@@ -96,6 +103,25 @@ class ModelConfig:
         return stamps(found)
 
     @property
+    def found_kind(self) -> str:
+        """The kind that was given, or that the checkpoint's config.json tells."""
+        if self.kind is not None:
+            return self.kind
+        file = _cached(self, "config.json") if self.source == "hub" else self.location / "config.json"
+        try:
+            return kind_of(json.loads(file.read_text(encoding="utf-8"))) if file and file.is_file() else "causal"
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"config.json of model={self.name} cannot be read ({error}); give a whole checkpoint.") from error
+
+    @property
     def location(self) -> Path:
         """The folder of a backbone that is on this machine."""
         return EMBEDDED / str(self.path) if self.source == "embedded" else Path(str(self.path))
+
+
+def _cached(config: ModelConfig, name: str) -> Path | None:
+    """A file of the hub that is on this machine already; None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(str(config.path), name, revision=config.revision)
+    return Path(found) if isinstance(found, str) else None

@@ -70,11 +70,23 @@ def _merged(tuned: PeftModel | PreTrainedModel) -> PreTrainedModel:
     merge = getattr(tuned.base_model, "merge_and_unload", None)
     if merge is None:
         raise ModelError(f"a {config.peft_type} adapter does not merge into the weights; keep it beside its backbone.")
+    _put_trained_modules_in_place(tuned)
     try:
         plain: PreTrainedModel = merge()
     except (NotImplementedError, ValueError) as error:
         raise ModelError(f"this {config.peft_type} adapter does not merge into its backbone: {error}") from error
     return plain
+
+
+def _put_trained_modules_in_place(tuned: nn.Module) -> None:
+    """Whole modules that were trained beside the adapter, such as a classifier's head, take the place of what they were. peft
+    does so itself for single layers only."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    wrapped = [(name, module) for name, module in tuned.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for name, module in wrapped:
+        parent, _, child = name.rpartition(".")
+        setattr(tuned.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
 
 
 def _give_biases_a_place(plain: PreTrainedModel) -> None:

@@ -21,7 +21,9 @@ class Layout:
     ids_RT. positions_RT: None = counted from 0. mask: ones R,T, since rows are padded on the right and under a causal mask no
     real token can see what stands behind it; None where `segments` say who sees whom. row_K, time_K: where the hidden state
     that predicts target_K stands. state_K: where the token itself stands. member_K: which of the G*M members it belongs to.
-    group_R: which group a row belongs to, for strengths that differ by group; None where a row holds many.
+    group_R: which group a row belongs to, for strengths that differ by group; None where a row holds many. decoder_RU: what
+    the decoder of an encoder-decoder model reads; the time of time_K and state_K is then the decoder's, that of the mask the
+    encoder's. types_RT: which of two source texts a token belongs to, where a model asks.
     """
 
     ids_RT: Tensor
@@ -34,6 +36,8 @@ class Layout:
     member_K: Tensor
     group_R: Tensor | None
     segments: Segments | None
+    decoder_RU: Tensor | None = None
+    types_RT: Tensor | None = None
 
 
 def one_row_per_member(batch: Batch) -> Layout:

@@ -59,6 +59,20 @@ class Policy:
             tokens_GM=sum_by_member(ones_K, layout.member_K, groups, members),
         )
 
+    def class_scores(self, batch: Batch) -> Tensor:
+        """Scores of the classes of each text before softmax, or the number that it is told to be: groups x members x classes,
+        fp32. Raises ModelError where the backbone is no classifier."""
+        groups, members, _ = batch.ids_GMT.shape
+        total_RC: Tensor | None = None
+        for layout, term in self._placed(batch):
+            self._running = term.setting
+            weight = term.weight[:, None] if isinstance(term.weight, Tensor) else term.weight
+            with self.knob.at(term.setting):
+                scores_RC = weight * self.backbone.kind.class_scores(self.backbone, layout)
+            total_RC = scores_RC if total_RC is None else total_RC + scores_RC
+        assert total_RC is not None
+        return total_RC.unflatten(0, (groups, members))
+
     def hidden_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
         """Outputs of blocks `layers` (1 = the first block) at the response tokens: layers x tokens x width.
 

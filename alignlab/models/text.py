@@ -34,7 +34,10 @@ class Template:
 
 
 class Codec:
-    """A tokenizer and a template. Special tokens are added here and by nobody else."""
+    """A tokenizer and a template. Special tokens are added here and by nobody else. `predicts_prompt`: whether the prompt is
+    part of what the model predicts, so that it can count in a loss."""
+
+    predicts_prompt = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         if tokenizer.eos_token_id is None:

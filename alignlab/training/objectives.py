@@ -27,9 +27,8 @@ class Shaped(Protocol):
 
 
 def nll(policy: Policy, batch: Batch) -> Loss:
-    """Mean negative log-likelihood of the response tokens of the step, in nats per token."""
-    total = policy.logprobs(batch).total_GM.sum()
-    return Loss(-total / batch.step_tokens, {})
+    """Mean negative log-likelihood of what the examples of the step end in: nats per response token, or per class."""
+    return policy.backbone.kind.nll(policy, batch)
 
 
 @dataclass(frozen=True)

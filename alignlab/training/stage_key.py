@@ -57,7 +57,7 @@ def _name(thing: Any) -> str:
 def _rows(groups: Sequence[EncodedGroup]) -> bytes:
     digest = hashlib.sha256()
     for group in groups:
-        digest.update(json.dumps([group.row, [[m.ids, m.start, m.control] for m in group.members]]).encode())
+        digest.update(json.dumps([group.row, [[m.ids, m.start, m.control, m.target] for m in group.members]]).encode())
     return digest.digest()
 
 

@@ -76,9 +76,9 @@ class TrainStage:
         return self.moves.lasting
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
-        """Encodes the split; with loss_on=all the response begins behind BOS."""
+        """Encodes the split; with loss_on=all the response begins behind BOS, where the model predicts its prompt at all."""
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
-        if self.fit.loss_on == "all":
+        if self.fit.loss_on == "all" and codec.predicts_prompt:
             groups = [_from_the_start(group) for group in groups]
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
         note = f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g}"

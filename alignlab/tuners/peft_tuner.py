@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ModelError
 from alignlab.models.controls import Controls
+from alignlab.models.kinds import task_type_of
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.tuner import Rated, one_pass, setting
 
@@ -36,6 +37,7 @@ class PeftTuner:
     adds_parameters = True
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
+        config.task_type = task_type_of(model)
         try:
             with warnings.catch_warnings():
                 # peft asks a property that transformers 5 has renamed

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
 from alignlab.models.backbone import block_list
+from alignlab.models.kinds import new_head
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
 from alignlab.tuners.tuner import Rated, Tuner, between, one_pass, origins
@@ -139,9 +140,10 @@ def full(_config: FullConfig, model: PreTrainedModel) -> WeightsTuner:
 
 
 def bitfit(_config: BitfitConfig, model: PreTrainedModel) -> WeightsTuner:
-    """Every bias; raises ModelError for a backbone that has none (Llama)."""
-    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"]
-    if not names:
+    """Every bias, and a classifier's head; raises ModelError for a backbone that has no biases (Llama)."""
+    new = set(new_head(model))
+    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias" or name in new]
+    if not set(names) - new:
         raise ModelError(
             f"tuner=bitfit tunes biases, but a {model.config.model_type} model has none; take tuner=red, whose shift is a bias."
         )
@@ -156,4 +158,5 @@ def blocks(config: BlocksConfig, model: PreTrainedModel) -> WeightsTuner:
         raise ModelError(f"tuner.count={config.count} is more than the {len(every)} blocks of this backbone.")
     chosen = range(config.count) if config.side == "bottom" else range(len(every) - config.count, len(every))
     prefixes = tuple(f"{trunk}.{holder}.{index}." for index in chosen)
-    return WeightsTuner(model, [name for name, _ in model.named_parameters() if name.startswith(prefixes)])
+    names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+    return WeightsTuner(model, [*names, *new_head(model)])

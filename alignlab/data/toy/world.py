@@ -62,6 +62,22 @@ def corpus(count: int, seed: int) -> list[Preference]:
     return records
 
 
+def labelled_stories(split: str, count: int, random: Random) -> list[tuple[str, str, str]]:
+    """(mood, length, story), each as the oracle sees it; moods and lengths in turn, so that all are equally frequent."""
+    known = combinations(split)
+    wanted = [(mood, length) for mood in MOODS for length in LENGTHS]
+    made: list[tuple[str, str, str]] = []
+    while len(made) < count:
+        mood, length = wanted[len(made) % len(wanted)]
+        ask = Ask(*random.choice(known))
+        story = write(ask, mood, length, random)
+        found = judge(ask.prompt, story).attributes
+        # Sentences that spill over can make a short story a long one.
+        if (found["mood"], found["length"]) == (mood, length):
+            made.append((mood, length, story))
+    return made
+
+
 def evaluation_prompts(count: int, seed: int, cues: Sequence[str | None] = LENGTH_CUES) -> list[str]:
     """Prompts of the test split without a mood cue, each at most once until all of them have been used."""
     asks = [Ask(name, thing, length=length) for name, thing in combinations("test") for length in cues]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alignlab.methods.controlled import JointConfig, stages
+from alignlab.methods.controlled import LIKELIHOOD, JointConfig, stages
 from alignlab.registry import Entry, words
 
 if TYPE_CHECKING:
@@ -21,4 +21,6 @@ def build(config: JointConfig) -> Method:
     return stages(config, {"joint": first, "second half": second}, ["joint"])
 
 
-ENTRY = Entry(JointConfig, build, needs=words("controls", "float32 weights"), offers=words("training", "labelled training"))
+ENTRY = Entry(
+    JointConfig, build, needs=words("controls", "float32 weights", *LIKELIHOOD), offers=words("training", "labelled training")
+)

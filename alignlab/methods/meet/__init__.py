@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
-from alignlab.methods.controlled import JointConfig, stages
+from alignlab.methods.controlled import LIKELIHOOD, JointConfig, stages
 from alignlab.registry import Entry, words
 from alignlab.training.config import FitConfig
 
@@ -52,7 +52,9 @@ def build(config: MeetConfig) -> Method:
 
 def needs(config: MeetConfig) -> frozenset[str]:
     """A control with something to learn; and weights that can be trained in place where there is a `joint` stage."""
-    return frozenset({"controls", "learned control"} | ({"float32 weights"} if "joint" in config.stages else set()))
+    return frozenset(
+        {"controls", "learned control", *LIKELIHOOD} | ({"float32 weights"} if "joint" in config.stages else set())
+    )
 
 
 ENTRY = Entry(MeetConfig, build, needs=needs, offers=words("training", "labelled training"))

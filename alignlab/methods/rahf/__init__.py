@@ -22,7 +22,9 @@ def needs(config: RahfConfig) -> frozenset[str]:
     """Pairs; weights that can be trained; a tuner that leaves the blocks where they are, or where nothing is fitted and the
     model was instructed, a prefix to decode with."""
     whole = {"sft", "instruct"} if config.update else {"sft", "instruct", "preferred", "dispreferred"}
-    words = {"pairs"} | ({"float32 weights"} if whole & set(config.stages) else set())
+    words = {"pairs", "token likelihood", "hidden states", "text in front of prompts"} | (
+        {"float32 weights"} if whole & set(config.stages) else set()
+    )
     if "fit" in config.stages:
         return frozenset(words | {"blocks in place"})
     return frozenset(words | ({"classes in words"} if "instruct" in config.stages else set()))

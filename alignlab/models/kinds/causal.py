@@ -8,19 +8,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from alignlab.models.backbone import Backbone
+from alignlab.models.kinds import every_label, label_likelihoods, no_class_scores, token_nll
 from alignlab.models.layout import Layout, one_row_per_member, without_padding
 from alignlab.models.segments import attending_in_segments
-from alignlab.records import Batch
+from alignlab.models.text import Codec, Template
+from alignlab.records import Batch, LabelSet
 
 
 class Causal:
     """Target tokens are those of the response. Shapes: R rows, T time, K target tokens, D width, V vocabulary, L layers."""
 
-    task_type = "CAUSAL_LM"
     auto = AutoModelForCausalLM
+    nll = staticmethod(token_nll)
+    class_scores = staticmethod(no_class_scores)
+    choices = staticmethod(every_label)
+    label_scores = staticmethod(label_likelihoods)
+
+    def codec(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet | None) -> Codec:
+        """Class names are texts like any other, so `labels` change nothing."""
+        del labels
+        return Codec(tokenizer, template)
 
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
         """A row per member, or all tokens in a single row with each shared prefix once."""

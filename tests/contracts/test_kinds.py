@@ -1,0 +1,210 @@
+"""What holds for every kind of backbone and every tuner that goes with all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from alignlab.errors import DataError, ModelError
+from alignlab.models.export import export_plain
+from alignlab.models.kinds import KINDS, kind_of
+from alignlab.models.policy import Policy
+from alignlab.records import Example
+from alignlab.training.objectives import nll
+from tests.contracts.kinds import (
+    CASES,
+    STORIES,
+    TEXTS,
+    TUNER_SETTINGS,
+    Made,
+    attached,
+    backbone,
+    batch,
+    groups,
+    outputs,
+    trained,
+)
+
+CLASSIFIER, SEQ2SEQ = CASES[0], CASES[2]
+every_kind = pytest.mark.parametrize("made", CASES, ids=str)
+WITHOUT_BIASES = {("seq2seq", "bitfit"): "a T5 has no biases", ("seq2seq", "red-export"): "nor a place for RED's shift"}
+PAIRS = [(made, tuner) for made in CASES for tuner in TUNER_SETTINGS if (made.kind, tuner) not in WITHOUT_BIASES]
+every_pair = pytest.mark.parametrize(("made", "tuner"), PAIRS, ids=lambda value: str(value))
+EXPORTED = [(made, tuner) for made, tuner in PAIRS if (made.kind, f"{tuner}-export") not in WITHOUT_BIASES]
+every_export = pytest.mark.parametrize(("made", "tuner"), EXPORTED, ids=lambda value: str(value))
+
+
+def one_by_one(policy: Policy, made: Made) -> Tensor:
+    """transformers' own answer, row by row and so without padding."""
+    rows = []
+    with torch.no_grad():
+        for group in groups(policy, made):
+            member = group.members[0]
+            source = torch.tensor([member.ids[: member.start]])
+            if made.kind == "classifier":
+                rows.append(policy.backbone.model(source).logits)
+                continue
+            target = torch.tensor([member.ids[member.start :]])
+            first = policy.backbone.model.config.decoder_start_token_id
+            read = torch.cat([torch.tensor([[first]]), target[:, :-1]], dim=1)
+            logprobs = policy.backbone.model(source, decoder_input_ids=read).logits.log_softmax(-1)
+            rows.append(logprobs.gather(2, target[..., None]).sum().reshape(1))
+    return torch.stack(rows)
+
+
+@every_kind
+def test_a_padded_batch_says_what_transformers_says_of_each_row(made: Made) -> None:
+    policy = attached(made, "lora")
+
+    found = outputs(policy, made)
+
+    assert torch.allclose(found, one_by_one(policy, made), atol=1e-5, rtol=0)
+
+
+@every_pair
+def test_a_new_tuner_changes_nothing(made: Made, tuner: str) -> None:
+    before = outputs(attached(made, "full"), made)
+
+    after = outputs(attached(made, tuner), made)
+
+    assert torch.equal(after, before)
+
+
+@every_pair
+def test_a_trained_tuner_is_off_to_the_bit(made: Made, tuner: str) -> None:
+    before = outputs(attached(made, "full"), made)
+    policy = trained(made, tuner)
+
+    with policy.off():
+        after = outputs(policy, made)
+
+    assert torch.equal(after, before)
+    assert not torch.allclose(outputs(policy, made), before)
+
+
+@every_pair
+def test_a_saved_tuner_is_read_back_to_the_bit(made: Made, tuner: str, tmp_path: Path) -> None:
+    policy = trained(made, tuner)
+    policy.knob.save(tmp_path)  # type: ignore[attr-defined]
+
+    again = attached(made, tuner)
+    again.knob.load(tmp_path)  # type: ignore[attr-defined]
+
+    assert torch.equal(outputs(again, made), outputs(policy, made))
+
+
+@every_export
+def test_an_exported_model_answers_like_the_tuned_one_without_alignlab(made: Made, tuner: str, tmp_path: Path) -> None:
+    policy = trained(made, tuner)
+    expected = outputs(policy, made)
+
+    export_plain(policy.knob.module, policy.backbone.codec.tokenizer, tmp_path / "plain")  # type: ignore[attr-defined]
+
+    auto = AutoModelForSequenceClassification if made.kind == "classifier" else AutoModelForSeq2SeqLM
+    plain = attached(made, "full")
+    plain.backbone.model.load_state_dict(auto.from_pretrained(tmp_path / "plain").state_dict(), strict=False)
+    assert torch.allclose(outputs(plain, made), expected, atol=1e-5, rtol=0)
+
+
+@every_pair
+def test_gradients_reach_every_learned_parameter(made: Made, tuner: str) -> None:
+    policy = trained(made, tuner)
+    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+
+    with policy.only(learned):
+        nll(policy, batch(policy, made)).value.backward()
+
+    assert all(parameter.grad is not None for parameter in learned)
+    assert any(bool(parameter.grad.abs().sum() > 0) for parameter in learned)
+
+
+def test_a_classifiers_loss_is_the_cross_entropy_of_its_labels() -> None:
+    policy = attached(CLASSIFIER, "lora")
+    logits = one_by_one(policy, CLASSIFIER)[:, 0]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2]))
+
+    with torch.no_grad():
+        loss = nll(policy, batch(policy, CLASSIFIER))
+
+    assert loss.value == pytest.approx(float(expected), abs=1e-6)
+    assert loss.metrics["accuracy"] == pytest.approx(float((logits.argmax(-1) == torch.tensor([0, 1, 2])).float().mean()))
+
+
+def test_a_seq2seq_loss_is_transformers_own() -> None:
+    policy = attached(SEQ2SEQ, "lora")
+    tokenizer = policy.backbone.codec.tokenizer
+    source = tokenizer([prompt for prompt, _ in STORIES], padding=True, return_tensors="pt")
+    target = tokenizer(text_target=[response for _, response in STORIES], padding=True, return_tensors="pt")
+    labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+
+    with torch.no_grad():
+        expected = policy.model(input_ids=source["input_ids"], attention_mask=source["attention_mask"], labels=labels).loss
+        found = nll(policy, batch(policy, SEQ2SEQ)).value
+
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_pair_of_texts_is_encoded_as_the_tokenizer_does_it() -> None:
+    codec = backbone(CLASSIFIER).codec
+
+    (encoded,) = codec.examples([Example("Tom was happy.", "gloomy", second="Tom was sad.")], ["row"])
+
+    assert list(encoded.ids) == codec.tokenizer("Tom was happy.", "Tom was sad.")["input_ids"]
+    assert encoded.target == 1
+
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        (Example("  ", "cheerful"), "the text is empty"),
+        (Example("Tom.", "joyful"), "label 'joyful' is none of the classes cheerful, gloomy, neither"),
+        (Example("Tom.", "cheerful", second=" "), "the text is empty"),
+    ],
+)
+def test_a_row_that_no_classifier_can_read_is_named(example: Example, says: str) -> None:
+    codec = backbone(CLASSIFIER).codec
+
+    with pytest.raises(DataError, match=f"row 7: {says}"):
+        codec.examples([example], ["row 7"])
+
+
+def test_verbs_that_a_kind_does_not_have_are_refused_in_a_sentence() -> None:
+    classifier, seq2seq = attached(CLASSIFIER, "lora"), attached(SEQ2SEQ, "lora")
+
+    with pytest.raises(ModelError, match="gives texts no likelihood"):
+        classifier.logprobs(batch(classifier, CLASSIFIER))
+    with pytest.raises(ModelError, match="has no class scores"):
+        seq2seq.class_scores(batch(seq2seq, SEQ2SEQ))
+    with pytest.raises(ModelError, match="two stacks"):
+        seq2seq.hidden_states(batch(seq2seq, SEQ2SEQ), [1])
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "causal"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "causal"),
+        ({"architectures": ["RobertaForMaskedLM"]}, "classifier"),
+        ({"architectures": ["BertModel"]}, "classifier"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "classifier"),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "seq2seq"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "seq2seq"),
+        ({}, "causal"),
+    ],
+)
+def test_a_kind_is_found_from_the_checkpoints_own_config(config: dict[str, object], kind: str) -> None:
+    assert kind_of(config) == kind
+
+
+def test_every_kind_can_be_built() -> None:
+    assert [entry.implementation() for entry in KINDS.values()]
+
+
+def test_the_texts_of_the_table_are_of_different_lengths() -> None:
+    lengths = {len(group.members[0].ids) for group in groups(attached(CLASSIFIER, "lora"), CLASSIFIER)}
+
+    assert len(lengths) == len(TEXTS)
