@@ -42,9 +42,9 @@ def _classes(bench: Any) -> Any:
 SUITES = Registry(
     "evaluation suite",
     {
-        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle")),
+        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle"), offers=words("sampled texts")),
         "preference": Entry(EvaluationConfig, _preference, needs=words("pairs")),
-        "fluency": Entry(EvaluationConfig, _fluency),
+        "fluency": Entry(EvaluationConfig, _fluency, offers=words("sampled texts")),
         "classes": Entry(EvaluationConfig, _classes, needs=words("classes")),
     },
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from peft import PeftModel
+from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ModelError
 from alignlab.models.controls import Asked
-from alignlab.models.generate import CustomGenerate, mixing, mixing_classes
+from alignlab.models.decode import CustomGenerate, mixing, mixing_classes
 from alignlab.models.knob import Knob
 from alignlab.models.policy import Policy
+from alignlab.models.text import Codec
 from alignlab.tuners.clm.tuner import ClmTuner
 from alignlab.tuners.control.tuner import ControlTuner
 from alignlab.tuners.lora import LoraTuner
@@ -26,21 +28,39 @@ KNOBS: Mapping[str, type[PeftTuner]] = {
 """PEFT type -> tuner whose strengths may differ by row."""
 
 
-def at_strength(model: PeftModel | Policy, strength: float | Sequence[float]) -> CustomGenerate:
+def at_strength(
+    model: PeftModel | Policy,
+    strength: float | Sequence[float],
+    *,
+    template: str | Codec | None = None,
+    streamer: BaseStreamer | None = None,
+) -> CustomGenerate:
     """For `model.generate(..., custom_generate=at_strength(model, strength))`: one number, or one per prompt of the batch.
 
-    Raises ModelError for an adapter without a dial.
+    All arguments of `generate` stay, but for three that transformers hands to no custom function: a `streamer` is given here,
+    stop strings as `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`, and there is no assistant. Beams run where a
+    single pass does. `template`: what wrote the prompts, a policy's codec or its `template_hash`; a control is asked in the
+    template that it was trained with (a Policy is checked when it is made). A streamer needs a single prompt.
+
+    Raises ModelError for an adapter without a dial, and for a template other than the control's.
     """
-    return mixing(model.knob if isinstance(model, Policy) else knob_of(model), strength)
+    return mixing(_turned(model, template), strength, streamer)
 
 
-def at_class(model: PeftModel | Policy, control: Asked | Sequence[Asked]) -> CustomGenerate:
+def at_class(
+    model: PeftModel | Policy,
+    control: Asked | Sequence[Asked],
+    *,
+    template: str | Codec | None = None,
+    streamer: BaseStreamer | None = None,
+) -> CustomGenerate:
     """The same for a control: one class, or one per prompt; a class is a name, or a mapping from names to weights that add up
     to 1. The prompts hold no control: each stream puts in its own.
 
-    Raises ModelError for an adapter without a dial, and ControlError for one without classes and for an unknown class.
+    Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for an adapter
+    without classes and for an unknown class.
     """
-    return mixing_classes(model.knob if isinstance(model, Policy) else knob_of(model), control)
+    return mixing_classes(_turned(model, template), control, streamer)
 
 
 def knob_of(model: PeftModel) -> Knob:
@@ -49,3 +69,11 @@ def knob_of(model: PeftModel) -> Knob:
     if kind not in KNOBS:
         raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(KNOBS)}.")
     return KNOBS[kind].around(model)
+
+
+def _turned(model: PeftModel | Policy, template: str | Codec | None) -> Knob:
+    """The knob, which fits the template that is named."""
+    knob = model.knob if isinstance(model, Policy) else knob_of(model)
+    if template is not None and knob.controls is not None:
+        knob.controls.check_template(template if isinstance(template, str) else template.template_hash)
+    return knob

@@ -14,7 +14,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.controls import Asked
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
-from alignlab.models.streams import Streams
+from alignlab.models.decode import Streams
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tuners import TUNERS
 from alignlab.tuners.config import ControlTunerConfig

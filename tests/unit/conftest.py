@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from alignlab.data.batching import whole
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.models.backbone import Backbone
 from alignlab.models.knob import Strength, Term
 from alignlab.models.policy import Policy
@@ -115,6 +116,27 @@ def fit_config(**changes: Any) -> FitConfig:
     return FitConfig(**{**values, **changes})
 
 
+def evaluation_config(**changes: Any) -> EvaluationConfig:
+    """Texts drawn at temperature 1, nothing left out."""
+    values: dict[str, Any] = {
+        "name": "quick",
+        "suites": ["toy"],
+        "prompts": 4,
+        "pairs": 4,
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "stop": [],
+        "beams": 1,
+        "sampling_seed": 0,
+    }
+    return EvaluationConfig(**{**values, **changes})
+
+
 def trainer_config(**changes: Any) -> TrainerConfig:
     """A CPU trainer that checkpoints every other step."""
     values: dict[str, Any] = {
@@ -123,6 +145,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "micro_batch": None,
         "shared_prefix": True,
         "gradient_checkpointing": False,
+        "pass_gib": 16.0,
         "checkpoint_every_steps": 2,
         "keep_checkpoints": 2,
         "log_every_steps": 1,

@@ -1,17 +1,17 @@
-"""How a token is chosen from logits and one uniform number, by hand."""
+"""How a token is drawn from scores and one uniform number, by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from alignlab.models.decode import Sampling, _choose
+from alignlab.models.decode import _drawn
 
 PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3]])
 
 
-def chosen(uniform: float, temperature: float = 1.0, top_p: float = 1.0) -> int:
-    return int(_choose(PROBABILITIES.log(), Sampling(1, temperature, top_p), torch.tensor([uniform])))
+def chosen(uniform: float, top_p: float = 1.0) -> int:
+    return int(_drawn(PROBABILITIES.log(), top_p, torch.tensor([uniform])))
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_and_shares_the_draw_among_
     assert chosen(uniform, top_p=0.7) == token
 
 
-def test_temperature_sharpens_the_shares() -> None:
-    # at temperature 1/2: 0.04, 0.25, 0.09 of 0.38, so token 1 has 0.658
-    assert [chosen(0.65, temperature=0.5), chosen(0.66, temperature=0.5)] == [1, 2]
-
-
-def test_temperature_zero_takes_the_likeliest_whatever_the_draw() -> None:
-    assert [chosen(0.0, temperature=0), chosen(0.99, temperature=0)] == [1, 1]
-
-
 def test_each_row_has_its_own_draw() -> None:
-    tokens_B = _choose(PROBABILITIES.log().expand(3, 3), Sampling(1, 1.0, 1.0), torch.tensor([0.1, 0.6, 0.9]))
+    tokens_B = _drawn(PROBABILITIES.log().expand(3, 3), 1.0, torch.tensor([0.1, 0.6, 0.9]))
 
     assert tokens_B.tolist() == [1, 2, 0]

@@ -15,7 +15,7 @@ from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
-from alignlab.models.streams import Streams
+from alignlab.models.decode import Streams
 from tests.conftest import backbone
 from tests.unit.conftest import attached, plain
 
