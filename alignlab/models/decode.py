@@ -233,7 +233,10 @@ class _Search:
             before_RT = prompt_PT.repeat_interleave(len(found_RT) // len(prompt_PT), dim=0)
             return torch.cat([before_RT, found_RT[:, ids_BT.shape[1] :]], dim=1)
 
-        with knob.at(term.setting):
+        setting = term.setting
+        if isinstance(setting, Tensor):  # one per prompt, or already one per beam
+            setting = setting.repeat_interleave(len(ids_BT) // len(setting))
+        with knob.at(setting):
             if self.source is not None:
                 given["encoder_outputs"], given["attention_mask"] = _encoded(self.model, self.source, [term.lead] * len(ids_BT))
             found = cast("Any", self.model)._beam_search(

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
 
 from alignlab.data.batching import whole
 from alignlab.evaluation.config import EvaluationConfig
@@ -58,6 +59,20 @@ class NoKnob:
 
     def off(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+class Heard(BaseStreamer):
+    """What a streamer was given."""
+
+    def __init__(self) -> None:
+        self.put_ids: list[Tensor] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        self.put_ids.append(value)
+
+    def end(self) -> None:
+        self.ended += 1
 
 
 def plain(backbone: Backbone) -> Policy:
