@@ -98,9 +98,7 @@ def _following(config: RunConfig) -> Iterator[Session]:
         raise
 
 
-def build_policy(
-    model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, trainer: TrainerConfig
-) -> Policy:
+def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, trainer: TrainerConfig) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device)
     torch.manual_seed(seed)

@@ -77,7 +77,7 @@ class Bench:
 
     def _prompts(self) -> list[str]:
         """The first prompts of the evaluation split that leave room for an answer; how many did not is logged."""
-        room = self.policy.room - self.config.max_new_tokens
+        room = self.policy.prompt_room(self.config.max_new_tokens)
         offered = self.source.prompts()
         lengths = [len(ids) for ids in self.policy.backbone.codec.prompts(offered)]
         fitting = [prompt for prompt, length in zip(offered, lengths, strict=True) if length <= room]

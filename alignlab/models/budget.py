@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 GIB = 2**30
 LOGIT_BYTES = 48
-"""Of one entry of a row's logits while a token is drawn: as the model gives it, in float32, processed, sorted, and in float64."""
+"""Of an entry of a row's logits while a token is drawn: as the model gives it, in float32, processed, sorted, in float64."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,16 +34,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.controls import Asked, led_rows
-from alignlab.models.knob import Knob, Lead, Strength, Term, as_strength, checked_strengths
+from alignlab.models.controls import led_rows
+from alignlab.models.knob import Knob, Lead, Strength, Term
 from alignlab.models.sampling import Sampling
 
-__all__ = ["CustomGenerate", "Sampling", "Streams", "answers", "mixing", "mixing_classes", "row_sets"]
+__all__ = ["CustomGenerate", "Sampling", "Streams", "answers", "decoding"]
 
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
 
-T = TypeVar("T")
 CustomGenerate = Callable[..., Any]
 Terms = Callable[[int, int, torch.device], Sequence[Term]]
 """(rows, answers or beams per prompt, device) -> the passes."""
@@ -74,7 +73,7 @@ def answers(
             made_BT = model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
-                custom_generate=_decoding(knob, lambda *_, terms=terms: terms, streamer, uniform_BT[rows], sampling.top_p),
+                custom_generate=decoding(knob, lambda *_, terms=terms: terms, streamer, uniform_BT[rows], sampling.top_p),
                 **_settings(backbone, sampling, begin),
             )
             for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
@@ -82,48 +81,7 @@ def answers(
     return texts
 
 
-def row_sets(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:
-    """Row numbers that are generated together: all where passes may be `mixed`, else those that are `alike`."""
-    rows = list(range(len(alike)))
-    sets = [rows] if mixed else [[row for row in rows if alike[row] == each] for each in dict.fromkeys(alike)]
-    for chosen in sets:
-        for start in range(0, len(chosen), at_most):
-            yield chosen[start : start + at_most]
-
-
-def mixing(knob: Knob, strength: float | Sequence[float], streamer: BaseStreamer | None = None) -> CustomGenerate:
-    """A function for `generate(..., custom_generate=...)` that decodes at one strength, or at one per prompt; see `_decoding`.
-
-    Raises ControlError for strengths that are not finite or of another number than the prompts.
-    """
-    values = checked_strengths(strength)
-
-    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
-        each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
-        return knob.terms(as_strength(each, device))
-
-    return _decoding(knob, terms, streamer)
-
-
-def mixing_classes(knob: Knob, control: Asked | Sequence[Asked], streamer: BaseStreamer | None = None) -> CustomGenerate:
-    """The same under one class, or one per prompt; a class is a name, or a mapping from names to weights.
-
-    Raises ControlError for an unknown class and where the tuner has none.
-    """
-    controls = knob.controls
-    if controls is None:
-        raise ControlError("this adapter has a strength and no classes; take at_strength.")
-    many = isinstance(control, Sequence) and not isinstance(control, str)
-    given = controls.asked(control, len(control) if many else 1)
-
-    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
-        each = _per_row(given, rows, copies) if many else given * rows
-        return controls.terms(controls.asked(each, rows))
-
-    return _decoding(knob, terms, streamer)
-
-
-def _decoding(
+def decoding(
     knob: Knob,
     terms: Terms,
     streamer: BaseStreamer | None = None,
@@ -169,6 +127,8 @@ def _decoding(
                     "beam search follows one pass, and here passes are mixed; ask at an end of the dial or for one class, the"
                     " same for all prompts, or set num_beams=1."
                 )
+            if streamer is not None:
+                raise ControlError("beams are chosen between at the end, so nothing can be streamed; leave the streamer out.")
             return search.beams(knob, asked[0], given)
         with Streams(model, knob, asked, len(input_ids), input_ids.device, source) as streams:
             return search.steps(streams, streamer, uniform_BT, top_p)
@@ -195,13 +155,15 @@ class _Search:
         ends = any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
         ids_BT, mask_BT, step_BT = self.ids_BT, self.mask_BT, self.ids_BT
         alive_B = torch.ones(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
-        kept = _Kept(self.config, encodes=self.source is not None)
+        kept: dict[str, list[Tensor]] = {"scores": [], "logits": []}
+        wanted = [name for name in kept if self.config.return_dict_in_generate and getattr(self.config, f"output_{name}")]
         if streamer is not None:
             streamer.put(ids_BT.cpu())
         for step in count():
             logits_BV = streams.step(step_BT, mask_BT)
             scores_BV: Tensor = self.processors(cast("Any", ids_BT), cast("Any", logits_BV))
-            kept.keep(scores_BV, logits_BV)
+            for name, made_BV in (("scores", scores_BV), ("logits", logits_BV)):
+                kept[name] += [made_BV] if name in wanted else []
             if not self.config.do_sample:
                 token_B = scores_BV.argmax(-1)
             elif uniform_BT is None:
@@ -218,14 +180,18 @@ class _Search:
                 break
         if streamer is not None:
             streamer.end()
-        return kept.answer(ids_BT)
+        if not self.config.return_dict_in_generate:
+            return ids_BT
+        output = GenerateDecoderOnlyOutput if self.source is None else GenerateEncoderDecoderOutput
+        return output(sequences=cast("Any", ids_BT), **cast("Any", {name: tuple(made) or None for name, made in kept.items()}))
 
     def beams(self, knob: Knob, term: Term, given: dict[str, Any]) -> Any:
         """transformers' own beam search at one setting. A lead stands in the text that is searched, and nowhere else."""
         ids_BT, config = self.ids_BT, copy.copy(self.config)
         if self.source is None and term.lead.ids:
             ids_BT, given["attention_mask"] = led_rows(self.ids_BT, self.mask_BT, [term.lead] * len(ids_BT))
-            given["position_ids"] = _positions(given["attention_mask"])
+            if "position_ids" in given:
+                given["position_ids"] = _positions(given["attention_mask"])
             config.max_length = (config.max_length or 0) + ids_BT.shape[1] - self.ids_BT.shape[1]
         prompt_PT = self.ids_BT[:: config.num_beams]
 
@@ -250,31 +216,6 @@ class _Search:
             return unled(found)
         found.sequences = unled(found.sequences)
         return found
-
-
-@dataclass
-class _Kept:
-    """For each step the scores and the raw logits, B,V, if they are asked for."""
-
-    config: GenerationConfig
-    encodes: bool
-    scores: list[Tensor] = field(default_factory=list)
-    raw: list[Tensor] = field(default_factory=list)
-
-    def keep(self, scores_BV: Tensor, logits_BV: Tensor) -> None:
-        """One step."""
-        if self.config.return_dict_in_generate and self.config.output_scores:
-            self.scores.append(scores_BV)
-        if self.config.return_dict_in_generate and self.config.output_logits:
-            self.raw.append(logits_BV)
-
-    def answer(self, ids_BT: Tensor) -> Any:
-        """As `generate` would return it."""
-        if not self.config.return_dict_in_generate:
-            return ids_BT
-        kept: dict[str, Any] = {"scores": tuple(self.scores) or None, "logits": tuple(self.raw) or None}
-        output = GenerateEncoderDecoderOutput if self.encodes else GenerateDecoderOnlyOutput
-        return output(sequences=cast("Any", ids_BT), **kept)
 
 
 @dataclass
@@ -416,7 +357,7 @@ def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, A
     codec, drawn = backbone.codec, sampling.temperature > 0
     settings: dict[str, Any] = {
         "max_new_tokens": sampling.max_new_tokens,
-        "max_length": None,
+        **dict.fromkeys(("max_length", "min_length", "min_new_tokens")),
         "do_sample": drawn,
         "temperature": float(sampling.temperature) if drawn else None,
         "top_k": sampling.top_k or None if drawn else None,
@@ -444,7 +385,9 @@ class _InAnswer(StopStringCriteria):
         try:
             super().__init__(backbone.codec.tokenizer, list(stop))
         except ValueError as error:
-            raise ConfigError(f"no token of this tokenizer can end any of stop={list(stop)}; choose texts it can say.") from error
+            raise ConfigError(
+                f"no token of this tokenizer can end any of stop={list(stop)}; choose texts it can say."
+            ) from error
         self._begin = begin
 
     def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:
@@ -503,7 +446,12 @@ def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], leads: Seque
 
 def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[str, Any]) -> None:
     mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE):
+    if mode not in (
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+    ):
         raise ControlError(
             f"a dial decodes by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so leave"
             " assistants and other ways of searching out."
@@ -516,11 +464,3 @@ def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[
     read = inputs_tensor is not None and (inputs_tensor.is_floating_point() or bool((inputs_tensor < 0).any()))
     if given.get("inputs_embeds") is not None or read:
         raise ControlError("give input_ids; embeddings and an encoder's states are not copied to the streams.")
-
-
-def _per_row(values: Sequence[T], rows: int, copies: int) -> list[T]:
-    """One value per row; with several answers per prompt, transformers lays them side by side."""
-    prompts = rows // copies
-    if len(values) not in (rows, prompts):
-        raise ControlError(f"{len(values)} strengths or classes were given for {prompts} prompts; give one, or one per prompt.")
-    return list(values) if len(values) == rows else [value for value in values for _ in range(copies)]

@@ -16,7 +16,7 @@ from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.budget import Budget, Footprint
 from alignlab.models.controls import WITHOUT, Asked, Controls, led
-from alignlab.models.decode import DECODE_ROWS, answers, row_sets
+from alignlab.models.decode import DECODE_ROWS, answers
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
@@ -28,9 +28,7 @@ from alignlab.records import Batch
 class Policy:
     """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it."""
 
-    def __init__(
-        self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True, pass_gib: float | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True, pass_gib: float | None = None) -> None:
         self.backbone = backbone
         self.knob = knob
         self.budget = Budget(Footprint.of(backbone.model, backbone.model.dtype.itemsize), pass_gib)
@@ -50,6 +48,11 @@ class Policy:
     def room(self) -> int:
         """Tokens of prompt and answer together, beside the longest control."""
         return self.backbone.context - (self.knob.controls.longest if self.knob.controls else 0)
+
+    def prompt_room(self, new: int) -> int:
+        """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
+        own, all that there is room for."""
+        return self.room - (0 if self.backbone.model.config.is_encoder_decoder else new)
 
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
@@ -118,8 +121,7 @@ class Policy:
             )
         encoded = self.backbone.codec.prompts(prompts)
         reserved = set(self.knob.controls.reserved if self.knob.controls else ())
-        # What an encoder reads and what is written are two texts, each with the whole context to itself.
-        room = self.room - (0 if self._encodes else sampling.max_new_tokens)
+        room = self.prompt_room(sampling.max_new_tokens)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not reserved.isdisjoint(ids):
                 raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
@@ -138,7 +140,7 @@ class Policy:
         batches = [
             (rows, self._asked([strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
             # Beams follow one pass, which texts at both ends of a dial do not have in common.
-            for rows in row_sets(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
+            for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
         ]
         return answers(self.backbone, self.knob, encoded, batches, sampling, seed, streamer)
 
@@ -249,10 +251,6 @@ class Policy:
         hidden_RTD: Tensor = output.last_hidden_state
         return hidden_RTD
 
-    @property
-    def _encodes(self) -> bool:
-        return bool(self.backbone.model.config.is_encoder_decoder)
-
     def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[Term]:
         """The passes of some texts, each at its strength, or where classes are chosen under its own."""
         if chosen:
@@ -263,6 +261,15 @@ class Policy:
         if self.knob.controls is None:
             raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
         return self.knob.controls
+
+
+def _together(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:
+    """Row numbers that are generated together: all where passes may be `mixed`, else those that are `alike`."""
+    rows = list(range(len(alike)))
+    sets = [rows] if mixed else [[row for row in rows if alike[row] == each] for each in dict.fromkeys(alike)]
+    for chosen in sets:
+        for start in range(0, len(chosen), at_most):
+            yield chosen[start : start + at_most]
 
 
 def _by_row(setting: Strength, layout: Layout) -> Strength:

@@ -80,8 +80,9 @@ class FitConfig:
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
     process has of a batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no
-    activations and are computed again for the gradient. `pass_gib`: what a pass without gradients (decoding, scoring, references,
-    collecting) may take beside the weights, in GiB; fewer rows run together where more would not fit. `extra`: further transformers.TrainingArguments."""
+    activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,
+    references, collecting) may take beside the weights; fewer rows run together where more would not fit. `extra`: further
+    transformers.TrainingArguments."""
 
     name: str
     device: str

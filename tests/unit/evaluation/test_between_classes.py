@@ -49,9 +49,11 @@ class Told:
     nats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     backbone: Any = field(default_factory=lambda: SimpleNamespace(codec=CODEC, device=torch.device("cpu")))
-    budget: Budget = Budget(Footprint(0, 0, 0, 0))
-    room: int = 128
+    budget: Budget = field(default_factory=lambda: Budget(Footprint(0, 0, 0, 0)))
     name: str = ""
+
+    def prompt_room(self, new: int) -> int:
+        return 128 - new
 
     @contextmanager
     def under(self, name: str) -> Iterator[None]:

@@ -223,7 +223,7 @@ def test_without_its_metric_there_is_no_headline() -> None:
         ({"min_p": math.nan}, r"evaluation\.min_p=nan must be"),
         ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be a finite number above 0"),
         ({"no_repeat_ngram_size": 1}, r"evaluation\.no_repeat_ngram_size=1 must be 0, or at least 2"),
-        ({"stop": ["."," ", ""]}, r"evaluation\.stop=.* must be a list of texts, none of them empty"),
+        ({"stop": [".", " ", ""]}, r"evaluation\.stop=.* must be a list of texts, none of them empty"),
         ({"beams": 0}, r"evaluation\.beams=0 must be at least 1"),
         ({"beams": 2}, r"evaluation\.beams=2 draw nothing, so set temperature=0"),
     ],

@@ -24,7 +24,12 @@ from tests.conftest import CODEC, INITIAL_SD, SPECIAL
 from tests.unit.conftest import NoKnob
 
 SIZES = {"vocab_size": len(CODEC.tokenizer), "decoder_start_token_id": CODEC.pad, "d_model": 32, "dropout": 0.0}
-PROMPTS = ["Tell a story about Tom and a kite.", "Tell a short story about Anna.", "Tell.", "Tell a gloomy story about Sam and Al."]
+PROMPTS = [
+    "Tell a story about Tom and a kite.",
+    "Tell a short story about Anna.",
+    "Tell.",
+    "Tell a gloomy story about Sam and Al.",
+]
 STRENGTHS = [-0.5, 0.0, 1.0, 2.0]
 GREEDY = Sampling(8, 0.0, 1.0)
 both_ways = pytest.mark.parametrize("sampling", [GREEDY, Sampling(8, 1.0, 0.9)], ids=["greedy", "sampled"])
@@ -214,7 +219,7 @@ def test_beams_are_those_of_the_merged_model(kind: str) -> None:
 @every_kind
 def test_a_prompt_may_fill_the_context_since_the_answer_is_another_text(kind: str) -> None:
     policy = tuned(kind)
-    prompt = "a" * (policy.room - len(CODEC.prompts([""])[0]))
+    prompt = "a" * (policy.prompt_room(8) - len(CODEC.prompts([""])[0]))
 
     answers = policy.respond([prompt], sampling=GREEDY, seed=0)
 

@@ -209,7 +209,9 @@ def test_beams_of_a_tuner_of_one_pass_take_a_strength_per_prompt() -> None:
     together = generated(model, STRENGTHS, num_beams=3)
 
     for row, strength in enumerate(STRENGTHS):
-        alone = generated(model, strength, num_beams=3, input_ids=PROMPTS[row : row + 1], attention_mask=torch.ones(1, 5).long())
+        alone = generated(
+            model, strength, num_beams=3, input_ids=PROMPTS[row : row + 1], attention_mask=torch.ones(1, 5).long()
+        )
         assert torch.equal(together[row, : alone.shape[1]], alone[0])
 
 
@@ -268,6 +270,11 @@ def full_cache(model: PeftModel) -> DynamicCache:
         ([0.0, 1.0, math.inf, 1.0], lambda _: {}, "not finite"),
         (0.5, lambda _: {"num_beams": 2}, "beam search follows one pass, and here passes are mixed"),
         ([0.0, 1.0, 0.0, 1.0], lambda _: {"num_beams": 2}, "beam search follows one pass, and here passes are mixed"),
+        (
+            1.0,
+            lambda model: {"num_beams": 2, "custom_generate": alignlab.at_strength(model, 1.0, streamer=Heard())},
+            "nothing can be streamed",
+        ),
         (0.5, lambda _: {"prompt_lookup_num_tokens": 2}, "assisted generation is not offered"),
         (0.5, lambda _: {"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states and attentions"),
         (0.5, lambda model: {"past_key_values": full_cache(model)}, "each stream needs its own"),
@@ -280,6 +287,7 @@ def full_cache(model: PeftModel) -> DynamicCache:
         "inf",
         "beams between",
         "beams at both ends",
+        "streamed beams",
         "prompt lookup",
         "hidden states",
         "filled cache",
