@@ -30,6 +30,7 @@ from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import NoTracker
 from alignlab.training import processes
 from alignlab.training.collect import PROFILE
+from alignlab.training.config import TrainerConfig
 from alignlab.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -108,19 +109,19 @@ def build_policy(
     start: str,
     seed: int,
     device: str,
-    shared_prefix: bool,
+    trainer: TrainerConfig,
     labels: LabelSet | None = None,
 ) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device, labels=labels)
     torch.manual_seed(seed)
-    return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control), shared_prefix=shared_prefix)
+    knob = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
+    return Policy(backbone, knob, shared_prefix=trainer.shared_prefix, pass_gib=trainer.pass_gib)
 
 
 def policy_of(plan: Plan, session: Session) -> Policy:
     """The policy that a plan asks for."""
     config = plan.config
-    shared_prefix = config.trainer.shared_prefix
     start = plan.method.start
     if plan.control is not None and processes.leads():
         plan.control.save_pretrained(session.folder / CONTROL)
@@ -133,7 +134,7 @@ def policy_of(plan: Plan, session: Session) -> Policy:
         start=start,
         seed=config.seed,
         device=session.device,
-        shared_prefix=shared_prefix,
+        trainer=config.trainer,
         labels=plan.labels,
     )
 

@@ -41,8 +41,8 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         start=method.start,
         seed=plain["seed"],
         device=device_of(device),
-        shared_prefix=parts["trainer"].shared_prefix,
         labels=None if labels is None else LabelSet(tuple(labels["names"])),
+        trainer=parts["trainer"],
     )
     for stage in filter(lambda stage: stage.lasting, method.stages):
         stage.restore(policy, folder / "stages" / stage.name)

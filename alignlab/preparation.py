@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
@@ -18,7 +21,9 @@ from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
 from alignlab.models.backbone import context_of, load_codec, shape_of, skeleton
+from alignlab.models.budget import Budget, Footprint, Need
 from alignlab.models.controls import Controls
+from alignlab.models.decode import DECODE_ROWS
 from alignlab.models.kinds import KINDS
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
@@ -31,8 +36,9 @@ LEAST_TOKENS = 4
 @dataclass(frozen=True)
 class Plan:
     """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
-    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone.
-    `labels`: what texts are told to be, where the data says so."""
+    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone. `labels`:
+    what texts are told to be, where the data says so. `decoding`: what sampling the evaluation's texts takes at once, and the
+    weights beside it, in bytes; None where no suite samples any."""
 
     config: RunConfig
     source: Source
@@ -47,6 +53,7 @@ class Plan:
     held_out_items: HeldOut | None = None
     labels: LabelSet | None = None
     held_out_labels: HeldOut | None = None
+    decoding: tuple[Need, int] | None = None
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -73,14 +80,16 @@ def make_plan(config: RunConfig) -> Plan:
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
     told = held_out(source.split("test"), _choices(config, labels), codec, limits) if labels and "label set" in needed else None
     _refuse_reserved([*works, *filter(None, (items, pairs))], tuner.controls)
-    if config.suites:
-        source.prompts()
+    prompts = source.prompts() if config.suites else []
+    sampled = any("sampled texts" in SUITES[suite].offers(config.evaluation) for suite in config.suites)
+    where = tuple(points(config.control, classes.names if classes else None))
+    rows_each = _rows_each(config, tuner, where)
     return Plan(
         config,
         source,
         method,
         works,
-        points=tuple(points(config.control, classes.names if classes else None)),
+        points=where,
         held_out=pairs,
         learned=learned,
         parameters=parameters,
@@ -89,6 +98,7 @@ def make_plan(config: RunConfig) -> Plan:
         held_out_items=items,
         labels=labels,
         held_out_labels=told,
+        decoding=_decoding(config, codec, prompts, skeletal, tuner, rows_each) if sampled else None,
     )
 
 
@@ -106,6 +116,35 @@ def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | Non
         for group in part.groups:
             if any(not reserved.isdisjoint(member.ids) for member in group.members):
                 raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
+
+
+def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
+    """Rows that a text is decoded in at most. Raises ConfigError for beams where passes are mixed."""
+    asked = [(point, tuner.controls.asked(point.asked, 1) if point.asked else None) for point in where]
+    terms = {point: len(tuner.controls.terms(each) if each else tuner.terms(point.strength)) for point, each in asked}
+    beams = config.evaluation.beams
+    mixed = [point.asked or f"strength {point.strength:g}" for point, count in terms.items() if count > 1]
+    if beams > 1 and mixed:
+        raise ConfigError(
+            f"evaluation.beams={beams} follow one pass, and at {', '.join(mixed)} passes are mixed; set evaluation.beams=1, or"
+            " control.strengths to those of one pass."
+        )
+    return beams * max(terms.values())
+
+
+def _decoding(
+    config: RunConfig, codec: Codec, prompts: Sequence[str], skeletal: PreTrainedModel, tuner: Any, rows_each: int
+) -> tuple[Need, int]:
+    """What decoding the evaluation's texts takes at once, within the trainer's budget; and the weights, in bytes."""
+    itemsize = getattr(torch, config.model.dtype).itemsize
+    budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
+    lead = tuner.controls.longest if tuner.controls else 0
+    new = config.evaluation.max_new_tokens
+    room = int(skeletal.config.max_position_embeddings) - (0 if skeletal.config.is_encoder_decoder else new)
+    lengths = [lead + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
+    longest = max((length for length in lengths if length <= room), default=0)
+    texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
+    return budget.need(texts, longest, new, rows_each), budget.footprint.weights
 
 
 def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:

@@ -168,13 +168,13 @@ def _resident(key: str) -> int:
 
 def _imports() -> None:
     """All that a side imports, without a model."""
-    rooms = ("models.policy", "models.streams", "tuners.dera", "tuners.clm.tuner")
+    rooms = ("models.policy", "models.decode", "tuners.dera", "tuners.clm.tuner")
     for name in ("transformers.models.llama.modeling_llama", *(f"alignlab.{room}" for room in rooms)):
         importlib.import_module(name)
 
 
 def _streams(policy: Any, strength: float, batch: int) -> Any:
-    from alignlab.models.streams import Streams
+    from alignlab.models.decode import Streams
 
     return Streams(policy.model, policy.knob, policy.knob.terms(strength), batch, policy.backbone.device)
 

@@ -48,9 +48,11 @@ def _classification(bench: Any) -> Any:
 SUITES = Registry(
     "evaluation suite",
     {
-        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle", "generation")),
+        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle", "generation"), offers=words("sampled texts")),
         "preference": Entry(EvaluationConfig, _preference, needs=words("pairs", "token likelihood")),
-        "fluency": Entry(EvaluationConfig, _fluency, needs=words("generation", "token likelihood")),
+        "fluency": Entry(
+            EvaluationConfig, _fluency, needs=words("generation", "token likelihood"), offers=words("sampled texts")
+        ),
         "classes": Entry(EvaluationConfig, _classes, needs=words("classes", "token likelihood")),
         "classification": Entry(EvaluationConfig, _classification, needs=words("label set")),
     },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
+from alignlab.models.sampling import Sampling
 from alignlab.registry import unknown
 from alignlab.tuners.config import STARTS_OF_PROMPTS, check_lora
 
@@ -16,7 +17,7 @@ PLACES = ("after_bos", "before_bos")
 @dataclass
 class EvaluationConfig:
     """`suites`: which, in order (the first gives the headline). `prompts`: texts sampled per strength. `pairs`: held-out
-    pairs scored. `temperature` 0 = greedy."""
+    pairs scored. How texts are sampled, from `max_new_tokens` to `beams`: see `Sampling`."""
 
     name: str
     suites: list[str]
@@ -25,14 +26,36 @@ class EvaluationConfig:
     max_new_tokens: int
     temperature: float
     top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    stop: list[str]
+    beams: int
     sampling_seed: int
 
     def check(self) -> None:
         """Raises ConfigError for numbers that cannot be sampled with."""
-        if self.prompts < 2 or self.pairs < 2 or self.max_new_tokens < 1:
-            raise ConfigError("evaluation.prompts and evaluation.pairs must be at least 2, max_new_tokens at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(f"evaluation: temperature={self.temperature} must be >= 0 and top_p={self.top_p} in (0, 1].")
+        if self.prompts < 2 or self.pairs < 2:
+            raise ConfigError("evaluation.prompts and evaluation.pairs must be at least 2.")
+        try:
+            self.sampling()
+        except ConfigError as error:
+            raise ConfigError(f"evaluation.{error}") from error
+
+    def sampling(self) -> Sampling:
+        """How texts are sampled. Raises ConfigError for numbers that cannot be sampled with."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            stop=tuple(self.stop),
+            beams=self.beams,
+        )
 
 
 @dataclass

@@ -13,7 +13,6 @@ from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, Split
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import Measurement
-from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, LabelSet, View
@@ -69,16 +68,19 @@ class Bench:
         if point not in self._answers:
             config = self.config
             prompts = self._prompts()
-            sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
             texts = self.policy.respond(
-                prompts, strength=point.strength, control=point.asked, sampling=sampling, seed=config.sampling_seed
+                prompts,
+                strength=point.strength,
+                control=point.asked,
+                sampling=config.sampling(),
+                seed=config.sampling_seed,
             )
             self._answers[point] = (prompts, texts)
         return self._answers[point]
 
     def _prompts(self) -> list[str]:
         """The first prompts of the evaluation split that leave room for an answer; how many did not is logged."""
-        room = self.policy.room - self.config.max_new_tokens
+        room = self.policy.prompt_room(self.config.max_new_tokens)
         offered = self.source.prompts()
         lengths = [len(ids) for ids in self.policy.backbone.codec.prompts(offered)]
         fitting = [prompt for prompt, length in zip(offered, lengths, strict=True) if length <= room]

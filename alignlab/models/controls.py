@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from alignlab.errors import ControlError
+from alignlab.errors import ControlError, ModelError
 from alignlab.models.knob import Lead, Strength, Term
 from alignlab.records import NO_CLASS, Batch
 from alignlab.registry import unknown
@@ -40,6 +40,13 @@ class Controls:
     def longest(self) -> int:
         """Tokens of the longest lead."""
         return max(len(lead.ids) for lead in self.leads)
+
+    def check_template(self, template_hash: str) -> None:
+        """Raises ModelError where prompts are written with another template than in training."""
+        if self.template not in (None, template_hash):
+            raise ModelError(
+                "this control was trained on prompts written with another template; set model.template as it was then."
+            )
 
     def number(self, name: str) -> int:
         """The number of a class. Raises ControlError for one that is not known."""

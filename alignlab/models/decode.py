@@ -1,28 +1,51 @@
-"""Generation with a dial: one strength per row, one draw per text, whatever streams run behind it."""
+"""Generation with a dial: one loop, inside transformers' `generate`, for policies and for models that peft loaded.
+
+model.generate(**inputs, custom_generate=at_strength(model, [0.0, 1.0, 1.5]), do_sample=True, min_new_tokens=20)
+
+A text has a row for each term of weight other than 0: streams, mixed at the logits before all else. Shapes: B texts, R rows of
+a pass, T tokens so far, S tokens of a source (what an encoder reads), V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import chain, count
+from types import TracebackType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.modeling_outputs import BaseModelOutput
 
+from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.knob import Knob, Term
-from alignlab.models.streams import Streams
+from alignlab.models.controls import led_rows
+from alignlab.models.knob import Knob, Lead, Strength, Term
+from alignlab.models.sampling import Sampling
+
+__all__ = ["CustomGenerate", "Sampling", "Streams", "answers", "decoding"]
 
 DECODE_ROWS = 256
-"""Rows that are generated together."""
+"""Texts that are generated together, where the budget has room for so many."""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_p 1 keeps the whole distribution."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+CustomGenerate = Callable[..., Any]
+Terms = Callable[[int, int, torch.device], Sequence[Term]]
+"""(rows, answers or beams per prompt, device) -> the passes."""
 
 
 def answers(
@@ -32,85 +55,412 @@ def answers(
     batches: Iterable[tuple[list[int], Sequence[Term]]],
     sampling: Sampling,
     seed: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """The text that continues each prompt. batches: row numbers that are generated together, and their passes."""
+    """The text that answers each prompt. batches: row numbers that are generated together, and their passes.
+
+    A text ends at the tokenizer's EOS, at any end that the model's generation_config names, and in front of a stop string.
+    What `sampling` has no word for (forced and suppressed tokens, say) is as the model's generation_config has it.
+    """
+    model = cast("Any", backbone.model)
     generator = torch.Generator().manual_seed(seed)
     uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
-    never = knob.controls.reserved if knob.controls else ()
     texts = [""] * len(prompts)
     with torch.inference_mode():
         for rows, terms in batches:
-            streams = Streams(backbone.model, knob, terms, len(rows), backbone.device)
-            begun = [prompts[row] for row in rows]
-            for row, new_ids in zip(rows, decode(backbone, begun, streams, sampling, uniform_BT[rows], never), strict=True):
-                texts[row] = backbone.codec.continuation(prompts[row], new_ids)
+            ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
+            begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
+            made_BT = model.generate(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                custom_generate=decoding(knob, lambda *_, terms=terms: terms, streamer, uniform_BT[rows], sampling.top_p),
+                **_settings(backbone, sampling, begin),
+            )
+            for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
+                texts[row] = _text(backbone, prompts[row], new_ids, sampling.stop)
     return texts
 
 
-def row_sets(knob: Knob, strengths: Sequence[float]) -> Iterator[list[int]]:
-    """Row numbers that are generated together: all rows where the knob takes them mixed, else one strength at a time."""
-    rows = list(range(len(strengths)))
-    mixed = knob.per_row or not any(isinstance(term.setting, Tensor) for term in knob.terms(torch.tensor(strengths)))
-    sets = [rows] if mixed else [[row for row in rows if strengths[row] == s] for s in dict.fromkeys(strengths)]
-    for chosen in sets:
-        for start in range(0, len(chosen), DECODE_ROWS):
-            yield chosen[start : start + DECODE_ROWS]
+def decoding(
+    knob: Knob,
+    terms: Terms,
+    streamer: BaseStreamer | None = None,
+    uniform_BT: Tensor | None = None,
+    top_p: float = 1.0,
+) -> CustomGenerate:
+    """A decoding function.
 
+    Streams are mixed before any logits processor sees them, and all of a text's streams get the token that was drawn; with
+    a single stream the result is that of `generate` itself, under the same seed. Beams are transformers' own, and need a
+    single stream. Ids that stand for a control are never chosen. transformers hands its `streamer` to no custom function, so
+    `streamer` is given here; it gets the prompt first, as from `generate`. uniform_BT: a number in [0, 1) per row and step, so
+    that a text does not depend on what else is in its batch; None: torch.multinomial, as in `generate`.
 
-def decode(
-    backbone: Backbone,
-    prompts: Sequence[tuple[int, ...]],
-    streams: Streams,
-    sampling: Sampling,
-    uniform_BT: Tensor,
-    never: Sequence[int] = (),
-) -> list[list[int]]:
-    """Continues each prompt until EOS or the limit; returns the new ids of each row, EOS left out.
-
-    Prompts are padded on the left. uniform_BT: one number in [0, 1) per row and step, drawn by the caller, so that a row's
-    text does not depend on what else is in its batch. never: ids that are not chosen.
+    Raises ControlError for beams over a mixture and for other ways of searching, for hidden states and attentions, and for a
+    cache that already holds something.
     """
-    ids_BT, mask_BT = _pad_left(prompts, backbone)
-    step_BT, alive_B = ids_BT, torch.ones(len(prompts), dtype=torch.bool, device=backbone.device)
-    chosen: list[Tensor] = []
-    with streams:
-        for step in range(sampling.max_new_tokens):
+
+    def mix(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        inputs_tensor: Tensor | None = None,
+        **given: Any,
+    ) -> Any:
+        _refuse(generation_config, inputs_tensor, given)
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        asked = terms(len(input_ids), copies, input_ids.device)
+        source = None
+        mask_BT = given.get("attention_mask")
+        if model.config.is_encoder_decoder:
+            source, mask_BT = _source(input_ids, inputs_tensor, mask_BT), given.get("decoder_attention_mask")
+        mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
+        processors = LogitsProcessorList(logits_processor)
+        if knob.controls and knob.controls.reserved:
+            processors.insert(0, SuppressTokensLogitsProcessor(knob.controls.reserved))
+        search = _Search(model, input_ids, mask_BT, source, processors, stopping_criteria, generation_config)
+        if generation_config.num_beams and generation_config.num_beams > 1:
+            if len(asked) > 1 or asked[0].weight != 1.0:
+                raise ControlError(
+                    "beam search follows one pass, and here passes are mixed; ask at an end of the dial or for one class, the"
+                    " same for all prompts, or set num_beams=1."
+                )
+            if streamer is not None:
+                raise ControlError("beams are chosen between at the end, so nothing can be streamed; leave the streamer out.")
+            return search.beams(knob, asked[0], given)
+        with Streams(model, knob, asked, len(input_ids), input_ids.device, source) as streams:
+            return search.steps(streams, streamer, uniform_BT, top_p)
+
+    return mix
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What `generate` hands to a decoding function: ids and mask of the texts so far, B,T, and their sources, B,S."""
+
+    model: PreTrainedModel
+    ids_BT: Tensor
+    mask_BT: Tensor
+    source: tuple[Tensor, Tensor] | None
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    config: GenerationConfig
+
+    def steps(self, streams: Streams, streamer: BaseStreamer | None, uniform_BT: Tensor | None, top_p: float) -> Any:
+        """Token by token, until every text has met a criterion."""
+        # Where no pad is named, generate settles on the first end and keeps it here.
+        pad = cast("Any", self.config)._pad_token_tensor
+        ends = any(hasattr(criterion, "eos_token_id") for criterion in self.criteria)
+        ids_BT, mask_BT, step_BT = self.ids_BT, self.mask_BT, self.ids_BT
+        alive_B = torch.ones(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
+        kept: dict[str, list[Tensor]] = {"scores": [], "logits": []}
+        wanted = [name for name in kept if self.config.return_dict_in_generate and getattr(self.config, f"output_{name}")]
+        if streamer is not None:
+            streamer.put(ids_BT.cpu())
+        for step in count():
             logits_BV = streams.step(step_BT, mask_BT)
-            logits_BV[:, list(never)] = -torch.inf
-            token_B = _choose(logits_BV, sampling, uniform_BT[:, step])
-            token_B = torch.where(alive_B, token_B, backbone.codec.eos)
-            chosen.append(token_B)
-            alive_B = alive_B & (token_B != backbone.codec.eos)
+            scores_BV: Tensor = self.processors(cast("Any", ids_BT), cast("Any", logits_BV))
+            for name, made_BV in (("scores", scores_BV), ("logits", logits_BV)):
+                kept[name] += [made_BV] if name in wanted else []
+            if not self.config.do_sample:
+                token_B = scores_BV.argmax(-1)
+            elif uniform_BT is None:
+                token_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0]
+            else:
+                token_B = _drawn(scores_BV, top_p, uniform_BT[:, step])
+            step_BT = (torch.where(alive_B, token_B, pad) if ends else token_B)[:, None]
+            ids_BT = torch.cat([ids_BT, step_BT], dim=1)
+            mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
+            if streamer is not None:
+                streamer.put(step_BT[:, 0].cpu())
+            alive_B = alive_B & ~self.criteria(cast("Any", ids_BT), (scores_BV,))
             if not bool(alive_B.any()):
                 break
-            step_BT = token_B[:, None]
-            mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
-    return [_until_end(row, backbone.codec.eos) for row in torch.stack(chosen, dim=1).tolist()]
+        if streamer is not None:
+            streamer.end()
+        if not self.config.return_dict_in_generate:
+            return ids_BT
+        output = GenerateDecoderOnlyOutput if self.source is None else GenerateEncoderDecoderOutput
+        return output(sequences=cast("Any", ids_BT), **cast("Any", {name: tuple(made) or None for name, made in kept.items()}))
+
+    def beams(self, knob: Knob, term: Term, given: dict[str, Any]) -> Any:
+        """transformers' own beam search at one setting. A lead stands in the text that is searched, and nowhere else."""
+        ids_BT, config = self.ids_BT, copy.copy(self.config)
+        if self.source is None and term.lead.ids:
+            ids_BT, given["attention_mask"] = led_rows(self.ids_BT, self.mask_BT, [term.lead] * len(ids_BT))
+            if "position_ids" in given:
+                given["position_ids"] = _positions(given["attention_mask"])
+            config.max_length = (config.max_length or 0) + ids_BT.shape[1] - self.ids_BT.shape[1]
+        prompt_PT = self.ids_BT[:: config.num_beams]
+
+        def unled(found_RT: Any) -> Tensor:
+            before_RT = prompt_PT.repeat_interleave(len(found_RT) // len(prompt_PT), dim=0)
+            return torch.cat([before_RT, found_RT[:, ids_BT.shape[1] :]], dim=1)
+
+        setting = term.setting
+        if isinstance(setting, Tensor):  # one per prompt, or already one per beam
+            setting = setting.repeat_interleave(len(ids_BT) // len(setting))
+        with knob.at(setting):
+            if self.source is not None:
+                given["encoder_outputs"], given["attention_mask"] = _encoded(self.model, self.source, [term.lead] * len(ids_BT))
+            found = cast("Any", self.model)._beam_search(
+                ids_BT,
+                logits_processor=lambda ids_RT, scores_RV: self.processors(cast("Any", unled(ids_RT)), scores_RV),
+                stopping_criteria=lambda ids_RT, scores: self.criteria(cast("Any", unled(ids_RT)), scores),
+                generation_config=config,
+                **given,
+            )
+        if isinstance(found, Tensor):
+            return unled(found)
+        found.sequences = unled(found.sequences)
+        return found
 
 
-def _choose(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
-    """Greedy, or one draw per row by inverting the cumulative distribution over descending probabilities."""
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    sorted_BV, order_BV = (logits_BV / sampling.temperature).sort(dim=-1, descending=True, stable=True)
+@dataclass
+class _Stream:
+    """Rows that run in one pass. `mixed_R`: the text of each row, and its weight; None = every text once, with weight 1.
+    `leads`: what stands in each row beside its text. `mask_RT`: what the rows hold so far, leads included; of a source, what
+    the encoder has read, whose states are `encoded`."""
+
+    mixed_R: tuple[Tensor, Tensor] | None
+    setting: Strength
+    leads: Sequence[Lead]
+    cache: Any = None
+    mask_RT: Tensor | None = None
+    encoded: Any = None
+
+    def fed(self, ids_RT: Tensor, mask_RT: Tensor) -> tuple[Tensor, Tensor]:
+        """New tokens of the rows and the mask of all their tokens; the first ones get their leads."""
+        if self.mask_RT is None:
+            ids_RT, mask_RT = (
+                led_rows(ids_RT, mask_RT, self.leads) if any(lead.ids for lead in self.leads) else (ids_RT, mask_RT)
+            )
+        else:
+            mask_RT = torch.cat([self.mask_RT, mask_RT[:, -ids_RT.shape[1] :]], dim=1)
+        self.mask_RT = mask_RT
+        return ids_RT, mask_RT
+
+
+class Streams:
+    """Runs all terms of a mixture side by side. Where rows of a pass may differ in their setting, it is a single pass.
+
+    A context: the knob is turned inside. `step` feeds new tokens of every text and returns the mixed logits. `source`: ids and
+    mask, B,S, of what an encoder reads, once per row and at the row's setting; None for a model without an encoder.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        knob: Knob,
+        terms: Sequence[Term],
+        texts: int,
+        device: torch.device,
+        source: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._model, self._knob, self._texts, self._source = model, knob, texts, source
+        self._streams = _laid(terms, texts, knob.per_row, device)
+        self._inside = ExitStack()
+        taken = inspect.signature(model.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
+        self._takes_positions = "position_ids" in taken
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+
+    def __enter__(self) -> Streams:
+        if len(self._streams) == 1:  # one setting for every step
+            self._inside.enter_context(self._knob.at(self._streams[0].setting))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._inside.close()
+
+    def step(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits in fp32 after the last of the new tokens, B,V. mask_BT covers all tokens so far, padding on the left."""
+        first, *others = self._streams
+        logits_BV = self._weighted(first, ids_BT, mask_BT)
+        for stream in others:
+            logits_BV = logits_BV + self._weighted(stream, ids_BT, mask_BT)
+        return logits_BV
+
+    def _weighted(self, stream: _Stream, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        if stream.mixed_R is None:
+            return self._last_logits(stream, ids_BT, mask_BT)
+        owner_R, weight_R = stream.mixed_R
+        logits_RV = self._last_logits(stream, ids_BT[owner_R], mask_BT[owner_R]) * weight_R[:, None]
+        return logits_RV.new_zeros(self._texts, logits_RV.shape[1]).index_add(0, owner_R, logits_RV)
+
+    def _last_logits(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> Tensor:
+        with self._at(stream):
+            given = self._beside_text(stream, ids_RT, mask_RT) if self._source else self._text(stream, ids_RT, mask_RT)
+            output = self._model(**given, **{self._cache_name: stream.cache}, use_cache=True, **self._last_only)
+        stream.cache = getattr(output, self._cache_name)
+        logits_RV: Tensor = output.logits[:, -1].float()
+        return logits_RV
+
+    def _text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:
+        """A model that goes on with its prompt."""
+        ids_RT, mask_RT = stream.fed(ids_RT, mask_RT)
+        given = {"input_ids": ids_RT, "attention_mask": mask_RT}
+        return {**given, "position_ids": _positions(mask_RT)[:, -ids_RT.shape[1] :]} if self._takes_positions else given
+
+    def _beside_text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:
+        """A model that writes beside what its encoder has read."""
+        if stream.encoded is None:
+            assert self._source is not None
+            source = self._source if stream.mixed_R is None else tuple(each[stream.mixed_R[0]] for each in self._source)
+            stream.encoded, stream.mask_RT = _encoded(self._model, cast("tuple[Tensor, Tensor]", source), stream.leads)
+        return {
+            "encoder_outputs": stream.encoded,
+            "attention_mask": stream.mask_RT,
+            "decoder_input_ids": ids_RT,
+            "decoder_attention_mask": mask_RT,
+        }
+
+    def _at(self, stream: _Stream) -> AbstractContextManager[None]:
+        return nullcontext() if len(self._streams) == 1 else self._knob.at(stream.setting)
+
+
+def _laid(terms: Sequence[Term], texts: int, together: bool, device: torch.device) -> list[_Stream]:
+    """The rows of each pass. Rows of weight 0 do not run, so a text at an end of the dial costs one row."""
+    if len(terms) == 1 and terms[0].weight == 1.0:
+        return [_Stream(None, terms[0].setting, [terms[0].lead] * texts)]
+    every = torch.arange(texts, device=device)
+    owners, weights, settings, leads = [], [], [], []
+    for term in terms:
+        weight_B = torch.as_tensor(term.weight, dtype=torch.float32, device=device).expand(texts)
+        setting_B = torch.as_tensor(term.setting, dtype=torch.float32, device=device).expand(texts)
+        owners.append(every[weight_B != 0])
+        weights.append(weight_B[owners[-1]])
+        settings.append(setting_B[owners[-1]])
+        leads.append([term.lead] * len(owners[-1]))
+    if together:
+        return [_Stream((torch.cat(owners), torch.cat(weights)), torch.cat(settings), [*chain(*leads)])]
+    rows = zip(owners, weights, settings, leads, strict=True)
+    return [_Stream((owner_R, weight_R), setting_R, lead_R) for owner_R, weight_R, setting_R, lead_R in rows if len(owner_R)]
+
+
+def _drawn(scores_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
+    """One draw per row, by inverting the cumulative distribution over descending probabilities."""
+    sorted_BV, order_BV = scores_BV.sort(dim=-1, descending=True, stable=True)
     cumulative_BV = sorted_BV.double().softmax(-1).cumsum(-1)
     # top_p keeps the smallest set whose mass reaches it; the draw is scaled to that mass.
-    inside_BV = (cumulative_BV - sorted_BV.double().softmax(-1)) < sampling.top_p
+    inside_BV = (cumulative_BV - sorted_BV.double().softmax(-1)) < top_p
     mass_B = torch.where(inside_BV, cumulative_BV, 0.0).amax(-1)
     drawn_B1 = torch.searchsorted(cumulative_BV, (uniform_B.double() * mass_B)[:, None], right=True)
     last_B1 = inside_BV.sum(-1, keepdim=True) - 1
     return order_BV.gather(1, torch.minimum(drawn_B1, last_B1))[:, 0]
 
 
-def _pad_left(prompts: Sequence[tuple[int, ...]], backbone: Backbone) -> tuple[Tensor, Tensor]:
+def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, Any]:
+    """Arguments of `generate`; None turns off what the model's generation_config may ask for. top_p is the draw's own."""
+    codec, drawn = backbone.codec, sampling.temperature > 0
+    settings: dict[str, Any] = {
+        "max_new_tokens": sampling.max_new_tokens,
+        **dict.fromkeys(("max_length", "min_length", "min_new_tokens")),
+        "do_sample": drawn,
+        "temperature": float(sampling.temperature) if drawn else None,
+        "top_k": sampling.top_k or None if drawn else None,
+        "min_p": sampling.min_p or None if drawn else None,
+        "top_p": None,
+        "repetition_penalty": float(sampling.repetition_penalty),
+        "no_repeat_ngram_size": sampling.no_repeat_ngram_size or None,
+        "num_beams": sampling.beams,
+        "num_return_sequences": 1,
+        "eos_token_id": _ends(backbone),
+        "pad_token_id": codec.pad,
+    }
+    if sampling.stop:
+        settings["stopping_criteria"] = StoppingCriteriaList([_InAnswer(backbone, sampling.stop, begin)])
+    if backbone.model.config.is_encoder_decoder:
+        # Each stream reads the source at its own setting; this keeps generate from reading it at another one beforehand.
+        settings["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.empty(0, 0, 0))
+    return settings
+
+
+class _InAnswer(StopStringCriteria):
+    """transformers' search for stop strings, in the answers alone: one that a prompt ends with or begins is none."""
+
+    def __init__(self, backbone: Backbone, stop: Sequence[str], begin: int) -> None:
+        try:
+            super().__init__(backbone.codec.tokenizer, list(stop))
+        except ValueError as error:
+            raise ConfigError(
+                f"no token of this tokenizer can end any of stop={list(stop)}; choose texts it can say."
+            ) from error
+        self._begin = begin
+
+    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:
+        return super().__call__(input_ids[:, self._begin :], scores, **more)
+
+
+def _ends(backbone: Backbone) -> list[int]:
+    """All ids that end an answer, the tokenizer's EOS first."""
+    named = getattr(backbone.model.generation_config, "eos_token_id", None)
+    others = [] if named is None else [named] if isinstance(named, int) else named
+    return list(dict.fromkeys((backbone.codec.eos, *others)))
+
+
+def _text(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> str:
+    """New ids as text, up to the first end, in front of the first stop string."""
+    ends = set(_ends(backbone))
+    said = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    codec = backbone.codec
+    text = codec.decode(said) if backbone.model.config.is_encoder_decoder else codec.continuation(prompt, said)
+    return text[: min((text.index(each) for each in stop if each in text), default=len(text))]
+
+
+def _padded(prompts: Sequence[tuple[int, ...]], backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Ids and mask: padded on the left where the answer follows, on the right (positions count from 0) for an encoder."""
     width = max(1, *(len(prompt) for prompt in prompts))
     ids_BT = torch.full((len(prompts), width), backbone.codec.pad)
     mask_BT = torch.zeros_like(ids_BT)
     for row, prompt in enumerate(prompts):
-        ids_BT[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask_BT[row, width - len(prompt) :] = 1
+        begin = 0 if backbone.model.config.is_encoder_decoder else width - len(prompt)
+        ids_BT[row, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        mask_BT[row, begin : begin + len(prompt)] = 1
     return ids_BT.to(backbone.device), mask_BT.to(backbone.device)
 
 
-def _until_end(ids: list[int], eos: int) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _positions(mask_RT: Tensor) -> Tensor:
+    return (mask_RT.cumsum(1) - 1).clamp(min=0)
+
+
+def _source(ids_BT: Tensor, source_PS: Tensor | None, mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the encoder reads for each row: generate repeats the mask for several answers per prompt, and not the ids."""
+    assert source_PS is not None  # `_refuse` has seen to it
+    source_BS = source_PS.repeat_interleave(len(ids_BT) // len(source_PS), dim=0)
+    return source_BS, torch.ones_like(source_BS) if mask_BS is None else mask_BS
+
+
+def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], leads: Sequence[Lead]) -> tuple[Any, Tensor]:
+    """The encoder's states of some rows, leads put in, and their mask; padding stays on the right."""
+    ids_RS, mask_RS = source
+    if any(lead.ids for lead in leads):
+        ids_RS, mask_RS = led_rows(ids_RS, mask_RS, leads)
+        padding_R1 = (mask_RS == 0).sum(1, keepdim=True)
+        turned_RS = (torch.arange(ids_RS.shape[1], device=ids_RS.device) + padding_R1) % ids_RS.shape[1]
+        ids_RS, mask_RS = ids_RS.gather(1, turned_RS), mask_RS.gather(1, turned_RS)
+    return cast("Any", model).get_encoder()(input_ids=ids_RS, attention_mask=mask_RS, return_dict=True), mask_RS
+
+
+def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[str, Any]) -> None:
+    mode = config.get_generation_mode()
+    if mode not in (
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+    ):
+        raise ControlError(
+            f"a dial decodes by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so leave"
+            " assistants and other ways of searching out."
+        )
+    cache = given.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ControlError("a cache was given that one stream has filled; each stream needs its own, so give the whole text.")
+    if config.output_hidden_states or config.output_attentions:
+        raise ControlError("hidden states and attentions of a mixture of passes are not defined; leave them out.")
+    read = inputs_tensor is not None and (inputs_tensor.is_floating_point() or bool((inputs_tensor < 0).any()))
+    if given.get("inputs_embeds") is not None or read:
+        raise ControlError("give input_ids; embeddings and an encoder's states are not copied to the streams.")

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
 
-from alignlab.errors import ConfigError, ControlError, ModelError
+from alignlab.errors import ConfigError, ControlError
 from alignlab.models.backbone import Backbone
+from alignlab.models.budget import Budget, Footprint
 from alignlab.models.controls import WITHOUT, Asked, Controls, led
-from alignlab.models.decode import Sampling, answers, row_sets
+from alignlab.models.decode import DECODE_ROWS, answers
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
+from alignlab.models.sampling import Sampling
 from alignlab.records import Batch
 
 
 class Policy:
     """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it."""
 
-    def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True) -> None:
+    def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True, pass_gib: float | None = None) -> None:
         self.backbone = backbone
         self.knob = knob
+        self.budget = Budget(Footprint.of(backbone.model, backbone.model.dtype.itemsize), pass_gib)
         self.shared_prefix = shared_prefix and backbone.takes_segments
-        written = knob.controls.template if knob.controls else None
-        if written not in (None, backbone.codec.template_hash):
-            raise ModelError(
-                "this control was trained on prompts written with another template; set model.template as it was then."
-            )
+        if knob.controls is not None:
+            knob.controls.check_template(backbone.codec.template_hash)
         self._terms: tuple[Term, ...] | None = None
         self._running: Strength = 1.0
         self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
@@ -45,6 +47,11 @@ class Policy:
     def room(self) -> int:
         """Tokens of prompt and answer together, beside the longest control."""
         return self.backbone.context - (self.knob.controls.longest if self.knob.controls else 0)
+
+    def prompt_room(self, new: int) -> int:
+        """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
+        own, all that there is room for."""
+        return self.room - (0 if self.backbone.model.config.is_encoder_decoder else new)
 
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
@@ -108,19 +115,25 @@ class Policy:
         control: Asked | Sequence[Asked] | None = None,
         sampling: Sampling,
         seed: int,
+        streamer: BaseStreamer | None = None,
     ) -> list[str]:
         """Answers each prompt at one strength, or at one strength per prompt; or under a class (`control`), likewise.
 
         A class is a name, or a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none"
         is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
-        `prompts`, not on the batch it ran in. Raises ControlError for a strength that is not a finite number, an unknown
-        class, and a list of the wrong length.
+        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. Raises ControlError
+        for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
+        passes, and a streamer for several prompts or beams.
         """
         strengths = checked_strengths(strength, len(prompts))
         chosen = None if control is None else self._classes().asked(control, len(prompts))
+        if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
+            raise ControlError(
+                f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
+            )
         encoded = self.backbone.codec.prompts(prompts)
         reserved = set(self.knob.controls.reserved if self.knob.controls else ())
-        room = self.room - sampling.max_new_tokens
+        room = self.prompt_room(sampling.max_new_tokens)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not reserved.isdisjoint(ids):
                 raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
@@ -129,13 +142,19 @@ class Policy:
                     f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
                     f" has room for {room} before them; shorten it or lower max_new_tokens."
                 )
-        device = self.backbone.device
-        batches: list[tuple[list[int], Sequence[Term]]] = []
-        for rows in row_sets(self.knob, strengths):
-            strength_here = as_strength([strengths[row] for row in rows], device)
-            terms = self._classes().terms([chosen[row] for row in rows]) if chosen else self.knob.terms(strength_here)
-            batches.append((rows, terms))
-        return answers(self.backbone, self.knob, encoded, batches, sampling, seed)
+        if not prompts:
+            return []
+        alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
+        every = self._asked(strengths, chosen)
+        mixed = self.knob.per_row or not any(isinstance(term.setting, Tensor) for term in every)
+        longest = max(map(len, encoded)) + self.backbone.context - self.room
+        at_most = self.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
+        batches = [
+            (rows, self._asked([strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
+            # Beams follow one pass, which texts at both ends of a dial do not have in common.
+            for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
+        ]
+        return answers(self.backbone, self.knob, encoded, batches, sampling, seed, streamer)
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:
@@ -226,10 +245,25 @@ class Policy:
         weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
         return Pass(weight, head, hidden_KD)
 
+    def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[Term]:
+        """The passes of some texts, each at its strength, or where classes are chosen under its own."""
+        if chosen:
+            return self._classes().terms(chosen)
+        return self.knob.terms(as_strength(strengths, self.backbone.device))
+
     def _classes(self) -> Controls:
         if self.knob.controls is None:
             raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
         return self.knob.controls
+
+
+def _together(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:
+    """Row numbers that are generated together: all where passes may be `mixed`, else those that are `alike`."""
+    rows = list(range(len(alike)))
+    sets = [rows] if mixed else [[row for row in rows if alike[row] == each] for each in dict.fromkeys(alike)]
+    for chosen in sets:
+        for start in range(0, len(chosen), at_most):
+            yield chosen[start : start + at_most]
 
 
 def _by_row(setting: Strength, layout: Layout) -> Strength:

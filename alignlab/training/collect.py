@@ -86,7 +86,9 @@ class CollectStage:
         folder.mkdir(parents=True, exist_ok=True)
         layers = self.layers.of(policy.backbone.shape)
         norms, directions, kept = [], [], {}
-        for rows in in_order(work.groups, min(session.trainer.micro_batch or GROUPS_PER_PASS, GROUPS_PER_PASS)):
+        wanted = min(session.trainer.micro_batch or GROUPS_PER_PASS, GROUPS_PER_PASS)
+        members, longest = len(work.groups[0].members), max(group.length for group in work.groups)
+        for rows in in_order(work.groups, policy.budget.groups(members, longest, wanted)):
             groups = [work.groups[row] for row in rows]
             batch = whole(groups, policy.backbone.codec.pad).to(policy.backbone.device)
             base_LKD, shift_LKD = self.measure(policy, batch, layers)

@@ -80,13 +80,16 @@ class FitConfig:
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
     process has of a batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no
-    activations and are computed again for the gradient. `extra`: further transformers.TrainingArguments."""
+    activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,
+    references, collecting) may take beside the weights; fewer rows run together where more would not fit. `extra`: further
+    transformers.TrainingArguments."""
 
     name: str
     device: str
     micro_batch: int | None
     shared_prefix: bool
     gradient_checkpointing: bool
+    pass_gib: float
     checkpoint_every_steps: int
     keep_checkpoints: int
     log_every_steps: int
@@ -102,6 +105,8 @@ class TrainerConfig:
                 "trainer.gradient_checkpointing=true computes blocks again when the attention that shares prefixes is no longer"
                 " set; add trainer.shared_prefix=false."
             )
+        if not 0 < self.pass_gib < math.inf:
+            raise ConfigError(f"trainer.pass_gib={self.pass_gib} must be a finite number of GiB above 0.")
         if self.keep_checkpoints < 2:
             raise ConfigError(
                 "trainer.keep_checkpoints must be at least 2: the last good one stays until the next is complete."

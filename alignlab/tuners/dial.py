@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
+import torch
 from peft import PeftModel
+from transformers.generation.streamers import BaseStreamer
 
-from alignlab.errors import ModelError
+from alignlab.errors import ControlError, ModelError
 from alignlab.models.controls import Asked
-from alignlab.models.generate import CustomGenerate, mixing, mixing_classes
-from alignlab.models.knob import Knob
+from alignlab.models.decode import CustomGenerate, decoding
+from alignlab.models.knob import Knob, Term, as_strength, checked_strengths
 from alignlab.models.policy import Policy
+from alignlab.models.text import Codec
 from alignlab.tuners.clm.tuner import ClmTuner
 from alignlab.tuners.control.tuner import ControlTuner
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.red.tuner import RedTuner
 
+T = TypeVar("T")
 KNOBS: Mapping[str, type[PeftTuner]] = {
     "CLM": ClmTuner,
     "CONTROL": ControlTuner,
@@ -26,21 +31,57 @@ KNOBS: Mapping[str, type[PeftTuner]] = {
 """PEFT type -> tuner whose strengths may differ by row."""
 
 
-def at_strength(model: PeftModel | Policy, strength: float | Sequence[float]) -> CustomGenerate:
+def at_strength(
+    model: PeftModel | Policy,
+    strength: float | Sequence[float],
+    *,
+    template: str | Codec | None = None,
+    streamer: BaseStreamer | None = None,
+) -> CustomGenerate:
     """For `model.generate(..., custom_generate=at_strength(model, strength))`: one number, or one per prompt of the batch.
 
-    Raises ModelError for an adapter without a dial.
+    All arguments of `generate` stay, but for three that transformers hands to no custom function: a `streamer` is given here,
+    stop strings as `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`, and there is no assistant. Beams run where a
+    single pass does. `template`: what wrote the prompts, a policy's codec or its `template_hash`; a control is asked in the
+    template that it was trained with (a Policy is checked when it is made). A streamer needs a single prompt.
+
+    Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for strengths
+    that are not finite or of another number than the prompts.
     """
-    return mixing(model.knob if isinstance(model, Policy) else knob_of(model), strength)
+    knob, values = _turned(model, template), checked_strengths(strength)
+
+    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
+        each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
+        return knob.terms(as_strength(each, device))
+
+    return decoding(knob, terms, streamer)
 
 
-def at_class(model: PeftModel | Policy, control: Asked | Sequence[Asked]) -> CustomGenerate:
+def at_class(
+    model: PeftModel | Policy,
+    control: Asked | Sequence[Asked],
+    *,
+    template: str | Codec | None = None,
+    streamer: BaseStreamer | None = None,
+) -> CustomGenerate:
     """The same for a control: one class, or one per prompt; a class is a name, or a mapping from names to weights that add up
     to 1. The prompts hold no control: each stream puts in its own.
 
-    Raises ModelError for an adapter without a dial, and ControlError for one without classes and for an unknown class.
+    Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for an adapter
+    without classes and for an unknown class.
     """
-    return mixing_classes(model.knob if isinstance(model, Policy) else knob_of(model), control)
+    knob = _turned(model, template)
+    controls = knob.controls
+    if controls is None:
+        raise ControlError("this adapter has a strength and no classes; take at_strength.")
+    many = isinstance(control, Sequence) and not isinstance(control, str)
+    given = controls.asked(control, len(control) if many else 1)
+
+    def terms(rows: int, copies: int, _device: torch.device) -> Sequence[Term]:
+        each = _per_row(given, rows, copies) if many else given * rows
+        return controls.terms(controls.asked(each, rows))
+
+    return decoding(knob, terms, streamer)
 
 
 def knob_of(model: PeftModel) -> Knob:
@@ -49,3 +90,19 @@ def knob_of(model: PeftModel) -> Knob:
     if kind not in KNOBS:
         raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(KNOBS)}.")
     return KNOBS[kind].around(model)
+
+
+def _turned(model: PeftModel | Policy, template: str | Codec | None) -> Knob:
+    """The knob, which fits the template that is named."""
+    knob = model.knob if isinstance(model, Policy) else knob_of(model)
+    if template is not None and knob.controls is not None:
+        knob.controls.check_template(template if isinstance(template, str) else template.template_hash)
+    return knob
+
+
+def _per_row(values: Sequence[T], rows: int, copies: int) -> list[T]:
+    """One value per row; with several answers or beams per prompt, transformers lays them side by side."""
+    prompts = rows // copies
+    if len(values) not in (rows, prompts):
+        raise ControlError(f"{len(values)} strengths or classes were given for {prompts} prompts; give one, or one per prompt.")
+    return list(values) if len(values) == rows else [value for value in values for _ in range(copies)]

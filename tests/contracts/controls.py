@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
 from alignlab.models.controls import Asked
-from alignlab.models.decode import Sampling
+from alignlab.models.decode import Sampling, Streams
 from alignlab.models.policy import Policy
-from alignlab.models.streams import Streams
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tuners import TUNERS
 from alignlab.tuners.config import ControlTunerConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import alignlab
+from alignlab.errors import ControlError, ModelError
 from alignlab.models.controls import Asked
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.text import Codec, Template
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import CASES, EMBEDDED, HALVES, PAIRED, PROMPTS, Case, last_logits, said, trained
 
@@ -23,6 +26,7 @@ both_ways = pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "s
 MIXED: list[Asked] = ["good", HALVES, "none", "bad"]
 ENCODED = CODEC.prompts(PROMPTS)
 WIDTH = max(map(len, ENCODED))
+GREEDY = Sampling(8, 0.0, 1.0)
 
 
 def generated(model: Any, **more: Any) -> Tensor:
@@ -138,3 +142,93 @@ def test_several_answers_to_a_prompt_are_all_under_its_class(case: Case) -> None
 
     assert len(made[0]) == 8
     assert torch.equal(made[0], made[1])
+
+
+@every_case
+@pytest.mark.parametrize("control", ["good", "none"])
+def test_beams_under_a_class_search_behind_its_lead(case: Case, control: str) -> None:
+    policy = trained(case, backbone(case.backbone))
+    searched = replace(GREEDY, beams=3)
+
+    answers = policy.respond(PROMPTS, control=control, sampling=searched, seed=0)
+    inside = generated(module_of(policy), num_beams=3, custom_generate=alignlab.at_class(policy, control))
+
+    assert texts(inside) == answers
+    assert answers == [by_hand(policy, control, prompt, num_beams=3) for prompt in ENCODED]
+    assert answers != said(policy, control)
+
+
+def by_hand(policy: Policy, control: str, prompt: tuple[int, ...], **how: Any) -> str:
+    """The lead put into one prompt by hand, and transformers' own generate behind it, under the class's setting."""
+    controls = policy.knob.controls
+    assert controls is not None
+    (term,) = controls.terms(controls.asked(control, 1))
+    behind = term.lead.behind if term.lead.ids else 0
+    ids = (*prompt[:behind], *term.lead.ids, *prompt[behind:])
+    with policy.knob.at(term.setting):
+        made = module_of(policy).generate(input_ids=torch.tensor([ids]), max_new_tokens=8, do_sample=False, **how)
+    row = made[0, len(ids) :].tolist()
+    return CODEC.continuation(prompt, row[: row.index(CODEC.eos)] if CODEC.eos in row else row)
+
+
+def test_beams_take_a_class_per_prompt() -> None:
+    policy = trained(CASES[0], backbone(CASES[0].backbone))
+    searched, classes = replace(GREEDY, beams=3), ["good", "none", "bad", "dull"]
+
+    together = policy.respond(PROMPTS, control=classes, sampling=searched, seed=0)
+
+    assert together == [
+        policy.respond(PROMPTS, control=name, sampling=searched, seed=0)[row] for row, name in enumerate(classes)
+    ]
+
+
+def test_beams_over_a_mixture_of_classes_are_refused() -> None:
+    policy = trained(CASES[0], backbone(CASES[0].backbone))
+
+    with pytest.raises(ControlError, match="beam search follows one pass, and here passes are mixed"):
+        policy.respond(PROMPTS, control=HALVES, sampling=replace(GREEDY, beams=2), seed=0)
+
+
+@every_case
+def test_the_callers_generation_config_stays_as_it_was(case: Case) -> None:
+    before = backbone(case.backbone).model.generation_config.to_dict()
+
+    policy = trained(case, backbone(case.backbone))
+    generated(module_of(policy), custom_generate=alignlab.at_class(policy, "good"))
+    generated(module_of(policy))
+
+    assert policy.backbone.model.generation_config.to_dict() == before
+
+
+@every_embedded_case
+def test_what_the_caller_suppresses_is_suppressed_beside_the_placeholders(case: Case) -> None:
+    policy = trained(case, backbone(case.backbone))
+    wants_placeholders(policy)
+    free = generated(module_of(policy), max_new_tokens=1)
+
+    others = generated(module_of(policy), max_new_tokens=1, suppress_tokens=sorted(set(free.flatten().tolist())))
+
+    assert not torch.isin(others, free).any()
+    assert not torch.isin(others, torch.tensor(reserved(policy))).any()
+
+
+@pytest.mark.parametrize(
+    "template", ["0123456789abcdef", Codec(CODEC.tokenizer, Template("Q: {prompt}\n", False, True))], ids=["hash", "codec"]
+)
+def test_a_control_is_not_asked_in_another_template_than_it_was_trained_with(template: str | Codec) -> None:
+    module = module_of(trained(CASES[3], backbone("llama")))
+
+    for turned in (
+        lambda: alignlab.at_class(module, "good", template=template),
+        lambda: alignlab.at_strength(module, 1.0, template=template),
+    ):
+        with pytest.raises(ModelError, match="trained on prompts written with another template"):
+            turned()
+
+
+def test_in_its_own_template_it_is() -> None:
+    module = module_of(trained(CASES[3], backbone("llama")))
+    free = generated(module, custom_generate=alignlab.at_class(module, "good"))
+
+    for template in (CODEC, CODEC.template_hash):
+        assert torch.equal(generated(module, custom_generate=alignlab.at_class(module, "good", template=template)), free)

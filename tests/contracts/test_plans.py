@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from alignlab import preparation
 from alignlab.config import parse
+from alignlab.errors import ConfigError
+from alignlab.plan import show
 from alignlab.sweeps.stages import stages_of
 from tests.contracts.test_methods import STAGE, composed
 
@@ -38,3 +41,42 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
     plan = preparation.make_plan(config)
     made = {stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.moves}
     assert {stage.name: stage.steps for stage in stages_of(config) or ()} == made
+
+
+def decoding(tmp_path: Path, method: str, *words: str) -> tuple[int, int, int] | None:
+    """Texts at a time, rows of each and tokens of a row, as a plan has them."""
+    need = preparation.make_plan(parse(composed(tmp_path, method, *words))).decoding
+    return (need[0].texts, need[0].rows, need[0].tokens) if need else None
+
+
+def test_a_plan_says_what_decoding_takes(tmp_path: Path) -> None:
+    words = ("evaluation.suites=[toy]", "evaluation.prompts=6", "evaluation.max_new_tokens=30")
+    plan = preparation.make_plan(parse(composed(tmp_path, "red", *words)))
+    console = Console(record=True, width=240)
+
+    show(plan, (), console)
+
+    longest = max(len(ids) for ids in preparation.load_codec(plan.config.model).prompts(plan.source.prompts()[:6]))
+    assert f"6 texts at a time, 1 x {longest + 30} tokens each: weights 0.00194 + caches " in console.export_text()
+
+
+def test_texts_have_a_row_for_each_term_and_beam_and_fewer_of_them_fit_a_smaller_budget(tmp_path: Path) -> None:
+    words = ("evaluation.suites=[toy]", "evaluation.prompts=6", "control.strengths=[0.0,0.5]")
+    greedy = ("evaluation.temperature=0.0", "evaluation.beams=3", "control.strengths=[0.0,1.0]")
+
+    assert (decoding(tmp_path, "clm", *words) or ())[:2] == (6, 2)
+    assert (decoding(tmp_path, "clm", *words, *greedy) or ())[:2] == (6, 3)
+    assert (decoding(tmp_path, "clm", *words, "trainer.pass_gib=1e-4") or ())[:2] == (1, 2)
+
+
+def test_where_no_text_is_sampled_no_decoding_is_planned(tmp_path: Path) -> None:
+    assert decoding(tmp_path, "clm", "evaluation.suites=[preference]") is None
+
+
+def test_beams_are_refused_where_the_evaluation_mixes_passes(tmp_path: Path) -> None:
+    words = ("evaluation.temperature=0.0", "evaluation.beams=3", "control.strengths=[0.0,0.5,1.0,2.0]")
+
+    with pytest.raises(
+        ConfigError, match=r"evaluation.beams=3 follow one pass, and at strength 0\.5, strength 2 passes are mixed"
+    ):
+        decoding(tmp_path, "clm", *words)

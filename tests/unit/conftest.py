@@ -11,9 +11,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
 
 from alignlab.data.batching import whole
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.models.backbone import Backbone
 from alignlab.models.knob import Strength, Term
 from alignlab.models.policy import Policy
@@ -57,6 +59,20 @@ class NoKnob:
 
     def off(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+class Heard(BaseStreamer):
+    """What a streamer was given."""
+
+    def __init__(self) -> None:
+        self.put_ids: list[Tensor] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        self.put_ids.append(value)
+
+    def end(self) -> None:
+        self.ended += 1
 
 
 def plain(backbone: Backbone) -> Policy:
@@ -115,6 +131,27 @@ def fit_config(**changes: Any) -> FitConfig:
     return FitConfig(**{**values, **changes})
 
 
+def evaluation_config(**changes: Any) -> EvaluationConfig:
+    """Texts drawn at temperature 1, nothing left out."""
+    values: dict[str, Any] = {
+        "name": "quick",
+        "suites": ["toy"],
+        "prompts": 4,
+        "pairs": 4,
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "stop": [],
+        "beams": 1,
+        "sampling_seed": 0,
+    }
+    return EvaluationConfig(**{**values, **changes})
+
+
 def trainer_config(**changes: Any) -> TrainerConfig:
     """A CPU trainer that checkpoints every other step."""
     values: dict[str, Any] = {
@@ -123,6 +160,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "micro_batch": None,
         "shared_prefix": True,
         "gradient_checkpointing": False,
+        "pass_gib": 16.0,
         "checkpoint_every_steps": 2,
         "keep_checkpoints": 2,
         "log_every_steps": 1,

@@ -9,11 +9,16 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.tuners.control.belongs import refuse_other
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
+
+
+class NoPlaceholder(SuppressTokensLogitsProcessor):
+    """A type of its own, since generate drops its `suppress_tokens` for a processor of the type that it would build."""
 
 
 class ControlModel(BaseTuner):
@@ -47,10 +52,15 @@ class ControlModel(BaseTuner):
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except NoMatchingPeftModuleError as error:
             raise ConfigError(f"a LoRA control found no layer for its targets: {config.target_modules}.") from error
-        if config.embeds and getattr(model, "generation_config", None) is not None:
-            # Nothing but a control may say a placeholder; a model would read it as one.
-            suppressed = getattr(model.generation_config, "suppress_tokens", None) or []
-            model.generation_config.suppress_tokens = sorted({*suppressed, *config.placeholders})  # type: ignore[union-attr]
+
+    def generate(self, *inputs: Any, **given: Any) -> Any:
+        """The model's own, which says no placeholder: a model would read it as a control. The caller's generation_config stays
+        as it is."""
+        placeholders = sorted({id for config in self.peft_config.values() if config.embeds for id in config.placeholders})
+        if placeholders:
+            mine = [*(given.get("logits_processor") or ()), NoPlaceholder(placeholders)]
+            given["logits_processor"] = LogitsProcessorList(mine)
+        return self.model.generate(*inputs, **given)  # type: ignore[operator]
 
     def _prepare_adapter_config(self, peft_config: ControlConfig, model_config: dict[str, Any]) -> ControlConfig:  # type: ignore[override]
         if peft_config.form == "text":

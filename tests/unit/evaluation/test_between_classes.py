@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,19 +17,19 @@ from alignlab.data.source import Judge, Source, Split
 from alignlab.data.views import labelled
 from alignlab.errors import ConfigError
 from alignlab.evaluation.classes import BetweenClasses
-from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import Measurement, rank_correlation
 from alignlab.evaluation.suite import Bench, Point, held_out
 from alignlab.evaluation.toy import Toy
+from alignlab.models.budget import Budget, Footprint
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Preference, Response
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import Case, batch_of, totals_under, trained
-from tests.unit.conftest import PAIRS
+from tests.unit.conftest import PAIRS, evaluation_config
 
 TWO, THREE = ("good", "bad"), ("good", "middle", "bad")
-EVALUATION = EvaluationConfig("quick", ["classes"], 3, 4, 6, 0.0, 1.0, 0)
+EVALUATION = evaluation_config(suites=["classes"], prompts=3, pairs=4, max_new_tokens=6, temperature=0.0)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class Told:
     nats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     backbone: Any = field(default_factory=lambda: SimpleNamespace(codec=CODEC, device=torch.device("cpu")))
-    room: int = 128
+    budget: Budget = field(default_factory=lambda: Budget(Footprint(0, 0, 0, 0)))
     name: str = ""
+
+    def prompt_room(self, new: int) -> int:
+        return 128 - new
 
     @contextmanager
     def under(self, name: str) -> Iterator[None]:
@@ -69,7 +72,7 @@ def bench(policy: Any, classes: Classes, records: Sequence[Preference], judge: J
     plain = Source("made", {name: lambda: Split(tuple(records)) for name in ("train", "test")}, judge)
     source = classed(plain, classes)
     items = held_out(source.split(LABELLED["test"]), labelled, CODEC, Limits(120, "error"))
-    return Bench(policy, source, None, EvaluationConfig(**{**vars(EVALUATION), **changes}), classes, items)
+    return Bench(policy, source, None, replace(EVALUATION, **changes), classes, items)
 
 
 def pairs(count: int) -> list[Preference]:

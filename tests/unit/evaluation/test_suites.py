@@ -27,7 +27,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Example, Preference
-from tests.unit.conftest import PAIRS, attached, batch_of
+from tests.unit.conftest import PAIRS, attached, batch_of, evaluation_config
 
 RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 
@@ -47,17 +47,7 @@ def by_length(prompt: str, response: str) -> Said:
 
 
 def config(**changes: Any) -> EvaluationConfig:
-    values: dict[str, Any] = {
-        "name": "quick",
-        "suites": ["toy"],
-        "prompts": 3,
-        "pairs": 4,
-        "max_new_tokens": 6,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "sampling_seed": 0,
-    }
-    return EvaluationConfig(**{**values, **changes})
+    return evaluation_config(**{"prompts": 3, "pairs": 4, "max_new_tokens": 6, **changes})
 
 
 def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
@@ -222,10 +212,20 @@ def test_without_its_metric_there_is_no_headline() -> None:
     [
         ({"prompts": 1}, "at least 2"),
         ({"pairs": 1}, "at least 2"),
-        ({"max_new_tokens": 0}, "max_new_tokens at least 1"),
-        ({"temperature": -0.1}, "temperature=-0.1 must be >= 0"),
-        ({"top_p": 0.0}, r"top_p=0.0 in \(0, 1\]"),
-        ({"top_p": 1.1}, r"top_p=1.1 in \(0, 1\]"),
+        ({"max_new_tokens": 0}, r"evaluation\.max_new_tokens=0 must be at least 1"),
+        ({"temperature": -0.1}, r"evaluation\.temperature=-0.1 must be a finite number, at least 0"),
+        ({"temperature": math.nan}, r"evaluation\.temperature=nan must be"),
+        ({"temperature": math.inf}, r"evaluation\.temperature=inf must be"),
+        ({"top_p": 0.0}, r"evaluation\.top_p=0.0 must be above 0 and at most 1"),
+        ({"top_p": 1.1}, r"evaluation\.top_p=1.1 must be"),
+        ({"top_k": -1}, r"evaluation\.top_k=-1 must be at least 0"),
+        ({"min_p": 1.0}, r"evaluation\.min_p=1.0 must be at least 0 and below 1"),
+        ({"min_p": math.nan}, r"evaluation\.min_p=nan must be"),
+        ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be a finite number above 0"),
+        ({"no_repeat_ngram_size": 1}, r"evaluation\.no_repeat_ngram_size=1 must be 0, or at least 2"),
+        ({"stop": [".", " ", ""]}, r"evaluation\.stop=.* must be a list of texts, none of them empty"),
+        ({"beams": 0}, r"evaluation\.beams=0 must be at least 1"),
+        ({"beams": 2}, r"evaluation\.beams=2 draw nothing, so set temperature=0"),
     ],
 )
 def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any], sentence: str) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor
+from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor, StopStringCriteria
 
 import alignlab
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from tests.conftest import backbone
-from tests.unit.conftest import attached, plain
+from tests.conftest import CODEC, backbone
+from tests.unit.conftest import Heard, attached, plain
 
 every_backbone = pytest.mark.parametrize("kind", ["llama", "gpt2"])
 both_ways = pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True, "top_p": 0.9}], ids=["greedy", "sampled"])
@@ -188,6 +188,69 @@ def test_a_policy_lends_its_dial(tuner: str) -> None:
     assert torch.equal(at_zero, plain(backbone("llama")).model.generate(PROMPTS, max_new_tokens=8))
 
 
+@every_backbone
+@pytest.mark.parametrize("tuner", ["clm", "lora"])
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True}], ids=["searched", "sampled"])
+def test_beams_at_an_end_of_the_dial_are_those_of_generate(tuner: str, kind: str, how: dict[str, Any]) -> None:
+    model = module(tuner, kind)
+    asked = {"num_beams": 3, "num_return_sequences": 2, **how}
+
+    at_one, at_zero = (generated(model, strength, **asked) for strength in (1.0, 0.0))
+
+    assert torch.equal(at_one, generated(model, None, **asked))
+    with model.disable_adapter():
+        assert torch.equal(at_zero, generated(model, None, **asked))
+    assert not torch.equal(at_one, generated(model, None))
+
+
+def test_beams_of_a_tuner_of_one_pass_take_a_strength_per_prompt() -> None:
+    model = module("red")
+
+    together = generated(model, STRENGTHS, num_beams=3)
+
+    for row, strength in enumerate(STRENGTHS):
+        alone = generated(
+            model, strength, num_beams=3, input_ids=PROMPTS[row : row + 1], attention_mask=torch.ones(1, 5).long()
+        )
+        assert torch.equal(together[row, : alone.shape[1]], alone[0])
+
+
+def test_scores_of_beams_are_those_of_generate() -> None:
+    model = module("clm")
+    asked = {"num_beams": 2, "return_dict_in_generate": True, "output_scores": True}
+
+    found, expected = generated(model, 1.0, **asked), generated(model, None, **asked)
+
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(found.sequences_scores, expected.sequences_scores)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_streamer_gets_what_generate_would_give_it(strength: float) -> None:
+    model = module("clm")
+    heard, expected = Heard(), Heard()
+    one = {"input_ids": PROMPTS[:1], "attention_mask": torch.ones(1, 5).long(), "max_new_tokens": 4}
+
+    dialled = alignlab.at_strength(model, strength, streamer=heard)
+    ids = generated(model, None, custom_generate=dialled, **one)
+
+    generated(model, None, streamer=expected, **one)
+    assert [put.shape for put in heard.put_ids] == [put.shape for put in expected.put_ids]
+    assert torch.equal(torch.cat([put.flatten() for put in heard.put_ids]), ids[0])
+    assert heard.ended == expected.ended == 1
+
+
+def test_stop_strings_are_given_as_a_criterion() -> None:
+    model = module("clm")
+    free = generated(model, 0.5, eos_token_id=None)[0, 5:].tolist()
+    stop = CODEC.tokenizer.decode(free[2:4])
+
+    stopping = [StopStringCriteria(CODEC.tokenizer, stop)]
+    ids = generated(model, 0.5, input_ids=PROMPTS[:1], attention_mask=None, eos_token_id=None, stopping_criteria=stopping)
+
+    assert ids[0, 5:].tolist() == free[:4]
+
+
 def full_cache(model: PeftModel) -> DynamicCache:
     """A cache that one pass has filled."""
     cache: DynamicCache = model(PROMPTS[:, :4], use_cache=True).past_key_values
@@ -205,7 +268,13 @@ def full_cache(model: PeftModel) -> DynamicCache:
         ),
         (math.nan, lambda _: {}, "not finite"),
         ([0.0, 1.0, math.inf, 1.0], lambda _: {}, "not finite"),
-        (0.5, lambda _: {"num_beams": 2}, "beam search is not offered, so set num_beams=1"),
+        (0.5, lambda _: {"num_beams": 2}, "beam search follows one pass, and here passes are mixed"),
+        ([0.0, 1.0, 0.0, 1.0], lambda _: {"num_beams": 2}, "beam search follows one pass, and here passes are mixed"),
+        (
+            1.0,
+            lambda model: {"num_beams": 2, "custom_generate": alignlab.at_strength(model, 1.0, streamer=Heard())},
+            "nothing can be streamed",
+        ),
         (0.5, lambda _: {"prompt_lookup_num_tokens": 2}, "assisted generation is not offered"),
         (0.5, lambda _: {"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states and attentions"),
         (0.5, lambda model: {"past_key_values": full_cache(model)}, "each stream needs its own"),
@@ -216,7 +285,9 @@ def full_cache(model: PeftModel) -> DynamicCache:
         "too few for several answers",
         "nan",
         "inf",
-        "beams",
+        "beams between",
+        "beams at both ends",
+        "streamed beams",
         "prompt lookup",
         "hidden states",
         "filled cache",

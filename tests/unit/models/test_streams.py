@@ -13,9 +13,8 @@ from torch import Tensor
 
 from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling
+from alignlab.models.decode import Sampling, Streams
 from alignlab.models.policy import Policy
-from alignlab.models.streams import Streams
 from tests.conftest import backbone
 from tests.unit.conftest import attached, plain
 

@@ -51,6 +51,9 @@ def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
         ({"log_every_steps": 0}, "trainer.log_every_steps=0 must be at least 1"),
         ({"micro_batch": 0}, "trainer.micro_batch=0 must be at least 1, or null"),
         ({"micro_batch": -2}, "trainer.micro_batch=-2 must be at least 1, or null"),
+        ({"pass_gib": 0.0}, "trainer.pass_gib=0.0 must be a finite number of GiB above 0"),
+        ({"pass_gib": float("nan")}, "trainer.pass_gib=nan must be a finite number"),
+        ({"pass_gib": float("inf")}, "trainer.pass_gib=inf must be a finite number"),
         ({"threads": 0}, "trainer.threads=0 must be at least 1, or null"),
     ],
 )

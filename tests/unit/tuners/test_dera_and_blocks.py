@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
+from alignlab.models.decode import Streams
 from alignlab.models.policy import Policy
-from alignlab.models.streams import Streams
 from alignlab.records import Batch
 from alignlab.tuners import TUNERS
 from tests.conftest import backbone
