@@ -72,8 +72,8 @@ View = Callable[[Preference], Sequence[Group]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged. `head`:
-    leading tokens that a cut leaves alone, BOS and the lead."""
+    """One example as ids. `start`: position of the first response token. `moved`: the response would merge with the prompt, so
+    it is tokenised apart. `head`: leading tokens that a cut leaves alone, BOS and the lead."""
 
     ids: tuple[int, ...]
     start: int

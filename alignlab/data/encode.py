@@ -43,7 +43,7 @@ class Account:
         """One line for the plan and the log."""
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in self.dropped.items()) or "none dropped"
         cut = f"; {self.cut} prompts cut on the left" if self.cut else ""
-        moved = f"; in {self.moved} a token spans prompt and response" if self.moved else ""
+        moved = f"; in {self.moved} a response that would merge with its prompt is tokenised apart" if self.moved else ""
         shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
         made = "" if self.made is None else f" as {self.made} items"
         return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{shortened}{moved}"
@@ -60,7 +60,7 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         groups += seen
     examples = [example for group in groups for example in group.members]
     flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
-    encoded = [_group(group, [next(flat) for _ in group.members]) for group in groups]
+    encoded = [EncodedGroup(group.row, tuple(next(flat) for _ in group.members)) for group in groups]
 
     kept: list[EncodedGroup] = []
     cut = shortened = 0
@@ -80,14 +80,6 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account
-
-
-def _group(group: Group, members: Sequence[Encoded]) -> EncodedGroup:
-    """The members of one prompt answer from the same token on, also where only one of them merged the prompt's last."""
-    if len({example.prompt for example in group.members}) == 1:
-        prompt = min(member.start - member.head for member in members)
-        members = [replace(member, start=member.head + prompt) for member in members]
-    return EncodedGroup(group.row, tuple(members))
 
 
 def _opening(group: EncodedGroup, tokens: int | None) -> EncodedGroup:

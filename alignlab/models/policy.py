@@ -124,7 +124,8 @@ class Policy:
             strength_here = as_strength([strengths[row] for row in rows], device)
             terms = self._classes().terms([chosen[row] for row in rows]) if chosen else self.knob.terms(strength_here)
             batches.append((rows, terms))
-        return answers(self.backbone, self.knob, encoded, batches, sampling, seed)
+        texts = answers(self.backbone, self.knob, encoded, batches, sampling, seed)
+        return [self.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:
