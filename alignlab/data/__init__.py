@@ -23,6 +23,7 @@ SOURCES = Registry(
         "toy": Entry(ToyConfig, toy_stories.build, offers=_toy),
         "hh_rlhf": Entry(HhConfig, hh_rlhf.build, offers=_pairs),
         "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
+        "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
         "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
         "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
     },
