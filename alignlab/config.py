@@ -105,6 +105,7 @@ class RunConfig:
         """Eight characters that change with anything that changes the result, the seed aside."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
         decisive["contents"] = [self.model.stamp(), self.data.stamp(), self.tuner.stamp()]
+        decisive["contents"] += [self.method.stamp()] if self.method.stamp() else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

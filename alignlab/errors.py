@@ -35,6 +35,10 @@ class DivergedError(AlignlabError):
     """The loss is no longer a finite number; names the stage and the step, and what was kept."""
 
 
+class FirstLossError(AlignlabError):
+    """The first loss of a stage is not the one that is known beforehand; what it is compared with is wrong."""
+
+
 class SweepError(AlignlabError):
     """A sweep that ended with failed jobs; each was told by itself."""
 

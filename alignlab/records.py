@@ -83,9 +83,10 @@ View = Callable[[Preference], Sequence[Group]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as ids. `start`: position of the first response token. `moved`: the prompt's last token was merged. `head`:
-    leading tokens that a cut leaves alone, BOS and the lead. Of a classifier, whose ids are the source alone: `target`, the
-    number of the class, or the number itself; `types`, which source text each token belongs to, where the model asks."""
+    """One example as ids. `start`: position of the first response token. `moved`: the response would merge with the prompt, so
+    it is tokenised apart. `head`: leading tokens that a cut leaves alone, BOS and the lead. Of a classifier, whose ids are the
+    source alone: `target`, the number of the class, or the number itself; `types`, which source text each token belongs to,
+    where the model asks."""
 
     ids: tuple[int, ...]
     start: int

@@ -33,6 +33,7 @@ SOURCES = Registry(
         "text_classification": Entry(TextClassificationConfig, text_classification.build, offers=words("chosen", "label set")),
         "hh_rlhf": Entry(HhConfig, hh_rlhf.build, offers=_pairs),
         "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
+        "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
         "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
         "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
     },

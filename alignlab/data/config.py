@@ -9,7 +9,7 @@ from alignlab.errors import ConfigError
 from alignlab.files import stamps
 
 CLASSED_BY = ("pairs", "labels", "scores", "attributes")
-TOO_LONG = ("error", "drop", "cut_prompt_left")
+TOO_LONG = ("error", "drop", "cut_prompt_left", "cut_response")
 HALVES = ("rm", "ppo")
 """The halves of a training split, the first and the second: as splits of their own, and as `part`."""
 
@@ -56,8 +56,9 @@ class HalvesConfig:
 @dataclass
 class DataConfig:
     """`max_tokens` (prompt and response; null = the model's context) and what happens to a longer row: `too_long` = error |
-    drop | cut_prompt_left. `limit`: at most so many training records, null = all. `flipped`: share of the training pairs whose
-    labels are swapped. `part`: the half that is the training split, rm | ppo, null = both."""
+    drop | cut_prompt_left | cut_response (its end, EOS with it). `limit`: at most so many training records, null = all.
+    `flipped`: share of the training pairs whose labels are swapped. `part`: the half that is the training split, rm | ppo, null
+    = both."""
 
     name: str
     max_tokens: int | None
@@ -193,9 +194,12 @@ class HhConfig(HubConfig):
 
 @dataclass
 class FramedConfig(HubConfig):
-    """Plain questions on the hub, written into `frame` (one {prompt})."""
+    """Plain questions on the hub, written into `frame` (one {prompt}). `train_split`, `test_split`: the hub's names for them; a
+    null test split = there is none."""
 
     frame: str
+    train_split: str
+    test_split: str | None
 
     def check(self) -> None:
         """Raises ConfigError for a frame that does not hold the question."""

@@ -29,7 +29,8 @@ class Limits:
 @dataclass(frozen=True)
 class Account:
     """What became of the rows of a split under one view. `read` counts records, the others groups; `made`: how many, where the
-    view makes several of a record. `cut` (prompts), `shortened` (responses) and `moved` count among the kept."""
+    view makes several of a record. `cut` (prompts), `shortened` (responses), `ended` (responses cut to fit, their EOS with the
+    end) and `moved` count among the kept."""
 
     read: int
     kept: int
@@ -38,15 +39,17 @@ class Account:
     moved: int
     shortened: int = 0
     made: int | None = None
+    ended: int = 0
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
         lost = "; ".join(f"{count} dropped: {reason}" for reason, count in self.dropped.items()) or "none dropped"
         cut = f"; {self.cut} prompts cut on the left" if self.cut else ""
-        moved = f"; in {self.moved} a token spans prompt and response" if self.moved else ""
+        moved = f"; in {self.moved} a response that would merge with its prompt is tokenised apart" if self.moved else ""
+        ended = f"; {self.ended} with a response cut at its end, which is not trained as one" if self.ended else ""
         shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
         made = "" if self.made is None else f" as {self.made} items"
-        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{shortened}{moved}"
+        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{ended}{shortened}{moved}"
 
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
@@ -60,10 +63,10 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         groups += seen
     examples = [example for group in groups for example in group.members]
     flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
-    encoded = [_group(group, [next(flat) for _ in group.members]) for group in groups]
+    encoded = [EncodedGroup(group.row, tuple(next(flat) for _ in group.members)) for group in groups]
 
     kept: list[EncodedGroup] = []
-    cut = shortened = 0
+    cut = shortened = ended = 0
     for whole in encoded:
         opening = _opening(whole, limits.response_tokens)
         fitted, reason = _fit(opening, limits)
@@ -71,23 +74,16 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
             dropped[reason] += 1
             continue
         shortened += opening is not whole
-        cut += fitted is not opening
+        cut += fitted.members[0].start < opening.members[0].start
+        ended += fitted.response_tokens < opening.response_tokens
         kept.append(fitted)
     read = len(split.records) + sum(split.left_out.values())
     moved = sum(any(member.moved for member in group.members) for group in kept)
     made = len(groups) if len(groups) > len(split.records) else None
-    account = Account(read, len(kept), dict(dropped), cut, moved, shortened, made)
+    account = Account(read, len(kept), dict(dropped), cut, moved, shortened, made, ended)
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account
-
-
-def _group(group: Group, members: Sequence[Encoded]) -> EncodedGroup:
-    """The members of one prompt answer from the same token on, also where only one of them merged the prompt's last."""
-    if len({example.prompt for example in group.members}) == 1:
-        prompt = min(member.start - member.head for member in members)
-        members = [replace(member, start=member.head + prompt) for member in members]
-    return EncodedGroup(group.row, tuple(members))
 
 
 def _opening(group: EncodedGroup, tokens: int | None) -> EncodedGroup:
@@ -108,12 +104,21 @@ def _fit(group: EncodedGroup, limits: Limits) -> tuple[EncodedGroup | None, str]
         return fitted, ""
     if limits.too_long == "error":
         raise DataError(
-            f"{group.row}: {fitted.length} tokens, but a row may have {limits.max_tokens}; set data.too_long=drop or"
-            " cut_prompt_left, or raise data.max_tokens if the model's context allows."
+            f"{group.row}: {fitted.length} tokens, but a row may have {limits.max_tokens}; set data.too_long=drop,"
+            " cut_prompt_left or cut_response, or raise data.max_tokens if the model's context allows."
         )
+    if limits.too_long == "cut_response":
+        if any(member.start >= limits.max_tokens for member in fitted.members):
+            return None, f"no room for a response in {limits.max_tokens} tokens"
+        return _first_tokens(fitted, limits.max_tokens), ""
     if limits.too_long == "drop" or not _leaves_a_prompt(fitted, excess):
         return None, f"longer than {limits.max_tokens} tokens"
     return _without_left(fitted, excess), ""
+
+
+def _first_tokens(group: EncodedGroup, count: int) -> EncodedGroup:
+    """Every member up to this length; a longer one loses the end of its response, and EOS with it."""
+    return replace(group, members=tuple(replace(member, ids=member.ids[:count]) for member in group.members))
 
 
 def _leaves_a_prompt(group: EncodedGroup, count: int) -> bool:

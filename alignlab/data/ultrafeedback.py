@@ -14,14 +14,11 @@ from alignlab.records import Preference
 
 
 def build(config: FramedConfig) -> Source:
-    """From a local folder of *.jsonl(.gz) with the hub's columns, or from the hub."""
-    return Source(
-        config.name,
-        {
-            "train": partial(_split, config, config.train, "train_prefs", config.limit),
-            "test": partial(_split, config, config.test, "test_prefs", config.test_limit),
-        },
-    )
+    """From a local folder of *.jsonl(.gz) with the hub's columns, or from the hub, where there may be no test split."""
+    readers = {"train": partial(_split, config, config.train, config.train_split, config.limit)}
+    if config.path or config.test_split is not None:
+        readers["test"] = partial(_split, config, config.test, config.test_split or "", config.test_limit)
+    return Source(config.name, readers)
 
 
 def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:

@@ -15,6 +15,10 @@ class MethodConfig:
         """The stages that train, in order."""
         return {}
 
+    def stamp(self) -> list[str]:
+        """What tells apart the files that a method reads; most read none."""
+        return []
+
     def reads(self, stage: str) -> tuple[str, int]:
         """Of a stage that trains: the split whose records it reads, and how many groups it makes of each. For estimates."""
         del stage

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.files import stamps
 from alignlab.methods.config import MethodConfig, between, one_of
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
 
-LOSSES = ["sigmoid", "ipo", "hinge", "robust"]
+LOSSES = ["sigmoid", "ipo", "hinge", "robust", "apo_zero"]
+REFERENCES = ["base", "start", "none"]
+MODEL = "model:"
+"""In front of the folder of a reference that is another model."""
 
 
 @dataclass
 class PreferenceConfig(MethodConfig):
     """`sft_first`: whether the backbone itself is first fine-tuned on the chosen responses, by `sft`. `smoothing`: share of
     flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`: base (tuner off) | start
-    (the stage's first weights) | none. `cache_reference`: compute it once beforehand. `likelihood`: weight of the chosen
-    response's negative log-likelihood per token."""
+    (the stage's first weights) | none | model:PATH (another model with the same vocabulary, a folder of save_pretrained).
+    `cache_reference`: compute it once beforehand. `likelihood`: weight of the chosen response's negative log-likelihood per
+    token."""
 
     name: str
     loss: str
@@ -40,18 +46,34 @@ class PreferenceConfig(MethodConfig):
         self.sft.check("method.sft")
         one_of("method.loss", self.loss, LOSSES)
         one_of("method.length_norm", self.length_norm, ["sum", "mean"])
-        one_of("method.reference", self.reference, ["base", "start", "none"])
+        if self.other_model is None:
+            one_of("method.reference", self.reference, [*REFERENCES, f"{MODEL}PATH"])
+        else:
+            _check_model(self.other_model)
         between("method.beta", self.beta, 1e-6, 1e3)
         between("method.smoothing", self.smoothing, 0, 0.5)
         between("method.likelihood", self.likelihood, 0, 1e3)
-        if self.smoothing and self.loss in ("ipo", "hinge"):
+        if self.smoothing and self.loss not in ("sigmoid", "robust"):
             raise ConfigError(f"method.smoothing has no meaning for method.loss={self.loss}; set it to 0.")
         if self.loss == "robust" and self.smoothing >= 0.5:
             raise ConfigError(
                 "method.smoothing must be below 0.5 for method.loss=robust, whose loss divides by 1 - 2 smoothing."
             )
+        if self.loss == "apo_zero" and self.reference == "none":
+            raise ConfigError(
+                "method.loss=apo_zero compares each response with the reference, and method.reference is none; set it to base."
+            )
         if self.prefer.loss_on != "response":
             raise ConfigError("method.prefer.loss_on must be response: a shared prompt says nothing about a preference.")
+
+    @property
+    def other_model(self) -> Path | None:
+        """The folder of a reference that is another model."""
+        return Path(self.reference.removeprefix(MODEL)) if self.reference.startswith(MODEL) else None
+
+    def stamp(self) -> list[str]:
+        """What tells apart the weights of a reference that is another model."""
+        return stamps(sorted(self.other_model.glob("*.safetensors"))) if self.other_model else []
 
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""
@@ -68,12 +90,18 @@ def stages(config: PreferenceConfig) -> Method:
     from alignlab.training.method import Method
     from alignlab.training.moves import TheBackbone
     from alignlab.training.objectives import Preference, nll
+    from alignlab.training.reference_models import Base, OtherModel, Reference, Start
     from alignlab.training.stages import TrainStage
 
-    objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
-    # Where a stage starts is gone after its first step, so `start` is always computed beforehand.
-    beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
-    cached = config.reference if beforehand else None
+    kind = "model" if config.other_model else config.reference
+    objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, kind, config.likelihood)
+    cached: Reference | None = None
+    if config.other_model:
+        cached = OtherModel(config.other_model)
+    elif config.reference == "start":  # where a stage starts is gone after its first step
+        cached = Start()
+    elif config.reference == "base" and config.cache_reference:
+        cached = Base()
     prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
     sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves=TheBackbone())
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
@@ -83,3 +111,14 @@ def needs(config: PreferenceConfig) -> frozenset[str]:
     """Pairs and their likelihood; and weights that can be trained in place where there is an `sft` stage."""
     words = {"pairs", "token likelihood"}
     return frozenset(words | {"float32 weights"} if config.sft_first else words)
+
+
+def _check_model(folder: Path) -> None:
+    """Raises ConfigError for a folder that holds no whole model in safetensors."""
+    given = f"method.reference={MODEL}{folder}"
+    if not folder.is_dir():
+        raise ConfigError(f"{given} does not exist; give a folder saved by save_pretrained.")
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"{given} is an adapter; `python -m alignlab export RUN` makes a whole model.")
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"{given} holds no config.json with *.safetensors; give a folder saved by save_pretrained.")

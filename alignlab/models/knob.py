@@ -46,6 +46,9 @@ class Knob(Protocol):
     controls: Controls | None
     """The classes between which it chooses; None where it has a strength only."""
 
+    starts_as_base: bool
+    """Whether a new one leaves every log-probability as it is without the tuner."""
+
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """The passes whose weighted logits make this strength; raises ControlError for one it cannot honour."""
 

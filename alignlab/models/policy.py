@@ -154,7 +154,8 @@ class Policy:
             # Beams follow one pass, which texts at both ends of a dial do not have in common.
             for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
         ]
-        return answers(self.backbone, self.knob, encoded, batches, sampling, seed, streamer)
+        texts = answers(self.backbone, self.knob, encoded, batches, sampling, seed, streamer)
+        return [self.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:

@@ -33,9 +33,20 @@ class Template:
         return text[len(bos) :] if bos and self.bos and text.startswith(bos) else text
 
 
+PROBES = ("The", "a", "I", "7", "(", '"', "-", "é")
+"""Openings of responses: where one of them changes the ids of a prompt that ends in white space, that white space is moved."""
+ANCHORS = ("\n", ":", "a")
+"""Texts in front of which a response is tokenised apart from its prompt; the first whose ids it leaves alone is taken."""
+
+
 class Codec:
-    """A tokenizer and a template. Special tokens are added here and by nobody else. `predicts_prompt`: whether the prompt is
-    part of what the model predicts, so that it can count in a loss."""
+    """A tokenizer and a template. Special tokens are added here and by nobody else.
+
+    A model is asked with the very ids that it was trained on: the ids of a prompt are the same alone and in front of every
+    response. White space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore
+    belongs to the response: it is no part of the prompt, it is trained in front of the response, and `answer` takes it away.
+    `predicts_prompt`: whether the prompt is part of what the model predicts, so that it can count in a loss.
+    """
 
     predicts_prompt = True
 
@@ -52,30 +63,38 @@ class Codec:
         self.head = (int(tokenizer.bos_token_id),) if template.bos else ()
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
         self._special = {self.eos, *self.head}
+        self._kept: dict[str, int] = {}
 
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each prompt as the model reads it, BOS included where the template asks for it."""
-        texts = [self.template.render(prompt, self.tokenizer) for prompt in prompts]
+        texts = [self._divided(prompt)[0] for prompt in prompts]
         return [(*self.head, *ids) for ids in self._ids(texts)]
 
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
-        """Ids of each prompt and response, with EOS behind the response.
+        """Ids of each prompt, as `prompts` has them, then of the response, with EOS behind it.
 
-        Prompt and response are tokenised as one string. The prompt ends where the ids of the prompt alone stop agreeing, so
-        a token that straddles the boundary belongs to the response, and `moved` says so. Raises DataError, with the row,
-        for an empty response and for special tokens written out in the text.
+        Both are tokenised as one string. A response that would change the ids of its prompt, as `lo` behind `hel` may, is
+        tokenised apart, and `moved` says so. Raises DataError, with the row, for an empty response and for special tokens
+        written out in the text.
         """
-        rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
         leads = {text: self.lead(text) for text in {example.lead for example in examples}}
         for text, ids in leads.items():
             if not self._special.isdisjoint(ids):
                 raise DataError(f"the prefix {text!r} holds a BOS or EOS token as text; remove it, alignlab adds its own.")
-        alone = self._ids(rendered)
-        joined = self._ids([text + example.response for text, example in zip(rendered, examples, strict=True)])
+        divided = [self._divided(example.prompt) for example in examples]
+        answered = [space + example.response for (_, space), example in zip(divided, examples, strict=True)]
+        alone = self._ids([text for text, _ in divided])
+        joined = self._ids([text + answer for (text, _), answer in zip(divided, answered, strict=True)])
         return [
-            self._encoded(prompt, both, example, row, leads[example.lead])
-            for prompt, both, example, row in zip(alone, joined, examples, rows, strict=True)
+            self._encoded(prompt, both, answer, example, row, leads[example.lead])
+            for prompt, both, answer, example, row in zip(alone, joined, answered, examples, rows, strict=True)
         ]
+
+    def answer(self, prompt: str, continuation: str) -> str:
+        """A generated text as the response to its prompt: without the white space that the prompt had left to it."""
+        left = len(self._divided(prompt)[1])
+        opening = len(continuation) - len(continuation.lstrip())
+        return continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces
 
     @property
     def template_hash(self) -> str:
@@ -103,24 +122,47 @@ class Codec:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
 
-    def _encoded(self, prompt: list[int], both: list[int], example: Example, row: str, lead: tuple[int, ...]) -> Encoded:
+    def _divided(self, prompt: str) -> tuple[str, str]:
+        """The text of a prompt, and the white space of its end that belongs to the response."""
+        text = self.template.render(prompt, self.tokenizer)
+        bare = len(text.rstrip())
+        if bare in (0, len(text)):
+            return text, ""
+        tail = text[bare - 1 :]
+        if tail not in self._kept:
+            self._kept[tail] = self._stable(tail)
+        end = bare - 1 + self._kept[tail]
+        return text[:end], text[end:]
+
+    def _stable(self, tail: str) -> int:
+        """How much of a character and the white space behind it has ids that no probe changes: all, all but the last, or none
+        of the white space."""
+        joined = self._ids([tail + probe for probe in PROBES])
+        for count in (len(tail), len(tail) - 1):
+            (alone,) = self._ids([tail[:count]])
+            if all(ids[: len(alone)] == alone for ids in joined):
+                return count
+        return 1
+
+    def _encoded(
+        self, prompt: list[int], both: list[int], answer: str, example: Example, row: str, lead: tuple[int, ...]
+    ) -> Encoded:
         if not example.response.strip():
             raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
-        cut = _common(prompt, both)
-        if not self._special.isdisjoint(both[cut:]):
+        moved = both[: len(prompt)] != prompt
+        response = self._apart(answer) if moved else both[len(prompt) :]
+        if not self._special.isdisjoint(response):
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
-        if not set(self.head).isdisjoint(both[:cut]):
+        if not set(self.head).isdisjoint(prompt):
             raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
         before = (*self.head, *lead)
-        ids = (*before, *both, self.eos)
-        return Encoded(ids, len(before) + cut, moved=cut < len(prompt), control=example.control, head=len(before))
+        ids = (*before, *prompt, *response, self.eos)
+        return Encoded(ids, len(before) + len(prompt), moved=moved, control=example.control, head=len(before))
 
-
-def _common(left: list[int], right: list[int]) -> int:
-    """The length of the longest common prefix."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    def _apart(self, answer: str) -> list[int]:
+        """Ids of a response by itself. Tokenizers may treat the start of a text in a way of their own, so it is no start."""
+        for anchor in ANCHORS:
+            alone, both = self._ids([anchor, anchor + answer])
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
+        return self._ids([answer])[0]

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignlab.data.batching import in_order
 from alignlab.models.policy import Policy
 from alignlab.records import EncodedGroup
-from alignlab.scoring import scored
+from alignlab.scoring import scored, scored_in
 
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16
@@ -27,28 +28,42 @@ TOLERANCE_NATS = 1e-3
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """How far a stored value may lie from its recomputation: other batch shapes round differently, by dtype."""
 
+Batching = Sequence[Sequence[int]]
+"""Numbers of the groups of each batch."""
+
 
 def with_references(
-    groups: Sequence[EncodedGroup], policy: Policy, store: Path, *, weights: str, inside: AbstractContextManager[None]
+    groups: Sequence[EncodedGroup],
+    policy: Policy,
+    store: Path,
+    *,
+    weights: str,
+    inside: AbstractContextManager[None],
+    trained_in: Batching | None = None,
 ) -> list[EncodedGroup]:
     """The groups with each member's log-probability under the reference (`inside` makes the policy the reference).
 
     Ids decide the key, so tokenizer, template, data and length policy are in it; `weights` names the weights. Eight rows of
     a stored file are computed again, and a file that disagrees is not used.
+
+    `trained_in`: the batches of the training. Another batch rounds otherwise, in bfloat16 by tenths of a nat per response, so
+    below float32 each group is computed in the batch that trains it first, and those that none trains have no reference.
     """
-    path = store / "references" / f"{_key(groups, weights)}.safetensors"
+    batches = None if trained_in is None or policy.backbone.model.dtype == torch.float32 else trained_in
+    path = store / "references" / f"{_key(groups, weights, batches)}.safetensors"
+    rows = sorted({row for batch in batches for row in batch}) if batches else list(range(len(groups)))
     with torch.no_grad(), inside:
         stored = _stored(path)
-        if stored is not None and _agrees(groups, stored, policy):
+        if stored is not None and _agrees(groups, rows, stored, policy):
             log.info("reference log-probabilities: read from the store")
-            return _joined(groups, stored)
-        log.info("reference log-probabilities: computed once for %d rows", len(groups))
-        total_NM = _computed(groups, range(len(groups)), policy)
+            return _joined(groups, rows, stored)
+        log.info("reference log-probabilities: computed once for %d rows", len(rows))
+        total_NM = scored_in(policy, groups, batches or in_order(groups, ROWS_PER_PASS))[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     save_file({"total_NM": total_NM}, unfinished)
     unfinished.replace(path)
-    return _joined(groups, total_NM)
+    return _joined(groups, rows, total_NM)
 
 
 def _stored(path: Path) -> Tensor | None:
@@ -59,27 +74,26 @@ def _stored(path: Path) -> Tensor | None:
         return None
 
 
-def _key(groups: Sequence[EncodedGroup], weights: str) -> str:
+def _key(groups: Sequence[EncodedGroup], weights: str, batches: Batching | None) -> str:
     digest = hashlib.sha256(weights.encode())
     for group in groups:
         digest.update(json.dumps([[member.ids, member.start] for member in group.members]).encode())
+    for batch in batches or ():
+        digest.update(json.dumps(list(batch)).encode())
     return digest.hexdigest()[:24]
 
 
-def _agrees(groups: Sequence[EncodedGroup], stored_NM: Tensor, policy: Policy) -> bool:
+def _agrees(groups: Sequence[EncodedGroup], rows: Sequence[int], stored_NM: Tensor, policy: Policy) -> bool:
     if len(stored_NM) != len(groups):
         return False
-    step = max(1, len(groups) // CHECKED_ROWS)
-    rows = range(0, len(groups), step)[:CHECKED_ROWS]
-    again_NM = _computed(groups, rows, policy)
+    looked = list(rows[:: max(1, len(rows) // CHECKED_ROWS)][:CHECKED_ROWS])
+    again_NM = scored(policy, [groups[row] for row in looked], ROWS_PER_PASS)[0]
     allowed_NM = TOLERANCE_NATS + RELATIVE_TOLERANCE[policy.backbone.model.dtype] * again_NM.abs()
-    return bool(((again_NM - stored_NM[list(rows)]).abs() <= allowed_NM).all())
+    return bool(((again_NM - stored_NM[looked]).abs() <= allowed_NM).all())
 
 
-def _computed(groups: Sequence[EncodedGroup], rows: Sequence[int], policy: Policy) -> Tensor:
-    chosen = [groups[row] for row in rows]
-    return scored(policy, chosen, ROWS_PER_PASS)[0]
-
-
-def _joined(groups: Sequence[EncodedGroup], total_NM: Tensor) -> list[EncodedGroup]:
-    return [replace(group, reference=tuple(row)) for group, row in zip(groups, total_NM.tolist(), strict=True)]
+def _joined(groups: Sequence[EncodedGroup], rows: Sequence[int], total_NM: Tensor) -> list[EncodedGroup]:
+    joined = list(groups)
+    for row in rows:
+        joined[row] = replace(groups[row], reference=tuple(total_NM[row].tolist()))
+    return joined

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.moves import TUNER, Moves
 from alignlab.training.objectives import Objective, Shaped
-from alignlab.training.references import with_references
+from alignlab.training.reference_models import Reference
 from alignlab.training.session import Session
 from alignlab.training.sharded import check_sharding
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
@@ -56,8 +55,7 @@ class TrainStage:
     """Moves something (`moves`) under `objective` on `view` of `split`.
 
     `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
-    `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
-    None leaves that to the objective.
+    `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective.
     """
 
     name: str
@@ -65,7 +63,7 @@ class TrainStage:
     view: View
     objective: Objective
     fit: FitConfig
-    cached_reference: str | None = None
+    cached_reference: Reference | None = None
     moves: Moves = TUNER
     course: Course | None = None
     window: Window = EVERYTHING
@@ -80,6 +78,8 @@ class TrainStage:
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
         if self.fit.loss_on == "all" and codec.predicts_prompt:
             groups = [_from_the_start(group) for group in groups]
+        if self.cached_reference is not None:
+            self.cached_reference.check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
         note = f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g}"
         begin, end, _ = self._course(len(groups))
@@ -98,9 +98,9 @@ class TrainStage:
         """Trains, and leaves the result in the stage's folder."""
         folder = session.stage_folder(self.name)
         torch.manual_seed(session.seed)  # what a stage draws depends on its seed, not on the stages before it
-        groups = self._with_references(work.groups, policy, session)
         micro = session.trainer.micro(self.fit.batch, processes.count())
-        shares = self._shares(groups, micro, session.seed)
+        shares = self._shares(work.groups, micro, session.seed)
+        groups = self._with_references(work.groups, shares, policy, session)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
         slim = policy.without_activations(session.trainer.gradient_checkpointing)
@@ -131,13 +131,13 @@ class TrainStage:
         steps = [length.total_steps(groups) for length in course.lengths]
         return sum(steps[: course.first]), sum(steps[: course.behind]), sum(steps)
 
-    def _with_references(self, groups: Sequence[EncodedGroup], policy: Policy, session: Session) -> Sequence[EncodedGroup]:
-        if self.cached_reference is None:
+    def _with_references(
+        self, groups: Sequence[EncodedGroup], shares: Sequence[Share], policy: Policy, session: Session
+    ) -> Sequence[EncodedGroup]:
+        reference, trained_in = self.cached_reference, [share.members for share in shares]
+        if reference is None:
             return groups
-        inside: AbstractContextManager[None] = policy.off() if self.cached_reference == "base" else nullcontext()
-        store = session.store if self.cached_reference == "base" else session.stage_folder(self.name)
-        weights = policy.backbone.fingerprint
-        return processes.leader_first(lambda: with_references(groups, policy, store, weights=weights, inside=inside))
+        return processes.leader_first(lambda: reference.added(groups, policy, session, self.name, trained_in))
 
 
 def _from_the_start(group: EncodedGroup) -> EncodedGroup:

@@ -21,6 +21,7 @@ from alignlab.registry import unknown
 from alignlab.training import processes
 from alignlab.training.checkpoint import latest, mark
 from alignlab.training.config import FitConfig
+from alignlab.training.first_step import check_first_loss
 from alignlab.training.objectives import Objective
 from alignlab.training.preemption import SaveAndLeave
 from alignlab.training.progress import ShowProgress
@@ -77,7 +78,7 @@ class FitTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, step: Step, stage: str, part: Part, session: Session, steps: Any, args: TrainingArguments) -> None:
-        self._stage, self._part, self._session = stage, part, session
+        self._stage, self._part, self._session, self._step = stage, part, session, step
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
@@ -110,6 +111,8 @@ class FitTrainer(Trainer):
             if not math.isfinite(number):
                 where = f"the loss is {number} at step {self.state.global_step + 1}"
                 raise self._diverged(where, f" or look at the rows {', '.join(rows)}")
+        if self.state.global_step == 0:
+            check_first_loss(self._stage, self._step.objective, self._step.policy, loss, inputs["batch"])
         for name, value in loss.metrics.items():
             self._metrics[name] = self._metrics.get(name, torch.zeros_like(value)) + value
         return loss.value * processes.count()  # gradients are averaged over processes, and these are shares of a sum

@@ -30,6 +30,7 @@ def build(config: DeraConfig, model: PreTrainedModel) -> DeraTuner:
     tuner = DeraTuner(model, [name for name, _ in model.named_parameters()])
     if config.aligned is not None and model.device.type != "meta":
         _put_in(model, Path(config.aligned))
+        tuner.starts_as_base = False
     return tuner
 
 

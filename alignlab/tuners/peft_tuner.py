@@ -35,6 +35,7 @@ class PeftTuner:
     per_row = True
     controls: Controls | None = None
     adds_parameters = True
+    starts_as_base = True
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         config.task_type = task_type_of(model)

@@ -34,6 +34,7 @@ class WeightsTuner:
     per_row = False
     controls = None
     adds_parameters = False
+    starts_as_base = True
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.module: nn.Module = model

@@ -124,7 +124,7 @@ def test_a_tuner_that_can_be_built_passes(name: str) -> None:
         ({"sft": fit_config(batch=0)}, r"method\.sft\.batch=0 must be at least 1\."),
         ({"sft": fit_config(epochs=1.0)}, r"method\.sft: give epochs or steps"),
         ({"prefer": fit_config(loss_on="all")}, r"method\.prefer\.loss_on must be response"),
-        ({"reference": "sft"}, r"method\.reference='sft' is not known; choose one of base, start, none\."),
+        ({"reference": "sft"}, r"method\.reference='sft' is not known; choose one of base, start, none, model:PATH\."),
     ],
 )
 def test_stages_that_cannot_train_are_refused(changes: dict[str, Any], said: str) -> None:

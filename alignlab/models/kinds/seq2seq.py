@@ -29,6 +29,11 @@ class SourceTargetCodec(Codec):
         """Ids of each source."""
         return [tuple(ids) for ids in self._sources([self.template.render(prompt, self.tokenizer) for prompt in prompts])]
 
+    def answer(self, prompt: str, text: str) -> str:
+        """The text itself: a source ends by itself, and nothing of it is left for the target."""
+        del prompt
+        return text
+
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
         """Source ids, then target ids with exactly one EOS. Raises DataError, with the row, for an empty target, for a text in
         front of the prompt, and for special tokens written out in a text."""

@@ -26,6 +26,10 @@ class ClmTuner(PeftTuner):
 
     _warned = False
 
+    def _find(self) -> None:
+        super()._find()
+        self.starts_as_base = self.module.active_peft_config.start == "identity"
+
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """Both streams, or one of them at exactly 0 and 1; a single pass where the embeddings are merged."""
         self._warn_beyond(strength)

@@ -20,6 +20,8 @@ from alignlab.tuners.peft_tuner import PeftTuner
 class ControlTuner(PeftTuner):
     """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no dial)."""
 
+    starts_as_base = False
+
     def _find(self) -> None:
         super()._find()
         config = self.module.active_peft_config

@@ -126,16 +126,6 @@ def test_records_that_hold_nothing_for_the_view_are_counted() -> None:
     assert account.dropped == {"nothing in it for this stage": 1}
 
 
-def test_members_of_one_prompt_answer_from_the_same_token_on() -> None:
-    split = split_of(("ab", "c", "d"))
-    merged = [Encoded((BOS, 9, EOS), start=1, moved=True), Encoded((BOS, 7, 8, 6, EOS), start=3)]
-
-    groups, account = encode(split, pair, lambda examples, rows: merged, limits(9))
-
-    assert [member.start for member in groups[0].members] == [1, 1]
-    assert account.moved == 1
-
-
 def test_rows_left_out_while_reading_stay_in_the_account() -> None:
     split = split_of(("a", "b", "c"), left_out={"prompts of the pair differ": 2})
 
@@ -145,7 +135,7 @@ def test_rows_left_out_while_reading_stay_in_the_account() -> None:
     assert account.dropped == {"prompts of the pair differ": 2}
 
 
-def test_rows_with_a_token_across_the_boundary_are_counted_once_per_row() -> None:
+def test_rows_with_responses_tokenised_apart_are_counted_once_per_row() -> None:
     split = split_of(("a", "~b", "~c"), ("a", "b", "c"))
 
     _, account = encode(split, pair, letters, limits(9))
@@ -160,7 +150,7 @@ def test_rows_with_a_token_across_the_boundary_are_counted_once_per_row() -> Non
         (
             Account(9, 6, {"longer than 8 tokens": 2, "prompts of the pair differ": 1}, 4, 3),
             "9 rows read, 6 kept, 2 dropped: longer than 8 tokens; 1 dropped: prompts of the pair differ;"
-            " 4 prompts cut on the left; in 3 a token spans prompt and response",
+            " 4 prompts cut on the left; in 3 a response that would merge with its prompt is tokenised apart",
         ),
         (
             Account(4, 3, {"longer than 8 tokens": 1}, 1, 0, shortened=2),

@@ -114,15 +114,6 @@ def test_a_row_that_is_dropped_counts_neither_as_cut_nor_as_shortened() -> None:
     assert account.dropped == {"longer than 6 tokens": 1}
 
 
-def test_members_behind_different_leads_answer_from_the_same_token_of_the_prompt_on() -> None:
-    split = split_of(("ab", "c", "-"))
-    merged = [Encoded((BOS, 9, EOS), start=2, head=1), Encoded((BOS, 5, 5, 9, EOS), start=3, moved=True, head=3)]
-
-    groups, _ = encode(split, led, lambda examples, rows: merged, limits(9))
-
-    assert [member.start for member in groups[0].members] == [1, 3]
-
-
 def test_a_view_that_makes_several_groups_of_a_record_says_how_many() -> None:
     split = split_of(("ab", "c", "de"), ("ab", "cdef", "g"))
 

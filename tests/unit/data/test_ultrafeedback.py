@@ -36,6 +36,8 @@ def config(**changes: Any) -> FramedConfig:
         "revision": None,
         "records": None,
         "frame": FRAME,
+        "train_split": "train_prefs",
+        "test_split": "test_prefs",
     }
     return FramedConfig(**{**values, **changes})
 

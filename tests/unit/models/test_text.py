@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -107,13 +107,14 @@ def test_a_second_bos_in_a_prompt_is_refused_with_its_row(prompt: str) -> None:
         codec.examples([Example(prompt, "c")], [ROW])
 
 
-def test_a_token_that_spans_prompt_and_response_belongs_to_the_response_and_is_marked() -> None:
+def test_a_response_that_would_merge_with_its_prompt_is_tokenised_apart_and_marked() -> None:
     codec = Codec(tokenizer(merges=[("a", "b")]), PLAIN)
 
-    spanning, clean = codec.examples([Example("ca", "bd"), Example("c", "bd")], [ROW, ROW])
+    merging, clean = codec.examples([Example("ca", "bd"), Example("c", "abd")], [ROW, ROW])
 
-    assert spanning.ids == (BOS, PIECES.index("c"), PIECES.index("ab"), PIECES.index("d"), EOS)
-    assert (spanning.start, spanning.moved) == (2, True)
+    assert merging.ids == (BOS, *ids_of("cabd"), EOS)
+    assert (merging.start, merging.moved) == (3, True)
+    assert clean.ids == (BOS, PIECES.index("c"), PIECES.index("ab"), PIECES.index("d"), EOS)
     assert (clean.start, clean.moved) == (2, False)
 
 
@@ -147,13 +148,13 @@ def test_without_bos_a_lead_stands_first() -> None:
     assert (encoded.head, encoded.start) == (2, 3)
 
 
-def test_behind_a_lead_a_token_that_spans_prompt_and_response_still_belongs_to_the_response() -> None:
+def test_behind_a_lead_a_response_that_would_merge_is_still_tokenised_apart() -> None:
     codec = Codec(tokenizer(merges=[("a", "b")]), PLAIN)
 
     (encoded,) = codec.examples([Example("ca", "bd", lead="d")], [ROW])
 
-    assert encoded.ids == (BOS, *ids_of("dc"), PIECES.index("ab"), PIECES.index("d"), EOS)
-    assert (encoded.head, encoded.start, encoded.moved) == (2, 3, True)
+    assert encoded.ids == (BOS, *ids_of("dcabd"), EOS)
+    assert (encoded.head, encoded.start, encoded.moved) == (2, 4, True)
 
 
 @pytest.mark.parametrize("lead", ["a</s>", "<s>a"])
@@ -205,3 +206,91 @@ def test_a_tokenizer_that_lacks_what_the_template_needs_is_refused(template: Tem
 
     with pytest.raises(ConfigError, match=sentence):
         Codec(made, template)
+
+
+BYTES = ("<s>", "</s>", "A", ":", "T", "o", "Ġ", "Ċ", "ĠT", "ĊĊ")
+METASPACE = ("<s>", "</s>", "A", ":", "T", "o", "▁", "▁T", "▁A", "oT")
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2: a space or a line break belongs to the word behind it, and line breaks at the end of a text go together."""
+    vocabulary = {piece: index for index, piece in enumerate(BYTES)}
+    made = Tokenizer(BPE(vocabulary, [("Ġ", "T"), ("Ċ", "Ċ")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """As sentencepiece: a text begins with a space, and spaces belong to the word behind them."""
+    vocabulary = {piece: index for index, piece in enumerate(METASPACE)}
+    made = Tokenizer(BPE(vocabulary, [("▁", "T"), ("▁", "A"), ("o", "T")]))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    made.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("made", "prompt", "response", "asked", "trained", "moved"),
+    [
+        # The space in front of an answer is part of its first token, so the prompt ends before it.
+        (byte_level, "A: ", "To", "A :", "ĠT o", False),
+        (metaspace, "A: ", "To", "▁A :", "▁T o", False),
+        # A space that the answer brings itself is the same tokens behind the prompt without one.
+        (byte_level, "A:", " To", "A :", "ĠT o", False),
+        (metaspace, "A:", " To", "▁A :", "▁T o", False),
+        # An answer that begins with a space behind a prompt that ends in one keeps both.
+        (byte_level, "A: ", " To", "A :", "Ġ ĠT o", False),
+        (metaspace, "A: ", " To", "▁A :", "▁ ▁T o", False),
+        # A line break stays where it is; of two, GPT-2 gives the second one to the answer.
+        (byte_level, "A\n", "To", "A Ċ", "T o", False),
+        (byte_level, "A\n\n", "To", "A Ċ", "Ċ T o", False),
+        # Without white space between them a tail and a beginning may be one token; the answer gets none of it.
+        (metaspace, "Ao", "To", "▁A o", "T o", True),
+        (byte_level, "A\n", "\nTo", "A Ċ", "Ċ T o", False),
+    ],
+)
+def test_a_prompt_has_the_ids_that_it_is_asked_with_whatever_follows(
+    made: Callable[[], PreTrainedTokenizerFast], prompt: str, response: str, asked: str, trained: str, moved: bool
+) -> None:
+    reader = made()
+    codec = Codec(reader, PLAIN)
+
+    (encoded,) = codec.examples([Example(prompt, response)], [ROW])
+    (ids,) = codec.prompts([prompt])
+
+    assert reader.convert_ids_to_tokens(list(ids)) == ["<s>", *asked.split()]
+    assert encoded.ids[: encoded.start] == ids
+    assert reader.convert_ids_to_tokens(list(encoded.ids[encoded.start :])) == [*trained.split(), "</s>"]
+    assert encoded.moved is moved
+
+
+@pytest.mark.parametrize("made", [byte_level, metaspace])
+@pytest.mark.parametrize(("prompt", "response"), [("A: ", "To"), ("A: ", " To"), ("A:", " To"), ("A:  ", "To"), ("Ao", "To")])
+def test_what_was_trained_is_read_back_without_the_white_space_of_the_prompt(
+    made: Callable[[], PreTrainedTokenizerFast], prompt: str, response: str
+) -> None:
+    codec = Codec(made(), PLAIN)
+    (encoded,) = codec.examples([Example(prompt, response)], [ROW])
+
+    text = codec.answer(prompt, codec.continuation(encoded.ids[: encoded.start], encoded.ids[encoded.start : -1]))
+
+    assert text == response
+
+
+def test_an_answer_without_the_white_space_of_the_prompt_is_left_as_it_is() -> None:
+    codec = Codec(byte_level(), PLAIN)
+
+    assert codec.answer("A: ", "To") == "To"
+    assert codec.answer("A:", " To") == " To"
+    assert codec.answer("A: ", "  To") == " To"
+
+
+def test_a_prompt_of_white_space_alone_keeps_it() -> None:
+    codec = Codec(byte_level(), Template("{prompt}", chat=False, bos=False))
+
+    (prompt,) = codec.prompts([" "])
+    (encoded,) = codec.examples([Example(" ", "To")], [ROW])
+
+    assert prompt == (BYTES.index("Ġ"),)
+    assert (encoded.ids[:1], encoded.start, encoded.moved) == (prompt, 1, True)
