@@ -186,7 +186,9 @@ def _policy(side: str) -> Any:
     from alignlab.tuners import TUNERS
 
     backbone = _backbone()
-    settings: dict[str, Any] = {"aligned": None} if side == "dera" else {"blocks": 1, "start": "identity", "merge": "logits"}
+    settings: dict[str, Any] = {"aligned": None}
+    if side != "dera":
+        settings = {"blocks": 1, "start": "identity", "merge": "logits", "targets": None, "writes": None}
     entry = TUNERS["dera" if side == "dera" else "clm"]
     name = "dera" if side == "dera" else "clm"
     tuner = entry.build(entry.config(name=name, likelihood_rate=1e-3, preference_rate=1e-3, **settings), backbone.model)

@@ -149,6 +149,7 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone
         model = AutoModelForCausalLM.from_config(
             architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
+        model.name_or_path = ""  # the folder has the shape; its weights, if there are any, are others
     else:
         model = _pretrained(config, architecture)
     model.requires_grad_(False)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignlab.tuners.peft_tuner import stores_transposed
+from alignlab.tuners.peft_tuner import TASK_TYPE, stores_transposed
 from alignlab.tuners.tuner import Rated
 from alignlab.tuners.weights import read
 
@@ -38,7 +38,7 @@ class Update:
     def __init__(self, model: PreTrainedModel, shape: UpdateShape) -> None:
         self._model = model
         self._config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=TASK_TYPE,
             r=shape.rank,
             lora_alpha=shape.alpha,
             lora_dropout=shape.dropout,
