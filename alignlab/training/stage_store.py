@@ -48,8 +48,8 @@ class StageStore:
                 log.warning("the stage is not kept for other runs (%s)", error.strerror)
 
     def fetch(self, key: str, stage: Path) -> None:
-        """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last. Its files name others of
-        the run by relative paths, so nothing in them is changed."""
+        """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last. Its files name others
+        of the run by relative paths, so nothing in them is changed."""
         kept = self._folder / key
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)

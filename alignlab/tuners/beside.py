@@ -7,7 +7,7 @@ have become. A classifier's head has no start worth going back to, so it stays a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 from peft import PeftModel
 from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -51,9 +51,8 @@ class Beside:
     def at(self, strength: float) -> Iterator[None]:
         """All but heads as they were (0), as trained (1), in between, or beyond."""
         # At 0 the module itself and no copy of its numbers, which may have another type.
-        with setting("_disable_adapters", True, self._turned) if strength == 0.0 else nullcontext():
-            with between([] if strength == 0.0 else self._pairs(), strength):
-                yield
+        with setting("_disable_adapters", True, self._turned) if strength == 0.0 else between(self._pairs(), strength):
+            yield
 
     def _pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
         """What is trained, each tensor once, beside what it was."""

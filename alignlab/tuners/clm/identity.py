@@ -13,7 +13,7 @@ from alignlab.tuners.clm.blocks import written
 ROWS, TOKENS = 2, 4
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818  # no error: it ends a pass early
     """The block has run; what follows is not needed."""
 
 

@@ -22,7 +22,6 @@ from alignlab.tuners.clm.blocks import ClmBlocks
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.tuner import setting
 
-
 OF_HEADS = ("alibi", "position_bias")
 """Arguments of Bloom's, Falcon's and MPT's blocks that count heads in front, so that rows cannot be cut out of them."""
 
