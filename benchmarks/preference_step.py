@@ -1,6 +1,6 @@
 """A preference step through the frame beside TRL's DPOTrainer: the same rows, model, adapter and threads, in one run.
 
-    python benchmarks/preference_step.py [--pairs 480] [--rounds 5]
+    python benchmarks/preference_step.py [--pairs 480] [--rounds 5] [--warm-up 5]
 
 LoRA r=16 on all linear maps, batch 8, real HH-RLHF pairs, stories260k, two threads. Each side runs in a process of its own,
 the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident after the imports.
@@ -17,35 +17,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SHARED = Path(os.environ.get("ALIGNLAB_SHARED", Path(__file__).parents[2] / "shared"))
 SIDES = ("ours", "ours-cached", "trl", "trl-cached")
-BATCH, RANK, ALPHA, BETA, RATE, WARM_UP = 8, 16, 16.0, 0.1, 1e-4, 5
+BATCH, RANK, ALPHA, BETA, RATE = 8, 16, 16.0, 0.1, 1e-4
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs all sides in turn and prints the ratios; with --side, is one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", choices=(*SIDES, "losses"))
-    given = parser.parse_args()
-    if given.side == "losses":
-        print(json.dumps(same_losses(given.pairs)))
-    elif given.side:
-        print(json.dumps(measure(given.side, given.pairs)))
+    parser.add_argument("--warm-up", type=int, default=5, help="steps of which no time is taken")
+    parser.add_argument("--in-one-process", action="store_true", help="no process for each side; memory is not to be compared")
+    given = parser.parse_args(words)
+    if given.side:
+        print(json.dumps(one_side(given.side, given)))
     else:
-        compare(given.pairs, given.rounds)
+        compare(given)
 
 
-def compare(pairs: int, rounds: int) -> None:
+def one_side(side: str, given: argparse.Namespace) -> dict[str, float]:
+    """What one side gives."""
+    return same_losses(given.pairs) if side == "losses" else measure(side, given.pairs, given.warm_up)
+
+
+def compare(given: argparse.Namespace) -> None:
     """Every side in turn, `rounds` times; medians of the ratios and their range."""
+    rounds = given.rounds
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
-            results[side].append(_child(side, pairs))
+            results[side].append(_child(side, given))
     for side in SIDES:
         speeds = [result["pairs_per_second"] for result in results[side]]
         peaks = [result["peak_mib"] for result in results[side]]
@@ -55,11 +62,11 @@ def compare(pairs: int, rounds: int) -> None:
             ratios = sorted(a[quantity] / b[quantity] for a, b in zip(results[ours], results[other], strict=True))
             middle = statistics.median(ratios)
             print(f"{ours} / {other}: {quantity} {middle:.2f}x  (n = {rounds}, {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    losses = _child("losses", pairs)
+    losses = _child("losses", given)
     print(f"largest difference of losses over {losses['steps']:.0f} training steps: {losses['difference']:.2g}")
 
 
-def measure(side: str, pairs: int) -> dict[str, float]:
+def measure(side: str, pairs: int, warm_up: int) -> dict[str, float]:
     """Trains on the rows once; pairs per second after a warm-up, and peak memory above the imports."""
     train = _ours(pairs, cached=side.endswith("cached")) if side.startswith("ours") else _trl(pairs, side.endswith("cached"))
     _reset_peak()
@@ -67,7 +74,7 @@ def measure(side: str, pairs: int) -> dict[str, float]:
     train.train()
     after = _memory("VmHWM")
     clock = train.callback_handler.callbacks[-1]
-    return {"pairs_per_second": clock.speed(), "peak_mib": (after - before) / 1024}
+    return {"pairs_per_second": clock.speed(warm_up), "peak_mib": (after - before) / 1024}
 
 
 def same_losses(pairs: int) -> dict[str, float]:
@@ -124,7 +131,16 @@ def _backbone() -> Any:
     torch.set_num_threads(2)
     template = TemplateConfig("{prompt}", chat=False, bos=None)
     path = str(SHARED / "models" / "stories260k")
-    sheet = ModelConfig("local", "folder", path, None, "float32", "sdpa", trust_remote_code=False, template=template)
+    sheet = ModelConfig(
+        name="local",
+        source="folder",
+        path=path,
+        revision=None,
+        dtype="float32",
+        attention="sdpa",
+        trust_remote_code=False,
+        template=template,
+    )
     return load(sheet, start="pretrained", seed=0, device="cpu")
 
 
@@ -149,15 +165,40 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     groups, _ = _records(pairs)
     backbone = _backbone()
     torch.manual_seed(0)
-    tuner = build(LoraConfig("lora", RATE, RATE, RANK, ALPHA, 0.0, []), backbone.model)
+    lora = LoraConfig(name="lora", likelihood_rate=RATE, preference_rate=RATE, rank=RANK, alpha=ALPHA, dropout=0.0, targets=[])
+    tuner = build(lora, backbone.model)
     policy = Policy(backbone, tuner)
     if cached:
         groups = with_references(groups, policy, folder, weights="stories260k", inside=policy.off())
-    sheet = TrainerConfig("default", "cpu", None, True, 10**6, 1, 1, None, {"save_strategy": "no"})
-    fit = FitConfig(None, steps, BATCH, RATE, "constant", 0.0, 0.0, 0.9, 0.999, 1e-8, 1.0, "response")
+    sheet = TrainerConfig(
+        name="default",
+        device="cpu",
+        micro_batch=None,
+        shared_prefix=True,
+        gradient_checkpointing=False,
+        checkpoint_every_steps=10**6,
+        keep_checkpoints=1,
+        log_every_steps=1,
+        threads=None,
+        extra={"save_strategy": "no"},
+    )
+    fit = FitConfig(
+        epochs=None,
+        steps=steps,
+        batch=BATCH,
+        learning_rate=RATE,
+        schedule="constant",
+        warmup_fraction=0.0,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        max_grad_norm=1.0,
+        loss_on="response",
+    )
     session = Session(folder, folder, Ledger(folder), NoTracker(), sheet, "cpu", 0)
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)
-    objective = Preference("sigmoid", BETA, 0.0, "sum", "base", 0.0)
+    objective = Preference(loss="sigmoid", beta=BETA, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
     policy.model.requires_grad_(False)
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
@@ -225,14 +266,16 @@ def _clock() -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.ends.append(time.perf_counter())
 
-        def speed(self) -> float:
-            return BATCH * (len(self.ends) - 1 - WARM_UP) / (self.ends[-1] - self.ends[WARM_UP])
+        def speed(self, warm_up: int) -> float:
+            return BATCH * (len(self.ends) - 1 - warm_up) / (self.ends[-1] - self.ends[warm_up])
 
     return Clock()
 
 
-def _child(side: str, pairs: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", side, "--pairs", str(pairs)]
+def _child(side: str, given: argparse.Namespace) -> dict[str, float]:
+    if given.in_one_process:
+        return one_side(side, given)
+    command = [sys.executable, __file__, f"--side={side}", f"--pairs={given.pairs}", f"--warm-up={given.warm_up}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr}")
