@@ -28,10 +28,17 @@ SIDES = ("plain", "clm", "two-models", "dera")
 
 @dataclass(frozen=True)
 class Size:
-    """Of the model, and how many tokens are decoded."""
+    """Of the model, how many tokens are decoded, and on how many threads."""
 
     width: int
     new: int
+    threads: int = 2
+
+
+class NoText:
+    """In place of a codec: ids are drawn."""
+
+    template_hash = ""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -41,10 +48,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--width", type=int, default=512, help="of the hidden states, a multiple of 16")
     parser.add_argument("--new", type=int, default=48, help="tokens that are decoded")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", nargs=2, metavar=("SIDE", "BATCH"))
     parser.add_argument("--times-only", action="store_true", help="no processes of their own, which memory needs")
     given = parser.parse_args(words)
-    size = Size(given.width, given.new)
+    size = Size(given.width, given.new, given.threads)
     if given.memory:
         print(json.dumps(memory(given.memory[0], int(given.memory[1]), size)))
         return
@@ -77,7 +85,7 @@ def compare_products(rounds: int, size: Size) -> None:
     """Why batch 1 costs what it does: a product of two rows with a weight of the feed-forward beside that of one row."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(size.threads)
     # In turn, so that none stays in a cache.
     weights = [torch.randn(_inner(size.width), size.width) for _ in range(40)]
     ratios = []
@@ -127,11 +135,11 @@ def stepper(side: str, batch: int, size: Size, held: list[Any] | None = None) ->
 
     prompt_BT = torch.randint(4, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     if side in ("plain", "two-models"):
-        models = [_backbone(size.width).model for _ in range(1 if side == "plain" else 2)]
+        models = [_backbone(size).model for _ in range(1 if side == "plain" else 2)]
         begin: Callable[[], Any] = lambda: _Models(models)  # noqa: E731
         weights = [tensor for model in models for tensor in model.parameters()]
     else:
-        policy = _policy(side, size.width)
+        policy = _policy(side, size)
         begin = lambda: _streams(policy, 0.5, batch)  # noqa: E731
         weights = [*policy.model.parameters(), *(origin for _, origin in _start(policy.knob))]
     if held is not None:
@@ -205,13 +213,13 @@ def _inner(width: int) -> int:
     return width * 11 // 4
 
 
-def _policy(side: str, width: int) -> Any:
+def _policy(side: str, size: Size) -> Any:
     import torch
 
     from alignlab.models.policy import Policy
     from alignlab.tuners import TUNERS
 
-    backbone = _backbone(width)
+    backbone = _backbone(size)
     settings: dict[str, Any] = {"aligned": None}
     if side != "dera":
         settings = {"blocks": 1, "start": "identity", "merge": "logits", "targets": None, "writes": None}
@@ -224,30 +232,30 @@ def _policy(side: str, width: int) -> Any:
     return Policy(backbone, tuner)
 
 
-def _backbone(width: int) -> Any:
+def _backbone(size: Size) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from alignlab.models.backbone import Backbone
     from alignlab.models.kinds import KINDS
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(size.threads)
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=_inner(width),
+        hidden_size=size.width,
+        intermediate_size=_inner(size.width),
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=8,
     )
     model: Any = LlamaForCausalLM(shape).eval().requires_grad_(False)
-    return Backbone("random", model, None, "random", KINDS["causal"].implementation())  # type: ignore[arg-type]  # ids in, ids out: no text here
+    return Backbone("random", model, NoText(), "random", KINDS["causal"].implementation())  # type: ignore[arg-type]  # ids in, ids out: no text here
 
 
 def _child(side: str, batch: int, size: Size) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__)), "--memory", side, str(batch)]
-    command += [f"--width={size.width}", f"--new={size.new}"]
+    command += [f"--width={size.width}", f"--new={size.new}", f"--threads={size.threads}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

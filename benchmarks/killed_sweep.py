@@ -2,9 +2,9 @@
 
     python benchmarks/killed_sweep.py [--kills 3] [--seed 0] [--grid method=sft,dpo,red,clm model=tiny,tiny_gpt2 seed=0,1,2]
 
-24 jobs (the grid: 4 methods x 2 models x 3 seeds) with few steps and a small evaluation. The sweep is killed by SIGKILL at random
-moments, then started once more. Compared: every weight and every result of every job. Counted: jobs that were finished before
-a start and were written again by it.
+24 jobs (the grid: 4 methods x 2 models x 3 seeds) with few steps and a small evaluation. The sweep is killed by SIGKILL at
+random moments, then started once more. Compared: every weight and every result of every job. Counted: jobs that were finished
+before a start and were written again by it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A preference step through the frame beside TRL's DPOTrainer: the same rows, model, adapter and threads, in one run.
 
-    python benchmarks/preference_step.py [--pairs 480] [--rounds 5] [--warm-up 5]
+    python benchmarks/preference_step.py [--pairs 480] [--rounds 5] [--warm-up 5] [--threads 2]
 
 LoRA r=16 on all linear maps, batch 8, real HH-RLHF pairs, stories260k, two threads. Each side runs in a process of its own,
 the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident after the imports.
@@ -33,6 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", choices=(*SIDES, "losses"))
     parser.add_argument("--warm-up", type=int, default=5, help="steps of which no time is taken")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--in-one-process", action="store_true", help="no process for each side; memory is not to be compared")
     given = parser.parse_args(words)
     if given.side:
@@ -43,6 +44,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def one_side(side: str, given: argparse.Namespace) -> dict[str, float]:
     """What one side gives."""
+    import torch
+
+    torch.set_num_threads(given.threads)
     return same_losses(given.pairs) if side == "losses" else measure(side, given.pairs, given.warm_up)
 
 
@@ -88,121 +92,77 @@ def same_losses(pairs: int) -> dict[str, float]:
     return {"difference": max(abs(x - y) for x, y in zip(a, b, strict=True)), "steps": len(a)}
 
 
+def _run(pairs: int) -> Any:
+    """The run as its sheets say it, but for what is named here."""
+    from hydra import compose, initialize_config_dir
+
+    from alignlab.config import parse
+
+    words = [
+        *("method=dpo", "method.prefer.epochs=null", f"method.prefer.steps={pairs // BATCH}", f"method.prefer.batch={BATCH}"),
+        *(f"method.prefer.learning_rate={RATE}", "method.prefer.schedule=constant", "method.prefer.warmup_fraction=0.0"),
+        *(f"method.beta={BETA}", "method.reference=base"),
+        *("tuner=lora", f"tuner.rank={RANK}", f"tuner.alpha={ALPHA}", "tuner.dropout=0.0", "tuner.targets=[]"),
+        *("model=local", f"model.path={SHARED / 'models' / 'stories260k'}", "model.dtype=float32"),
+        *("data=hh_rlhf", f"data.path={SHARED / 'data' / 'hh-rlhf'}", "data.train='*train*'", "data.test='*test*'"),
+        *(f"data.limit={2 * pairs}", "trainer.device=cpu", "trainer.log_every_steps=1", "+trainer.extra.save_strategy='no'"),
+    ]
+    with initialize_config_dir(config_dir=str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return parse(compose("run", overrides=words))
+
+
 def _records(pairs: int) -> Any:
     """The first real pairs that fit the model, as groups of ids and as text."""
-    from alignlab.data.config import HhConfig, PrefixConfig
+    from alignlab.config import GROUPS
     from alignlab.data.encode import Limits, encode
-    from alignlab.data.hh_rlhf import build
     from alignlab.data.views import pair
 
-    source = build(
-        HhConfig(
-            name="hh_rlhf",
-            max_tokens=None,
-            too_long="drop",
-            limit=2 * pairs,
-            test_limit=None,
-            prefixes=PrefixConfig(None, None, ""),
-            flipped=0.0,
-            halves=None,
-            part=None,
-            path=str(SHARED / "data" / "hh-rlhf"),
-            train="*train*",
-            test="*test*",
-            hub="",
-            revision=None,
-            subsets=[],
-            unusable_pairs="drop",
-        )
-    )
-    codec = _backbone().codec
+    data = _run(pairs).data
+    source = GROUPS["data"][data.name].build(data)
+    codec = _backbone(pairs).codec
     groups, _ = encode(source.split("train"), pair, codec.examples, Limits(512, "drop"))
     groups = groups[:pairs]
     by_row = {record.row: record for record in source.split("train").records}
     return groups, [by_row[group.row] for group in groups]
 
 
-def _backbone() -> Any:
-    import torch
-
+def _backbone(pairs: int) -> Any:
     from alignlab.models.backbone import load
-    from alignlab.models.config import ModelConfig, TemplateConfig
 
-    torch.set_num_threads(2)
-    template = TemplateConfig("{prompt}", chat=False, bos=None)
-    path = str(SHARED / "models" / "stories260k")
-    sheet = ModelConfig(
-        name="local",
-        source="folder",
-        path=path,
-        revision=None,
-        dtype="float32",
-        attention="sdpa",
-        trust_remote_code=False,
-        template=template,
-    )
-    return load(sheet, start="pretrained", seed=0, device="cpu")
+    return load(_run(pairs).model, start="pretrained", seed=0, device="cpu")
 
 
 def _ours(pairs: int, *, cached: bool) -> Any:
     """The project's trainer, as `method=dpo tuner=lora` builds it."""
     import torch
 
+    from alignlab.config import GROUPS
     from alignlab.data.batching import Batches, plan
     from alignlab.models.policy import Policy
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
-    from alignlab.training.config import FitConfig, TrainerConfig
-    from alignlab.training.objectives import Preference
     from alignlab.training.references import with_references
     from alignlab.training.session import Session
     from alignlab.training.trainer import FitTrainer, Step, arguments
-    from alignlab.tuners.config import LoraConfig
-    from alignlab.tuners.lora import build
 
     folder = Path(tempfile.mkdtemp())
     steps = pairs // BATCH
+    config = _run(pairs)
+    (stage,) = GROUPS["method"]["dpo"].build(config.method).stages
     groups, _ = _records(pairs)
-    backbone = _backbone()
+    backbone = _backbone(pairs)
     torch.manual_seed(0)
-    lora = LoraConfig(name="lora", likelihood_rate=RATE, preference_rate=RATE, rank=RANK, alpha=ALPHA, dropout=0.0, targets=[])
-    tuner = build(lora, backbone.model)
+    tuner = GROUPS["tuner"]["lora"].build(config.tuner, backbone.model)
     policy = Policy(backbone, tuner)
     if cached:
         groups = with_references(groups, policy, folder, weights="stories260k", inside=policy.off())
-    sheet = TrainerConfig(
-        name="default",
-        device="cpu",
-        micro_batch=None,
-        shared_prefix=True,
-        gradient_checkpointing=False,
-        checkpoint_every_steps=10**6,
-        keep_checkpoints=1,
-        log_every_steps=1,
-        threads=None,
-        extra={"save_strategy": "no"},
-    )
-    fit = FitConfig(
-        epochs=None,
-        steps=steps,
-        batch=BATCH,
-        learning_rate=RATE,
-        schedule="constant",
-        warmup_fraction=0.0,
-        weight_decay=0.0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        max_grad_norm=1.0,
-        loss_on="response",
-    )
-    session = Session(folder, folder, Ledger(folder), NoTracker(), sheet, "cpu", 0)
+    session = Session(folder, folder, Ledger(folder), NoTracker(), config.trainer, "cpu", 0)
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)
-    objective = Preference(loss="sigmoid", beta=BETA, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
     policy.model.requires_grad_(False)
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
-    trainer = FitTrainer(Step(policy, objective), "prefer", tuner, session, batches, arguments(fit, session, folder, steps))
+    args = arguments(stage.fit, session, folder, steps)
+    trainer = FitTrainer(Step(policy, stage.objective), stage.name, tuner, session, batches, args)
     trainer.add_callback(_clock())
     return trainer
 
@@ -219,7 +179,7 @@ def _trl(pairs: int, cached: bool, order: list[int] | None = None) -> Any:
     _, records = _records(pairs)
     chosen = [records[index] for index in order] if order else records
     texts = [{"prompt": r.prompt, "chosen": r.responses[0].text, "rejected": r.responses[1].text} for r in chosen]
-    backbone = _backbone()
+    backbone = _backbone(pairs)
     torch.manual_seed(0)
     adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
     config = DPOConfig(
@@ -276,7 +236,9 @@ def _child(side: str, given: argparse.Namespace) -> dict[str, float]:
     if given.in_one_process:
         return one_side(side, given)
     command = [sys.executable, __file__, f"--side={side}", f"--pairs={given.pairs}", f"--warm-up={given.warm_up}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    )
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

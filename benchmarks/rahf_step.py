@@ -61,7 +61,7 @@ def compare(given: argparse.Namespace) -> None:
     pairs = list(zip(results["ours"], results["official"], strict=True))
     for name, ratios in (
         ("speed, ours / official", sorted(b["seconds"] / a["seconds"] for a, b in pairs)),
-        ("peak memory, ours / official", sorted(a["peak_mib"] / b["peak_mib"] for a, b in pairs)),
+        ("peak memory, ours / official", sorted(a["peak_mib"] / max(b["peak_mib"], 1e-3) for a, b in pairs)),
     ):
         middle = statistics.median(ratios)
         print(f"{name}: {middle:.2f}x  (n = {given.rounds} rounds of {given.steps} steps, {ratios[0]:.2f} to {ratios[-1]:.2f})")

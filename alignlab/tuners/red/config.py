@@ -133,7 +133,7 @@ def _lookup(method: str, table: Mapping[str, str], model_type: str) -> str:
     if model_type in EXPERTS:
         raise ModelError(
             f"{method} edits the output of a feed-forward layer, and models of type {model_type!r} have experts instead,"
-            " which are no layers of their own; give tuner.targets (target_modules), such as ['self_attn.o_proj'], or take tuner=lora."
+            " which are no layers of their own; give tuner.targets (target_modules), such as self_attn.o_proj, or tuner=lora."
         )
     if model_type not in table:
         raise ModelError(
