@@ -71,7 +71,7 @@ def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
     if not store.holds(key):
         return False
     log.info("%s: another run has done it, restored from the store", stage.name)
-    store.fetch(key, session.stage_folder(stage.name), session.folder)
+    store.fetch(key, session.stage_folder(stage.name))
     _repeat(stage, session)
     return True
 
@@ -91,7 +91,7 @@ def _keep(stage: Stage, work: Work, key: str, store: StageStore, session: Sessio
     ledger = Ledger(session.stage_folder(stage.name))
     ledger.write(METRICS, {"lines": [line for line in session.ledger.history() if _is_of(stage, line)]})
     ledger.write(DONE, {"steps": work.steps})
-    store.keep(key, ledger.folder, session.folder)
+    store.keep(key, ledger.folder)
 
 
 def _repeat(stage: Stage, session: Session) -> None:

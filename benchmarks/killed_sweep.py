@@ -1,10 +1,10 @@
 """A table that is killed again and again ends with the same bits as one that never was, and nothing is done twice.
 
-    python benchmarks/killed_sweep.py [--kills 3] [--seed 0]
+    python benchmarks/killed_sweep.py [--kills 3] [--seed 0] [--grid method=sft,dpo,red,clm model=tiny,tiny_gpt2 seed=0,1,2]
 
-24 jobs (4 methods x 2 models x 3 seeds) with few steps and a small evaluation. The sweep is killed by SIGKILL at random
-moments, then started once more. Compared: every weight and every result of every job. Counted: jobs that were finished before
-a start and were written again by it.
+24 jobs (the grid: 4 methods x 2 models x 3 seeds) with few steps and a small evaluation. The sweep is killed by SIGKILL at
+random moments, then started once more. Compared: every weight and every result of every job. Counted: jobs that were finished
+before a start and were written again by it.
 """
 
 from __future__ import annotations
@@ -12,52 +12,55 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 RUN = Path(__file__).parents[1] / "run.py"
-JOBS = 24
-TABLE = [
-    *("-m", "method=sft,dpo,red,clm", "model=tiny,tiny_gpt2", "seed=0,1,2"),
+GRID = ["method=sft,dpo,red,clm", "model=tiny,tiny_gpt2", "seed=0,1,2"]
+SETTINGS = [
     *("data.pairs=256", "evaluation.prompts=16", "evaluation.suites=[toy]", "control.strengths=[0.0,1.0]"),
     *("trainer.threads=1", "trainer.checkpoint_every_steps=5", "tracking=off"),
 ]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Prints what was killed when, and whether the claim holds; exit status 1 where it does not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    given = parser.parse_args()
+    parser.add_argument("--grid", nargs="+", default=GRID, help="keys with the values that are crossed")
+    given = parser.parse_args(words)
+    jobs = math.prod(len(word.split(",")) for word in given.grid)
     moments = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         begun = time.perf_counter()
-        start(Path(one)).wait()
+        start(Path(one), given.grid).wait()
         whole = time.perf_counter() - begun
-        print(f"never killed: {len(finished(Path(one)))} of {JOBS} jobs in {whole:.0f} s")
+        print(f"never killed: {len(finished(Path(one)))} of {jobs} jobs in {whole:.0f} s")
         again = 0
         for _ in range(given.kills):
             before = finished(Path(other))
             moment = moments.uniform(0.05, 0.3) * whole
-            kill_after(start(Path(other)), moment)
+            kill_after(start(Path(other), given.grid), moment)
             again += repeated(before, finished(Path(other)))
-            print(f"killed after {moment:.0f} s: {len(finished(Path(other)))} of {JOBS} jobs are finished")
+            print(f"killed after {moment:.0f} s: {len(finished(Path(other)))} of {jobs} jobs are finished")
         before = finished(Path(other))
-        start(Path(other)).wait()
+        start(Path(other), given.grid).wait()
         again += repeated(before, finished(Path(other)))
         same = sum(results(Path(one))[job] == result for job, result in results(Path(other)).items())
-    print(f"started once more: {same} of {JOBS} jobs are equal to the bit, {again} were done twice")
-    sys.exit(same != JOBS or again > 0)
+    print(f"started once more: {same} of {jobs} jobs are equal to the bit, {again} were done twice")
+    sys.exit(same != jobs or again > 0)
 
 
-def start(runs: Path) -> subprocess.Popen[bytes]:
+def start(runs: Path, grid: Sequence[str]) -> subprocess.Popen[bytes]:
     """The sweep, in a process of its own."""
-    words = [sys.executable, str(RUN), *TABLE, f"paths.runs={runs}"]
+    words = [sys.executable, str(RUN), "-m", *grid, *SETTINGS, f"paths.runs={runs}"]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -1,6 +1,6 @@
 """A preference step through the frame beside TRL's DPOTrainer: the same rows, model, adapter and threads, in one run.
 
-    python benchmarks/preference_step.py [--pairs 480] [--rounds 5]
+    python benchmarks/preference_step.py [--pairs 480] [--rounds 5] [--warm-up 5] [--threads 2]
 
 LoRA r=16 on all linear maps, batch 8, real HH-RLHF pairs, stories260k, two threads. Each side runs in a process of its own,
 the sides in turn, and the ratios are taken round by round. Memory is the peak above what was resident after the imports.
@@ -17,35 +17,46 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SHARED = Path(os.environ.get("ALIGNLAB_SHARED", Path(__file__).parents[2] / "shared"))
 SIDES = ("ours", "ours-cached", "trl", "trl-cached")
-BATCH, RANK, ALPHA, BETA, RATE, WARM_UP = 8, 16, 16.0, 0.1, 1e-4, 5
+BATCH, RANK, ALPHA, BETA, RATE = 8, 16, 16.0, 0.1, 1e-4
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs all sides in turn and prints the ratios; with --side, is one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", choices=(*SIDES, "losses"))
-    given = parser.parse_args()
-    if given.side == "losses":
-        print(json.dumps(same_losses(given.pairs)))
-    elif given.side:
-        print(json.dumps(measure(given.side, given.pairs)))
+    parser.add_argument("--warm-up", type=int, default=5, help="steps of which no time is taken")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--in-one-process", action="store_true", help="no process for each side; memory is not to be compared")
+    given = parser.parse_args(words)
+    if given.side:
+        print(json.dumps(one_side(given.side, given)))
     else:
-        compare(given.pairs, given.rounds)
+        compare(given)
 
 
-def compare(pairs: int, rounds: int) -> None:
+def one_side(side: str, given: argparse.Namespace) -> dict[str, float]:
+    """What one side gives."""
+    import torch
+
+    torch.set_num_threads(given.threads)
+    return same_losses(given.pairs) if side == "losses" else measure(side, given.pairs, given.warm_up)
+
+
+def compare(given: argparse.Namespace) -> None:
     """Every side in turn, `rounds` times; medians of the ratios and their range."""
+    rounds = given.rounds
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
-            results[side].append(_child(side, pairs))
+            results[side].append(_child(side, given))
     for side in SIDES:
         speeds = [result["pairs_per_second"] for result in results[side]]
         peaks = [result["peak_mib"] for result in results[side]]
@@ -55,11 +66,11 @@ def compare(pairs: int, rounds: int) -> None:
             ratios = sorted(a[quantity] / b[quantity] for a, b in zip(results[ours], results[other], strict=True))
             middle = statistics.median(ratios)
             print(f"{ours} / {other}: {quantity} {middle:.2f}x  (n = {rounds}, {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    losses = _child("losses", pairs)
+    losses = _child("losses", given)
     print(f"largest difference of losses over {losses['steps']:.0f} training steps: {losses['difference']:.2g}")
 
 
-def measure(side: str, pairs: int) -> dict[str, float]:
+def measure(side: str, pairs: int, warm_up: int) -> dict[str, float]:
     """Trains on the rows once; pairs per second after a warm-up, and peak memory above the imports."""
     train = _ours(pairs, cached=side.endswith("cached")) if side.startswith("ours") else _trl(pairs, side.endswith("cached"))
     _reset_peak()
@@ -67,7 +78,7 @@ def measure(side: str, pairs: int) -> dict[str, float]:
     train.train()
     after = _memory("VmHWM")
     clock = train.callback_handler.callbacks[-1]
-    return {"pairs_per_second": clock.speed(), "peak_mib": (after - before) / 1024}
+    return {"pairs_per_second": clock.speed(warm_up), "peak_mib": (after - before) / 1024}
 
 
 def same_losses(pairs: int) -> dict[str, float]:
@@ -81,87 +92,77 @@ def same_losses(pairs: int) -> dict[str, float]:
     return {"difference": max(abs(x - y) for x, y in zip(a, b, strict=True)), "steps": len(a)}
 
 
+def _run(pairs: int) -> Any:
+    """The run as its sheets say it, but for what is named here."""
+    from hydra import compose, initialize_config_dir
+
+    from alignlab.config import parse
+
+    words = [
+        *("method=dpo", "method.prefer.epochs=null", f"method.prefer.steps={pairs // BATCH}", f"method.prefer.batch={BATCH}"),
+        *(f"method.prefer.learning_rate={RATE}", "method.prefer.schedule=constant", "method.prefer.warmup_fraction=0.0"),
+        *(f"method.beta={BETA}", "method.reference=base"),
+        *("tuner=lora", f"tuner.rank={RANK}", f"tuner.alpha={ALPHA}", "tuner.dropout=0.0", "tuner.targets=[]"),
+        *("model=local", f"model.path={SHARED / 'models' / 'stories260k'}", "model.dtype=float32"),
+        *("data=hh_rlhf", f"data.path={SHARED / 'data' / 'hh-rlhf'}", "data.train='*train*'", "data.test='*test*'"),
+        *(f"data.limit={2 * pairs}", "trainer.device=cpu", "trainer.log_every_steps=1", "+trainer.extra.save_strategy='no'"),
+    ]
+    with initialize_config_dir(config_dir=str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return parse(compose("run", overrides=words))
+
+
 def _records(pairs: int) -> Any:
     """The first real pairs that fit the model, as groups of ids and as text."""
-    from alignlab.data.config import HhConfig, PrefixConfig
+    from alignlab.config import GROUPS
     from alignlab.data.encode import Limits, encode
-    from alignlab.data.hh_rlhf import build
     from alignlab.data.views import pair
 
-    source = build(
-        HhConfig(
-            name="hh_rlhf",
-            max_tokens=None,
-            too_long="drop",
-            limit=2 * pairs,
-            test_limit=None,
-            prefixes=PrefixConfig(None, None, ""),
-            flipped=0.0,
-            halves=None,
-            part=None,
-            path=str(SHARED / "data" / "hh-rlhf"),
-            train="*train*",
-            test="*test*",
-            hub="",
-            revision=None,
-            subsets=[],
-            unusable_pairs="drop",
-        )
-    )
-    codec = _backbone().codec
+    data = _run(pairs).data
+    source = GROUPS["data"][data.name].build(data)
+    codec = _backbone(pairs).codec
     groups, _ = encode(source.split("train"), pair, codec.examples, Limits(512, "drop"))
     groups = groups[:pairs]
     by_row = {record.row: record for record in source.split("train").records}
     return groups, [by_row[group.row] for group in groups]
 
 
-def _backbone() -> Any:
-    import torch
-
+def _backbone(pairs: int) -> Any:
     from alignlab.models.backbone import load
-    from alignlab.models.config import ModelConfig, TemplateConfig
 
-    torch.set_num_threads(2)
-    template = TemplateConfig("{prompt}", chat=False, bos=None)
-    path = str(SHARED / "models" / "stories260k")
-    sheet = ModelConfig("local", "folder", path, None, "float32", "sdpa", trust_remote_code=False, template=template)
-    return load(sheet, start="pretrained", seed=0, device="cpu")
+    return load(_run(pairs).model, start="pretrained", seed=0, device="cpu")
 
 
 def _ours(pairs: int, *, cached: bool) -> Any:
     """The project's trainer, as `method=dpo tuner=lora` builds it."""
     import torch
 
+    from alignlab.config import GROUPS
     from alignlab.data.batching import Batches, plan
     from alignlab.models.policy import Policy
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
-    from alignlab.training.config import FitConfig, TrainerConfig
-    from alignlab.training.objectives import Preference
     from alignlab.training.references import with_references
     from alignlab.training.session import Session
     from alignlab.training.trainer import FitTrainer, Step, arguments
-    from alignlab.tuners.config import LoraConfig
-    from alignlab.tuners.lora import build
 
     folder = Path(tempfile.mkdtemp())
     steps = pairs // BATCH
+    config = _run(pairs)
+    (stage,) = GROUPS["method"]["dpo"].build(config.method).stages
     groups, _ = _records(pairs)
-    backbone = _backbone()
+    backbone = _backbone(pairs)
     torch.manual_seed(0)
-    tuner = build(LoraConfig("lora", RATE, RATE, RANK, ALPHA, 0.0, []), backbone.model)
+    tuner = GROUPS["tuner"]["lora"].build(config.tuner, backbone.model)
     policy = Policy(backbone, tuner)
     if cached:
         groups = with_references(groups, policy, folder, weights="stories260k", inside=policy.off())
-    sheet = TrainerConfig("default", "cpu", None, True, 10**6, 1, 1, None, {"save_strategy": "no"})
-    fit = FitConfig(None, steps, BATCH, RATE, "constant", 0.0, 0.0, 0.9, 0.999, 1e-8, 1.0, "response")
-    session = Session(folder, folder, Ledger(folder), NoTracker(), sheet, "cpu", 0)
+    session = Session(folder, folder, Ledger(folder), NoTracker(), config.trainer, "cpu", 0)
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)
-    objective = Preference("sigmoid", BETA, 0.0, "sum", "base", 0.0)
     policy.model.requires_grad_(False)
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
-    trainer = FitTrainer(Step(policy, objective), "prefer", tuner, session, batches, arguments(fit, session, folder, steps))
+    args = arguments(stage.fit, session, folder, steps)
+    trainer = FitTrainer(Step(policy, stage.objective), stage.name, tuner, session, batches, args)
     trainer.add_callback(_clock())
     return trainer
 
@@ -178,7 +179,7 @@ def _trl(pairs: int, cached: bool, order: list[int] | None = None) -> Any:
     _, records = _records(pairs)
     chosen = [records[index] for index in order] if order else records
     texts = [{"prompt": r.prompt, "chosen": r.responses[0].text, "rejected": r.responses[1].text} for r in chosen]
-    backbone = _backbone()
+    backbone = _backbone(pairs)
     torch.manual_seed(0)
     adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
     config = DPOConfig(
@@ -225,15 +226,19 @@ def _clock() -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.ends.append(time.perf_counter())
 
-        def speed(self) -> float:
-            return BATCH * (len(self.ends) - 1 - WARM_UP) / (self.ends[-1] - self.ends[WARM_UP])
+        def speed(self, warm_up: int) -> float:
+            return BATCH * (len(self.ends) - 1 - warm_up) / (self.ends[-1] - self.ends[warm_up])
 
     return Clock()
 
 
-def _child(side: str, pairs: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", side, "--pairs", str(pairs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
+def _child(side: str, given: argparse.Namespace) -> dict[str, float]:
+    if given.in_one_process:
+        return one_side(side, given)
+    command = [sys.executable, __file__, f"--side={side}", f"--pairs={given.pairs}", f"--warm-up={given.warm_up}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    )
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -19,16 +19,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 SIDES = ("ours", "official")
-BLOCKS, BATCH, LAYERS, ALPHA, RATE = 32, 16, [10, 12, 14, 16, 18], 5.0, 3e-4
+BATCH, ALPHA, RATE = 16, 5.0, 3e-4
 PREFIX, PROMPT, RESPONSE = 24, 40, 64
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs both sides in turn and prints the ratios; with --side, is one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=512)
@@ -37,8 +37,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--side", choices=SIDES)
-    given = parser.parse_args()
+    parser.add_argument("--in-one-process", action="store_true", help="no process for each side; memory is not to be compared")
+    given = parser.parse_args(words)
     if given.side:
         print(json.dumps(measure(given)))
     else:
@@ -58,7 +61,7 @@ def compare(given: argparse.Namespace) -> None:
     pairs = list(zip(results["ours"], results["official"], strict=True))
     for name, ratios in (
         ("speed, ours / official", sorted(b["seconds"] / a["seconds"] for a, b in pairs)),
-        ("peak memory, ours / official", sorted(a["peak_mib"] / b["peak_mib"] for a, b in pairs)),
+        ("peak memory, ours / official", sorted(a["peak_mib"] / max(b["peak_mib"], 1e-3) for a, b in pairs)),
     ):
         middle = statistics.median(ratios)
         print(f"{name}: {middle:.2f}x  (n = {given.rounds} rounds of {given.steps} steps, {ratios[0]:.2f} to {ratios[-1]:.2f})")
@@ -93,7 +96,7 @@ def _model(given: argparse.Namespace) -> Any:
     config = LlamaConfig(
         hidden_size=given.width,
         intermediate_size=round(2.7 * given.width / 8) * 8,
-        num_hidden_layers=BLOCKS,
+        num_hidden_layers=given.blocks,
         num_attention_heads=8,
         vocab_size=given.vocabulary,
         max_position_embeddings=256,
@@ -103,17 +106,22 @@ def _model(given: argparse.Namespace) -> Any:
     return LlamaForCausalLM(config).to(given.device).requires_grad_(False)
 
 
-def _rows(vocabulary: int) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[list[int]]]:
+def _layers(blocks: int) -> list[int]:
+    """10, 12, 14, 16 and 18 of 32."""
+    return [max(1, blocks * layer // 32) for layer in (10, 12, 14, 16, 18)] if blocks >= 16 else [blocks - 1]
+
+
+def _rows(vocabulary: int, batch: int) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[list[int]]]:
     """Good and bad prefixes, prompts and responses, without BOS."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
 
     def draw(length: int) -> list[list[int]]:
-        return torch.randint(3, vocabulary, (BATCH, length), generator=generator).tolist()
+        return torch.randint(3, vocabulary, (batch, length), generator=generator).tolist()
 
     good, bad = draw(PREFIX)[0], draw(PREFIX)[0]
-    return [good] * BATCH, [bad] * BATCH, draw(PROMPT), draw(RESPONSE)
+    return [good] * batch, [bad] * batch, draw(PROMPT), draw(RESPONSE)
 
 
 def _ours(given: argparse.Namespace) -> Callable[[], float]:
@@ -131,13 +139,26 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     from alignlab.tuners.config import LowerLoraConfig
     from alignlab.tuners.lora import build
 
-    layers = LayersConfig(LAYERS, [0.0, 0.5])
+    layers = LayersConfig(numbers=_layers(given.blocks), depth=[0.0, 0.5])
     backbone = Backbone("random", _model(given), _NoText(), "random", KINDS["causal"].implementation())  # type: ignore[arg-type]
     torch.manual_seed(0)
-    tuner = build(LowerLoraConfig("lora_lower", RATE, RATE, 8, 16.0, 0.0, None, layers, 0), backbone.model)
+    tuner = build(
+        LowerLoraConfig(
+            name="lora_lower",
+            likelihood_rate=RATE,
+            preference_rate=RATE,
+            rank=8,
+            alpha=16.0,
+            dropout=0.0,
+            targets=None,
+            below=layers,
+            beyond=0,
+        ),
+        backbone.model,
+    )
     policy = Policy(backbone, tuner)
     groups = []
-    for number, (good, bad, prompt, response) in enumerate(zip(*_rows(given.vocabulary), strict=True)):
+    for number, (good, bad, prompt, response) in enumerate(zip(*_rows(given.vocabulary, given.batch), strict=True)):
         leads = ([], good, bad)
         members = [Encoded((1, *lead, *prompt, *response), 1 + len(lead) + PROMPT, head=1 + len(lead)) for lead in leads]
         groups.append(EncodedGroup(str(number), tuple(members)))
@@ -161,14 +182,14 @@ def _official(given: argparse.Namespace) -> Callable[[], float]:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = _model(given)
+    model, layers = _model(given), _layers(given.blocks)
     torch.manual_seed(0)
     adapter = LoraConfig(
-        task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, layers_to_transform=list(range(max(LAYERS)))
+        task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, layers_to_transform=list(range(max(layers)))
     )
     tuned = get_peft_model(model, adapter)
-    good, bad, prompts, responses = _rows(given.vocabulary)
-    empty: list[list[int]] = [[]] * BATCH
+    good, bad, prompts, responses = _rows(given.vocabulary, given.batch)
+    empty: list[list[int]] = [[]] * given.batch
     plain, better, worse = (
         torch.tensor([[1, *lead, *prompt, *response] for lead, prompt, response in zip(leads, prompts, responses, strict=True)])
         .to(given.device)
@@ -186,9 +207,9 @@ def _official(given: argparse.Namespace) -> Callable[[], float]:
             base, plus, minus = (states(ids) for ids in (plain, better, worse))
         moved = states(plain)
         loss = torch.zeros((), device=given.device)
-        for layer in LAYERS:
+        for layer in layers:
             at = [each[layer][:, -RESPONSE:] for each in (moved, base, plus, minus)]
-            loss = loss + (at[0] - (at[1] + ALPHA * (at[2] - at[3]))).norm(dim=-1).mean() / len(LAYERS)
+            loss = loss + (at[0] - (at[1] + ALPHA * (at[2] - at[3]))).norm(dim=-1).mean() / len(layers)
         loss.backward()
         optimiser.step()
         return float(loss.item())
@@ -203,7 +224,9 @@ class _NoText:
 
 
 def _child(side: str, given: argparse.Namespace) -> dict[str, float]:
-    words = [f"--{name}={value}" for name, value in vars(given).items() if name not in ("side", "rounds")]
+    if given.in_one_process:
+        return measure(argparse.Namespace(**{**vars(given), "side": side}))
+    words = [f"--{name}={value}" for name, value in vars(given).items() if name not in ("side", "rounds", "in_one_process")]
     done = subprocess.run([sys.executable, __file__, f"--side={side}", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr}")

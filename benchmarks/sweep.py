@@ -1,9 +1,9 @@
 """What a sweep costs besides its jobs, and what sharing stages saves.
 
-    python benchmarks/sweep.py [--repeats 3]
+    python benchmarks/sweep.py [--repeats 3] [--jobs 1000]
 
-plan: wall time of `plan=true` for 1,000 jobs that all differ, also of the longest sheet, and for 100 settings x 10 seeds, in a
-new process each.
+plan: wall time of `plan=true` for 1,000 jobs (`--jobs`) that all differ, also of the longest sheet, and for a tenth as many
+settings x 10 seeds, in a new process each.
 frame: wall time of a job of one step without evaluation, from the second job of a multirun on: everything but training and
 evaluation, and one step of both.
 reuse: three sweeps whose jobs have a first stage in common, with the store and with force=true, which computes every stage.
@@ -18,15 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 RUN = Path(__file__).parents[1] / "run.py"
 QUIET = ["tracking=off", "trainer.threads=1"]
-PLANS = {
-    "plan, 1,000 settings": ["method.fit.learning_rate=range(0.0001,0.0101,0.00001)"],
-    "plan, 1,000 settings of rahf": ["method=rahf", "method.alpha=range(1.0,11.0,0.01)"],
-    "plan, 100 settings x 10 seeds": ["method.fit.learning_rate=range(0.0001,0.0101,0.0001)", "seed=range(10)"],
-}
 SHARED = {
     "rahf, alpha": ["method=rahf", "method.alpha=1.0,2.0,5.0,8.0"],
     "meet, rate of the joint stage": ["method=meet", "method.joint.learning_rate=1e-4,3e-4,1e-3,3e-3"],
@@ -34,16 +30,30 @@ SHARED = {
 }
 
 
-def main() -> None:
+def plans(jobs: int) -> dict[str, list[str]]:
+    """Sweeps of so many jobs, a multiple of 10."""
+    few = jobs // 10
+    return {
+        f"plan, {jobs:,} settings": [f"method.fit.learning_rate=range(0.0001,0.0101,{0.01 / jobs:g})"],
+        f"plan, {jobs:,} settings of rahf": ["method=rahf", f"method.alpha=range(1.0,11.0,{10 / jobs:g})"],
+        f"plan, {few:,} settings x 10 seeds": [
+            f"method.fit.learning_rate=range(0.0001,0.0101,{0.01 / few:g})",
+            "seed=range(10)",
+        ],
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Prints medians and ranges; ratios where two things are compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    for name, words in PLANS.items():
-        tell(name, [wall(["-m", *words, *QUIET, "plan=true"]) for _ in range(repeats)])
-    tell("frame, per job", [seconds for _ in range(repeats) for seconds in per_job(jobs=8)])
-    for name, words in SHARED.items():
-        compare(name, words, repeats)
+    parser.add_argument("--jobs", type=int, default=1000, help="of a plan, a multiple of 10")
+    given = parser.parse_args(words)
+    for name, sweep in plans(given.jobs).items():
+        tell(name, [wall(["-m", *sweep, *QUIET, "plan=true"]) for _ in range(given.repeats)])
+    tell("frame, per job", [seconds for _ in range(given.repeats) for seconds in per_job(jobs=8)])
+    for name, sweep in SHARED.items():
+        compare(name, sweep, given.repeats)
 
 
 def per_job(jobs: int) -> list[float]:

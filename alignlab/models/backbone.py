@@ -169,6 +169,7 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
     torch.manual_seed(seed)  # weights that a checkpoint lacks are drawn
     if start == "random":
         model = kind.auto.from_config(architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
+        model.name_or_path = ""  # the folder has the shape; its weights, if there are any, are others
     else:
         model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)

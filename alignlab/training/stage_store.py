@@ -15,8 +15,6 @@ from alignlab.files import alone
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
 DONE = "done.json"
-ORIGIN = "origin.txt"
-"""Of a kept stage: the run folder that it came from, whose path its files may name."""
 METRICS = "metrics.json"
 """What the stage has logged, so that a run that did not compute it has its curves all the same."""
 
@@ -37,30 +35,25 @@ class StageStore:
         with alone(self._folder / f"{key}.lock", "waits for another job that computes the same stage"):
             yield
 
-    def keep(self, key: str, stage: Path, run: Path) -> None:
+    def keep(self, key: str, stage: Path) -> None:
         """Keeps what a finished stage of a run has left, checkpoints aside; appears whole or not at all. A full disk stops no
         run: the stage is in the run's own folder."""
         scratch = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=self._folder))
         try:
             _copy(stage, scratch)
-            (scratch / ORIGIN).write_text(str(run.resolve()), encoding="utf-8")
             scratch.rename(self._folder / key)
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
             if not self.holds(key):  # else another job was faster, with the same result
                 log.warning("the stage is not kept for other runs (%s)", error.strerror)
 
-    def fetch(self, key: str, stage: Path, run: Path) -> None:
-        """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last."""
+    def fetch(self, key: str, stage: Path) -> None:
+        """Puts a kept stage into a run's folder, as if the run had finished it: `done.json` comes last. Its files name others
+        of the run by relative paths, so nothing in them is changed."""
         kept = self._folder / key
-        origin = (kept / ORIGIN).read_text(encoding="utf-8")
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        _copy(kept, stage, skip=(ORIGIN, DONE))
-        for file in stage.rglob("*.json"):
-            text = file.read_text(encoding="utf-8")
-            # A base is named by its folder: the run's own copy takes its place.
-            file.write_text(text.replace(origin, str(run.resolve())), encoding="utf-8")
+        _copy(kept, stage, skip=(DONE,))
         shutil.copyfile(kept / DONE, stage / DONE)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignlab.errors import ConfigError
 from alignlab.files import stamps
@@ -53,18 +55,19 @@ class BitfitConfig(TunerConfig):
 
 @dataclass
 class LoraConfig(TunerConfig):
-    """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means all of them but the head, null
-    peft's own choice for the architecture, usually queries and values."""
+    """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps, or one pattern; empty means all of them
+    but the head, null peft's own choice for the architecture, usually queries and values."""
 
     rank: int
     alpha: float
     dropout: float
-    targets: list[str] | None
+    targets: Any  # a list of texts, a text or null, which OmegaConf has no type for
 
     def check(self) -> None:
         """Raises ConfigError for a rank or a dropout that cannot be built."""
         super().check()
         check_lora("tuner", self.rank, self.alpha, self.dropout)
+        check_targets("tuner.targets", self.targets)
 
 
 @dataclass
@@ -80,21 +83,33 @@ class LowerLoraConfig(LoraConfig):
         self.below.check("tuner.below")
         if self.beyond < 0:
             raise ConfigError(f"tuner.beyond={self.beyond} must not be negative.")
-        if self.targets is not None and not self.targets:
-            raise ConfigError("tuner.targets=[] means every linear map, which peft does not limit to some blocks; give names.")
 
 
 @dataclass
 class Ia3Config(TunerConfig):
-    """Learned factors on keys, values and the feed-forward's inner activation, at peft's own places."""
+    """Learned factors on keys, values and the feed-forward's inner activation. `targets`: names of linear maps, or one pattern;
+    null = peft's own places. `feedforward`: those of them whose input is scaled, and not their output; null = peft's."""
+
+    targets: Any
+    feedforward: Any
+
+    def check(self) -> None:
+        """Raises ConfigError for targets that cannot be names."""
+        super().check()
+        check_targets("tuner.targets", self.targets, empty="would learn nothing; give names, or null for peft's own places.")
+        check_targets("tuner.feedforward", self.feedforward)
+        if self.targets is None and self.feedforward is not None:
+            raise ConfigError("tuner.feedforward says it of tuner.targets, which are null; give both, or neither.")
 
 
 @dataclass
 class RedTunerConfig(TunerConfig):
-    """Representation editing. `edit`: both | scale | shift. `place`: ffn (RED) | plus (RED+, five outputs per block)."""
+    """Representation editing. `edit`: both | scale | shift. `place`: ffn (RED) | plus (RED+, five outputs per block).
+    `targets`: names of linear maps to edit instead, or one pattern; null = those of `place` in this kind of model."""
 
     edit: str
     place: str
+    targets: Any
 
     def check(self) -> None:
         """Raises ConfigError for an edit or a place that does not exist."""
@@ -103,6 +118,9 @@ class RedTunerConfig(TunerConfig):
             raise ConfigError(f"tuner.edit={self.edit!r} is not known; choose both, scale or shift.")
         if self.place not in ("ffn", "plus"):
             raise ConfigError(f"tuner.place={self.place!r} is not known; choose ffn (RED) or plus (RED+).")
+        check_targets("tuner.targets", self.targets, empty="would edit nothing; give names, or null for the place.")
+        if self.targets is not None and self.place == "plus":
+            raise ConfigError("tuner.place=plus chooses the layers, and tuner.targets names them; give one of the two.")
 
 
 @dataclass
@@ -152,11 +170,15 @@ class DeraConfig(TunerConfig):
 @dataclass
 class ClmTunerConfig(TunerConfig):
     """Blocks in front of the first one. `start`: identity (zeroed copies of the first block) | random. `merge`: logits (the
-    paper's) | embeddings (one pass that mixes the blocks' output with their input; for comparison, not the paper's)."""
+    paper's) | embeddings (one pass that mixes the blocks' output with their input; for comparison, not the paper's). `targets`:
+    the name of the first block, or a pattern; `writes`: what in it writes into the residual stream; null = from the table of
+    layouts, and the first block as it is found."""
 
     blocks: int
     start: str
     merge: str
+    targets: Any
+    writes: list[str] | None
 
     def check(self) -> None:
         """Raises ConfigError for a number, a start or a merge that does not exist."""
@@ -167,6 +189,14 @@ class ClmTunerConfig(TunerConfig):
             raise ConfigError(f"tuner.start={self.start!r} is not known; choose identity or random.")
         if self.merge not in MERGES:
             raise ConfigError(f"tuner.merge={self.merge!r} is not known; choose logits (the paper's) or embeddings.")
+        check_targets("tuner.targets", self.targets, empty="names no block; give the first one, or null.")
+        check_targets(
+            "tuner.writes", self.writes, empty="silences nothing, so no block would start as the identity; give names."
+        )
+        if isinstance(self.targets, list) and len(self.targets) > 1:
+            raise ConfigError(f"tuner.targets={self.targets} must name one block, the first.")
+        if self.targets is not None and self.writes is None:
+            raise ConfigError("tuner.targets names a block, and tuner.writes what in it writes into the stream; give both.")
 
 
 @dataclass
@@ -182,3 +212,18 @@ def check_lora(group: str, rank: int, alpha: float, dropout: float) -> None:
         raise ConfigError(
             f"{group}.rank={rank} must be at least 1, {group}.alpha={alpha} finite and {group}.dropout={dropout} in [0, 1)."
         )
+
+
+def check_targets(key: str, targets: Any, *, empty: str | None = None) -> None:
+    """Raises ConfigError for what is neither null, nor a pattern, nor a list of names. `empty`: the word on an empty list."""
+    if targets is None:
+        return
+    if isinstance(targets, str) and targets:
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ConfigError(f"{key}={targets} is no pattern ({error}); give one, or a list of names.") from error
+    elif not isinstance(targets, list) or not all(isinstance(target, str) and target for target in targets):
+        raise ConfigError(f"{key}={targets!r} must be a list of names, one pattern that matches whole names, or null.")
+    elif not targets and empty is not None:
+        raise ConfigError(f"{key}=[] {empty}")

@@ -3,29 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import peft
-from torch import Tensor
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignlab.errors import ControlError, ModelError
 from alignlab.models.backbone import shape_of
 from alignlab.models.config import Shape
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
+from alignlab.tuners.targets import LINEAR, block_names, matched
+from alignlab.tuners.tuner import setting
+
+OVERWRITING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Beginnings of peft's `init_lora_weights` that take the start of the update out of the backbone's own weights."""
 
 
 class LoraTuner(PeftTuner):
     """W x + s * (alpha / r) B A x."""
 
+    def _find(self) -> None:
+        super()._find()
+        self._lost = _lost(self.module)
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        """The update times `setting`; a tensor holds one number per row, where every part of the adapter has one.
+
+        Raises ControlError for a LoRA without a way back to its backbone, and for a strength that a variant does not have.
+        """
+        if self._lost and not (isinstance(setting, float) and setting == 1.0):
+            raise ControlError(f"this LoRA has no other strength than 1: {self._lost}.")
+        return super().at(setting)
+
+    def off(self) -> AbstractContextManager[None]:
+        """Without the adapter. Raises ControlError where the backbone's own weights are gone."""
+        if self._lost:
+            raise ControlError(f"this LoRA cannot be switched off: {self._lost}.")
+        return super().off()
+
     @contextmanager
-    def at(self, setting: Strength) -> Iterator[None]:
-        """The update times `setting`; a tensor holds one number per row."""
-        if isinstance(setting, float) and setting == 1.0:
-            yield
+    def edited(self, strength: Strength) -> Iterator[None]:
+        """The update times the strength; what else a variant does, a magnitude for one, is there or is not."""
+        variants = [layer for layer in self.layers if getattr(layer, "lora_variant", None)]
+        if variants and strength == 0.0:
+            with setting("_disable_adapters", True, self.layers):
+                yield
             return
-        factor = setting[:, None, None] if isinstance(setting, Tensor) else setting
+        if variants:
+            kind = type(next(iter(variants[0].lora_variant.values()))).__name__
+            raise ControlError(
+                f"a LoRA of peft's kind {kind} has the strengths 0 and 1 only, not {strength}; take a plain one."
+            )
+        factor = strength[:, None, None] if isinstance(strength, Tensor) else strength
         before = [dict(layer.scaling) for layer in self.layers]
         try:
             for layer, scaling in zip(self.layers, before, strict=True):
@@ -35,6 +69,13 @@ class LoraTuner(PeftTuner):
             for layer, scaling in zip(self.layers, before, strict=True):
                 layer.scaling = scaling
 
+    def _shared_by_rows(self) -> str:
+        if any(getattr(layer, "lora_variant", None) for layer in self.layers):
+            return "a variant of LoRA, such as DoRA, is there or is not, for all rows"
+        if any(isinstance(layer, ParamWrapper) for layer in self.layers):
+            return "a LoRA on a bare parameter changes the weight that all rows share"
+        return super()._shared_by_rows()
+
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
     """Attaches LoRA to the named linear maps, to all but the head, or to peft's own choice; in some blocks or in all."""
@@ -42,18 +83,59 @@ def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
 
 
 def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
-    """The sheet as peft's configuration for this model. Raises ConfigError for layers outside it."""
+    """The sheet as peft's configuration for this model.
+
+    Raises ConfigError for layers outside it and for targets that it does not have, ModelError where peft has no choice for it.
+    """
+    blocks = _blocks(config, shape_of(model)) if isinstance(config, LowerLoraConfig) else None
+    targets = _targets(config, model, blocks)
+    # peft limits names to some blocks, but neither a pattern nor "all-linear": those are written out here.
+    written_out = blocks is not None and targets is not None and targets != config.targets
     return peft.LoraConfig(
-        task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         fan_in_fan_out=stores_transposed(model),
-        target_modules=None if config.targets is None else list(config.targets) or "all-linear",
-        layers_to_transform=_blocks(config, shape_of(model)) if isinstance(config, LowerLoraConfig) else None,
+        target_modules=targets,
+        layers_to_transform=None if written_out else blocks,
     )
+
+
+def _targets(config: LoraConfig, model: PreTrainedModel, blocks: list[int] | None) -> list[str] | str | None:
+    if config.targets is None:
+        kind = model.config.model_type
+        if kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+            raise ModelError(
+                f"peft has no choice of its own where a LoRA sits in models of type {kind!r}; give tuner.targets, a list of"
+                " names, or [] for every linear map but the head."
+            )
+        return None
+    found = matched(model, config.targets, "tuner.targets", (*LINEAR, nn.Embedding)) if config.targets else []
+    if blocks is None:
+        return config.targets or "all-linear"
+    if config.targets and not isinstance(config.targets, str):
+        return list(config.targets)
+    every = found or [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
+    inside = tuple(f"{block_names(model)[index]}." for index in blocks)
+    return [name for name in every if name.startswith(inside)]
 
 
 def _blocks(config: LowerLoraConfig, shape: Shape) -> list[int]:
     """Blocks as peft counts them, from 0: layer l is the output of block l - 1."""
     return list(range(min(max(config.below.of(shape)) + config.beyond, shape.blocks)))
+
+
+def _lost(model: peft.PeftModel) -> str:
+    """What of the backbone an adapter has overwritten, as the end of a sentence; empty where nothing."""
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            return f"it was trained with bias={bias!r}, which overwrites the backbone's own biases; take bias='none'"
+        start = getattr(config, "init_lora_weights", True)
+        if isinstance(start, str) and start.lower().startswith(OVERWRITING):
+            return (
+                f"its start {start!r} was taken out of the backbone's weights; save it with peft's"
+                " path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            )
+    return ""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignlab.models.kinds import task_type_of
 from alignlab.tuners.peft_tuner import stores_transposed
 from alignlab.tuners.tuner import Rated
 from alignlab.tuners.weights import read
@@ -38,7 +39,7 @@ class Update:
     def __init__(self, model: PreTrainedModel, shape: UpdateShape) -> None:
         self._model = model
         self._config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task_type_of(model),
             r=shape.rank,
             lora_alpha=shape.alpha,
             lora_dropout=shape.dropout,

@@ -7,13 +7,13 @@ The knob interpolates between the weights as they were and as they are, theta(s)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
@@ -21,15 +21,17 @@ from alignlab.models.backbone import block_list
 from alignlab.models.kinds import new_head
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
+from alignlab.tuners.start import PLAIN, Start
 from alignlab.tuners.tuner import Rated, Tuner, between, one_pass, origins
 
 FILE = "weights.safetensors"
-PLAIN = "model.safetensors"
-"""As transformers calls the weights of a whole model."""
 
 
 class WeightsTuner:
-    """Some of the backbone's parameters, learned in place; a copy of where they started is kept for the knob."""
+    """Some of the backbone's parameters, learned in place; where they started is kept, or found again, for the knob.
+
+    A classifier's head has no start worth going back to: it stays as trained at every strength, and is new again in `off`.
+    """
 
     per_row = False
     controls = None
@@ -40,7 +42,9 @@ class WeightsTuner:
         self.module: nn.Module = model
         every = dict(model.named_parameters())
         self._named = {name: every[name] for name in names}
-        self._origins = origins(self._named.values())
+        head = set(new_head(model))
+        self._start = Start(model, {name: parameter for name, parameter in self._named.items() if name not in head})
+        self._head = origins([parameter for name, parameter in self._named.items() if name in head])
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
@@ -52,20 +56,28 @@ class WeightsTuner:
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Weights between start (0) and trained (1), or beyond."""
-        return between(self._origins, setting)
+        if isinstance(setting, float) and setting == 1.0:
+            return nullcontext()
+        return self._between(setting)
 
     def off(self) -> AbstractContextManager[None]:
         """Weights as they were."""
-        return between(self._origins, 0.0)
+        return self._between(0.0, self._head)
+
+    @contextmanager
+    def _between(self, strength: Strength, more: Sequence[tuple[nn.Parameter, Tensor]] = ()) -> Iterator[None]:
+        with self._start.pairs() as pairs, between([*pairs, *more], strength):
+            yield
 
     def rests_on(self, folder: Path) -> None:
-        """Nothing: what is saved are weights, without a word about others."""
+        """Where the weights started is found there from now on; what is saved are weights, without a word about others."""
+        self._start.is_in(folder / PLAIN)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """The weights are the backbone's, so they may be trained as such; where that ends, the knob begins."""
         yield
-        self._origins = origins(self._named.values())
+        self._start.is_now()
 
     def rated(self) -> list[Rated]:
         """None."""
@@ -87,7 +99,7 @@ class BackboneWeights:
         added = {id(parameter) for parameter in tuner.parameters()} if tuner.adds_parameters else set()
         # Named as without a tuner, so that the file does not depend on which one was there.
         self._named = {
-            name.replace(".base_layer", ""): parameter
+            name.replace(".base_layer", "").replace(".original_module", "").replace(".token_adapter", ""): parameter
             for name, parameter in model.named_parameters()
             if id(parameter) not in added
         }

@@ -37,6 +37,13 @@ class Case:
         return "-".join(filter(None, (self.tuner, self.backbone, extra)))
 
 
+OPEN: dict[str, dict[str, Any]] = {
+    "red": {"targets": None},
+    "ia3": {"targets": None, "feedforward": None},
+    "clm": {"targets": None, "writes": None},
+}
+"""What a case leaves to the tables, unless it names it."""
+
 _LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []}
 CASES = (
     Case("full", "llama", per_row=False),  # a weight is shared by all rows
@@ -65,7 +72,8 @@ CASES = (
 def attach(case: Case, backbone: Backbone, *, seed: int = 0) -> Policy:
     """A policy whose tuner is new, so it is the identity."""
     entry = TUNERS[case.tuner]
-    config = entry.config(name=case.tuner, likelihood_rate=1e-2, preference_rate=1e-2, **case.settings)
+    settings = {**OPEN.get(case.tuner, {}), **case.settings}
+    config = entry.config(name=case.tuner, likelihood_rate=1e-2, preference_rate=1e-2, **settings)
     torch.manual_seed(seed)
     return Policy(backbone, entry.build(config, backbone.model))
 

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 CASE = Case("lora", "llama", {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []})
-CLM = {"blocks": 1, "start": "identity", "merge": "logits"}
+CLM = {"blocks": 1, "start": "identity", "merge": "logits", "targets": None, "writes": None}
 BETA = 0.3
 # our loss, smoothing, length norm, TRL's name; TRL averages over tokens for ipo and nowhere else
 LOSSES = [

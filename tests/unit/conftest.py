@@ -37,11 +37,11 @@ PAIRS = (
 )
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
-    "red": {"edit": "both", "place": "ffn"},
+    "red": {"edit": "both", "place": "ffn", "targets": None},
     "full": {},
-    "clm": {"blocks": 1, "start": "identity", "merge": "logits"},
+    "clm": {"blocks": 1, "start": "identity", "merge": "logits", "targets": None, "writes": None},
     "dera": {"aligned": None},
-    "ia3": {},
+    "ia3": {"targets": None, "feedforward": None},
 }
 
 

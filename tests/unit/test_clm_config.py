@@ -23,7 +23,7 @@ Compose = Callable[..., DictConfig]
 
 RATES = {"likelihood_rate": 1e-2, "preference_rate": 1e-2}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "clm": {"blocks": 1, "start": "identity", "merge": "logits"},
+    "clm": {"blocks": 1, "start": "identity", "merge": "logits", "targets": None, "writes": None},
     "blocks": {"side": "bottom", "count": 1},
     "dera": {"aligned": None},
     "full": {},

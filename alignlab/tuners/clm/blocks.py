@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,11 @@ class ClmBlocks(nn.Module):
     def follow(self, base: nn.Module) -> None:
         """Untrained blocks of a backbone that has been trained since: what was copied is copied again, the rest stays."""
         for block in self.blocks:
-            for name, module in block.named_modules():
-                drawn = self._random and isinstance(module, (nn.Linear, Conv1D))
-                if drawn or (not self._random and name in self._writes):
-                    continue
-                for key, parameter in module.named_parameters(recurse=False):
-                    parameter.copy_(base.get_submodule(name).get_parameter(key))
+            silent = set() if self._random else {id(parameter) for parameter in written(block, self._writes)}
+            for name, parameter in block.named_parameters():
+                drawn = self._random and isinstance(block.get_submodule(name.rpartition(".")[0]), (nn.Linear, Conv1D))
+                if not drawn and id(parameter) not in silent:
+                    parameter.copy_(base.get_parameter(name))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClmBlocks:
         """Follow `.to(device)`, but not a cast to a half type."""
@@ -70,8 +69,9 @@ def number_as(block: nn.Module, index: int) -> None:
     """Tells a block which layer of the cache is its own."""
     attention: Any
     for attention in block.modules():
-        if hasattr(attention, "layer_idx"):
-            attention.layer_idx = index
+        for key in ("layer_idx", "layer_id"):  # GPT-Neo's own name
+            if hasattr(attention, key):
+                setattr(attention, key, index)
 
 
 def _copied(block: nn.Module) -> nn.Module:
@@ -81,12 +81,20 @@ def _copied(block: nn.Module) -> nn.Module:
     return made
 
 
+def written(block: nn.Module, writes: Sequence[str]) -> list[nn.Parameter]:
+    """The tensors of the named modules, and the parameters that are named themselves."""
+    return [
+        parameter
+        for name, parameter in block.named_parameters()
+        if any(name == write or name.startswith(f"{write}.") for write in writes)
+    ]
+
+
 @torch.no_grad()
 def _silence(block: nn.Module, writes: tuple[str, ...]) -> None:
-    """Zeroes every tensor of the modules that write into the residual stream: the block becomes the identity."""
-    for name in writes:
-        for parameter in block.get_submodule(name).parameters():
-            parameter.zero_()
+    """Zeroes every tensor of what writes into the residual stream: the block becomes the identity."""
+    for parameter in written(block, writes):
+        parameter.zero_()
 
 
 @torch.no_grad()

@@ -22,6 +22,9 @@ from alignlab.tuners.clm.blocks import ClmBlocks
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.tuner import setting
 
+OF_HEADS = ("alibi", "position_bias")
+"""Arguments of Bloom's, Falcon's and MPT's blocks that count heads in front, so that rows cannot be cut out of them."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -101,9 +104,12 @@ class ClmLayer(nn.Module, BaseTunerLayer):
             raise ControlError(
                 f"{at.count} settings were given for {len(hidden_RTD)} rows of a pass; give one, or one per row."
             )
-        some_args, some_kwargs = _picked(args, at), {name: _picked(value, at) for name, value in kwargs.items()}
         through_RTD = hidden_RTD[at.through]
-        out_RTD = blocks(through_RTD, some_args, some_kwargs)
+        if any(kwargs.get(name) is not None for name in OF_HEADS):
+            out_RTD = blocks(hidden_RTD, args, kwargs)[at.through]
+        else:
+            some_kwargs = {name: _picked(value, at) for name, value in kwargs.items()}
+            out_RTD = blocks(through_RTD, _picked(args, at), some_kwargs)
         if at.share_R11 is not None:
             out_RTD = _blend(out_RTD, through_RTD, at.share_R11.to(out_RTD.device))
         mixed_RTD = hidden_RTD.clone()

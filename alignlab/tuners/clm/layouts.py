@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alignlab.errors import ModelError
@@ -11,8 +11,8 @@ from alignlab.errors import ModelError
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """`first`: full-match pattern of the first block's name. `writes`: modules inside it whose output is added to the
-    residual stream; with all of them zero, a pre-norm block is the identity."""
+    """`first`: full-match pattern of the first block's name. `writes`: modules inside it, or bare parameters, whose output is
+    added to the residual stream; with all of them zero, a pre-norm block is the identity."""
 
     first: str
     writes: tuple[str, ...]
@@ -20,15 +20,34 @@ class BlockLayout:
 
 _LLAMA = BlockLayout(r"(.*\.)?layers\.0", ("self_attn.o_proj", "mlp.down_proj"))
 _GPT2 = BlockLayout(r"(.*\.)?h\.0", ("attn.c_proj", "mlp.c_proj"))
+_GPTJ = BlockLayout(r"(.*\.)?h\.0", ("attn.out_proj", "mlp.fc_out"))
+_BLOOM = BlockLayout(r"(.*\.)?h\.0", ("self_attention.dense", "mlp.dense_4h_to_h"))
+_OPT = BlockLayout(r"(.*\.)?layers\.0", ("self_attn.out_proj", "fc2"))
+_MIXTRAL = BlockLayout(r"(.*\.)?layers\.0", ("self_attn.o_proj", "mlp.experts.down_proj"))
 
 BLOCK_LAYOUTS: Mapping[str, BlockLayout] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gpt2": _GPT2,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "arcee", "nemotron", "helium", "granite", "seed_oss"), _LLAMA),
+    **dict.fromkeys(("olmo", "phi3", "stablelm", "smollm3", "glm", "ernie4_5", "hunyuan_v1_dense", "apertus"), _LLAMA),
+    # Attention and feed-forward read the same input and are added together.
+    **dict.fromkeys(("cohere", "cohere2"), _LLAMA),
+    # What is written is normalised first, and the norm of zero is zero.
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4"), _LLAMA),
+    "deepseek_v3": _LLAMA,  # its first blocks are dense
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "phimoe"), _MIXTRAL),
+    "qwen2_moe": replace(_MIXTRAL, writes=(*_MIXTRAL.writes, "mlp.shared_expert.down_proj")),
+    "granitemoe": replace(_MIXTRAL, writes=("self_attn.o_proj", "block_sparse_moe.experts.down_proj")),
+    "starcoder2": replace(_LLAMA, writes=("self_attn.o_proj", "mlp.c_proj")),
+    "phi": replace(_LLAMA, writes=("self_attn.dense", "mlp.fc2")),
+    "persimmon": replace(_LLAMA, writes=("self_attn.dense", "mlp.dense_4h_to_h")),
+    "gpt_neox": replace(_LLAMA, writes=("attention.dense", "mlp.dense_4h_to_h")),
+    **dict.fromkeys(("opt", "biogpt", "xglm"), _OPT),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
+    "gpt_neo": replace(_GPT2, writes=("attn.attention.out_proj", "mlp.c_proj")),
+    **dict.fromkeys(("gptj", "codegen"), _GPTJ),
+    **dict.fromkeys(("bloom", "falcon"), _BLOOM),
+    "mpt": BlockLayout(r"(.*\.)?blocks\.0", ("attn.out_proj", "ffn.down_proj")),
 }
-"""transformers model type -> layout; all of them add to the residual stream before the next norm."""
+"""transformers model type -> layout. Each is looked at once the weights are there (`refuse_other_than_identity`)."""
 
 POST_NORM = (
     "albert",
@@ -52,12 +71,12 @@ def block_layout(config: Mapping[str, Any]) -> BlockLayout:
     if kind in POST_NORM:
         raise ModelError(
             f"CLM needs a pre-norm residual stream; a {kind} model normalises h + f(h), so no added block starts as the"
-            f" identity. Take a causal model such as {', '.join(BLOCK_LAYOUTS)}."
+            f" identity. Take a causal model such as llama, qwen3 or gpt2."
         )
     if kind not in BLOCK_LAYOUTS:
         raise ModelError(
             f"CLM knows no block layout for models of type {kind!r} (known: {', '.join(sorted(BLOCK_LAYOUTS))}); if its"
-            " blocks are pre-norm, pass ClmConfig(target_modules=<pattern of the first block>, writes=[<modules that write into"
-            " the residual stream>]), or add a row to BLOCK_LAYOUTS."
+            " blocks are pre-norm, give tuner.writes, the modules of the first block that write into the residual stream, or"
+            " ClmConfig(target_modules=<pattern of the first block>, writes=[...])."
         )
     return BLOCK_LAYOUTS[kind]

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from alignlab.errors import ControlError, ModelError
 from alignlab.tuners.clm.blocks import HALF, ClmBlocks, number_as
 from alignlab.tuners.clm.config import ClmConfig
+from alignlab.tuners.clm.identity import refuse_other_than_identity
 from alignlab.tuners.clm.layer import ClmLayer
 from alignlab.tuners.clm.layouts import block_layout
 
 COPIED = (torch.float32, torch.float64, *HALF)
 """Types of weights that can be copied, zeroed and trained."""
+
+BY_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Keys of a config that hold an entry per layer."""
 
 
 class ClmModel(BaseTuner):
@@ -36,7 +40,8 @@ class ClmModel(BaseTuner):
         """Put the new blocks in front of the first one.
 
         Raises:
-            ModelError: the model is no pre-norm decoder, its layout is not known, or its weights are quantised.
+            ModelError: the model is no pre-norm decoder, its layout is not known, its weights are quantised, or its first
+                block without what it is said to write is not the identity.
         """
         config = self.peft_config[adapter_name]
         assert isinstance(config, ClmConfig)
@@ -49,7 +54,9 @@ class ClmModel(BaseTuner):
         found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
         if len(found) != 1:
             raise ModelError(f"CLM's target_modules={pattern!r} names {len(found)} modules; it must name the first block.")
-        _refuse_uncopyable(model.get_submodule(found[0]), found[0], config.writes or [])
+        _refuse_uncopyable(model.get_submodule(found[0]), found[0], config)
+        if config.start == "identity":
+            refuse_other_than_identity(model, found[0], config.writes or [])
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def merge_and_unload(
@@ -137,21 +144,28 @@ def _blocks(layer: ClmLayer, name: str) -> list[nn.Module]:
 
 def _describe(config: Any, added: int) -> None:
     """Tells a model's config that it has more layers, in front."""
-    kinds = getattr(config, "layer_types", None)
     config.num_hidden_layers += added
-    if kinds is not None:
-        config.layer_types = [kinds[0]] * added + list(kinds)
+    for key in BY_LAYER:
+        values = getattr(config, key, None)
+        if values is not None:
+            setattr(config, key, [values[0]] * added + list(values))
+    if getattr(config, "first_k_dense_replace", 0):
+        config.first_k_dense_replace += added
 
 
-def _refuse_uncopyable(block: nn.Module, name: str, writes: list[str]) -> None:
+def _refuse_uncopyable(block: nn.Module, name: str, config: ClmConfig) -> None:
     """Raises ModelError for weights that cannot be copied and trained, and for modules that the block does not have."""
+    writes = config.writes or []
     inside = block.base_layer if isinstance(block, ClmLayer) else block
-    modules = dict(inside.named_modules())
-    lost = [write for write in writes if write not in modules]
+    modules, parameters = dict(inside.named_modules()), dict(inside.named_parameters())
+    lost = [write for write in writes if write not in modules and write not in parameters]
     if lost:
         raise ModelError(f"{name} has no module {', '.join(lost)}; `writes` names what it adds to the residual stream.")
+    whole = [write for write in writes if write in parameters]
+    if whole and config.start == "random":
+        raise ModelError(f"start='random' draws linear maps anew, and {name}.{whole[0]} is none; take start='identity'.")
     odd = sorted({str(tensor.dtype) for tensor in inside.parameters() if tensor.dtype not in COPIED})
-    bare = [write for write in writes if not list(modules[write].parameters())]
+    bare = [write for write in writes if write in modules and not list(modules[write].parameters())]
     if odd or bare:
         held = f"weights of type {', '.join(odd)}" if odd else f"no plain weights in {', '.join(bare)}"
         raise ModelError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignlab.errors import ConfigError
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.clm.layer import block_at
 from alignlab.tuners.config import ClmTunerConfig
 from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.targets import block_names, matched, near
 from alignlab.tuners.tuner import mixed_logits, one_pass
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,8 @@ class ClmTuner(PeftTuner):
         config = self.module.active_peft_config
         return one_pass(strength) if config.merge == "embeddings" else mixed_logits(strength)
 
-    def at(self, setting: Strength) -> AbstractContextManager[None]:
+    def edited(self, setting: Strength) -> AbstractContextManager[None]:
         """Rows at 1 go through the new blocks, rows at 0 past them."""
-        if isinstance(setting, float) and setting == 1.0:
-            return nullcontext()
         return block_at(self.module, setting)
 
     @contextmanager
@@ -59,6 +60,40 @@ class ClmTuner(PeftTuner):
 
 
 def build(config: ClmTunerConfig, model: PreTrainedModel) -> ClmTuner:
-    """Adds the blocks."""
-    settings = ClmConfig(task_type="CAUSAL_LM", blocks=config.blocks, start=config.start, merge=config.merge)
-    return ClmTuner(model, settings)
+    """Adds the blocks, in front of the first one that is named or found.
+
+    Raises ConfigError for names that the model does not have, ModelError for a model that no block can be put in front of.
+    """
+    first = _first_block(config, model)
+    return ClmTuner(
+        model,
+        ClmConfig(
+            blocks=config.blocks,
+            start=config.start,
+            merge=config.merge,
+            target_modules=None if first is None else rf"(.*\.)?{re.escape(first)}",
+            writes=config.writes,
+        ),
+    )
+
+
+def _first_block(config: ClmTunerConfig, model: PreTrainedModel) -> str | None:
+    """The name of the block that the sheet describes; None leaves it to the table of layouts."""
+    if config.writes is None:
+        return None
+    if config.targets is not None:
+        found = matched(model, config.targets, "tuner.targets", (nn.Module,))
+        if len(found) != 1:
+            raise ConfigError(f"tuner.targets={config.targets} names {', '.join(found[:3])}, ...; it must name one block.")
+        first = found[0]
+    else:
+        blocks = block_names(model)
+        if not blocks:
+            raise ConfigError("no list of like blocks is found in this model; name the first one in tuner.targets.")
+        first = blocks[0]
+    block = model.get_submodule(first)
+    inside = [name for name, _ in (*block.named_modules(), *block.named_parameters()) if name]
+    for write in config.writes:
+        if write not in inside:
+            raise ConfigError(f"tuner.writes: {first} has no {write!r}; nearest here: {near(write, inside)}.")
+    return first

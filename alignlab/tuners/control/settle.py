@@ -43,7 +43,6 @@ def settle(sheet: Sheet, classes: Classes, codec: Codec, rows: int) -> ControlCo
     """
     _check_phrases(sheet, classes, codec)
     return ControlConfig(
-        task_type="CAUSAL_LM",
         form=sheet.form,
         classes=list(classes.names),
         behind=len(codec.head) if sheet.place == "after_bos" else 0,

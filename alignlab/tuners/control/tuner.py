@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignlab.errors import ModelError
+from alignlab.errors import ControlError, ModelError
+from alignlab.models.controls import WITHOUT
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.belongs import refuse_other, weights_hash
@@ -35,8 +38,20 @@ class ControlTuner(PeftTuner):
         return self.controls.dial(strength)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
-        """The class of all rows, or of each; forms that stand in the text need no setting."""
-        return classes_of(self.layers, setting) if self.config.form == "lora" else nullcontext()
+        """The class of all rows, or of each; forms that stand in the text need no setting. What was trained beside the control
+        is there under every class, and not without any.
+
+        Raises ControlError for rows with and without a class where something was.
+        """
+        chosen: AbstractContextManager[None] = classes_of(self.layers, setting) if self.config.form == "lora" else nullcontext()
+        if not self.beside.names:
+            return chosen
+        return self._beside_too(chosen, _classed(setting, self.one_strength))
+
+    @contextmanager
+    def _beside_too(self, chosen: AbstractContextManager[None], classed: bool) -> Iterator[None]:
+        with chosen, self.beside.at(float(classed)):
+            yield
 
     def save(self, folder: Path) -> None:
         """Beside the small tensors, which weights they were tuned with."""
@@ -50,6 +65,16 @@ class ControlTuner(PeftTuner):
             raise ModelError(f"{folder} holds a control of {written.get('classes')}, and this one has {self.config.classes}.")
         refuse_other(self.module, written.get("base_hash"))
         super().load(folder)
+
+
+def _classed(setting: Strength, why: str) -> bool:
+    """Whether the rows have a class. Raises ControlError where only some of them have."""
+    if not isinstance(setting, Tensor):
+        return setting != WITHOUT
+    classed = setting != WITHOUT
+    if bool(classed.any()) and not bool(classed.all()):
+        raise ControlError(f"rows with and without a class cannot share a pass here: {why}.")
+    return bool(classed.all())
 
 
 def build(_config: ControlTunerConfig, model: PreTrainedModel, control: ControlConfig) -> ControlTuner:

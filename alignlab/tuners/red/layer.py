@@ -212,6 +212,9 @@ def _checked(value: Strength) -> Strength:
 
 
 def _per_row(strength_B: Tensor, output: Tensor) -> Tensor:
+    if output.dim() == 2 and output.shape[0] % len(strength_B) == 0:
+        # OPT's feed-forward sees the tokens of all rows after one another.
+        strength_B = strength_B.repeat_interleave(output.shape[0] // len(strength_B))
     if strength_B.shape[0] != output.shape[0]:
         given, rows = strength_B.shape[0], output.shape[0]
         raise ControlError(f"{given} strengths were given for a batch of {rows} rows; give one number, or one per row.")

@@ -160,7 +160,6 @@ def test_states_that_are_kept_by_shift_are_what_fit_reads() -> None:
         (["method.prompt_tokens=0"], "method.prompt_tokens=0 must be at least 1."),
         (["method.sample=0"], "method.sample=0 must be at least 1."),
         (["method.beyond=-1"], "tuner.beyond=-1 must not be negative."),
-        (["tuner.targets=[]"], "tuner.targets=[] means every linear map, which peft does not limit to some blocks;"),
         (["method.update={rank: 0, alpha: 1.0, dropout: 0.0}"], "method.update.rank=0 must be at least 1"),
         (["method.cached=true", "method.cache_mib=0.01"], "stage shift would keep "),
         ([NO_PREFIXES], "method=rahf reads a prefix pair here, and data.prefixes has none; give data.prefixes.better=TEXT"),

@@ -202,7 +202,7 @@ def test_a_cache_that_went_on_without_the_block_for_a_token_is_refused_with_it(b
 def test_strengths_beyond_the_usual_are_warned_about_once(
     build: Build, caplog: pytest.LogCaptureFixture, strength: float | Tensor, warned: int
 ) -> None:
-    config = TUNERS["clm"].config("clm", 1e-2, 1e-2, blocks=1, start="identity", merge="logits")
+    config = TUNERS["clm"].config("clm", 1e-2, 1e-2, blocks=1, start="identity", merge="logits", targets=None, writes=None)
     tuner = TUNERS["clm"].build(config, build("llama"))
 
     tuner.terms(strength)

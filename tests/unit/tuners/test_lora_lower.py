@@ -79,6 +79,16 @@ def test_named_maps_are_taken_in_the_same_blocks() -> None:
     assert count(tuner) == 8 * (64 + 32)
 
 
+@pytest.mark.parametrize("targets", [[], r".*\.(self_attn|mlp)\.\w+_proj"])
+def test_every_linear_map_or_a_pattern_is_taken_in_the_same_blocks(targets: list[str] | str) -> None:
+    sheet = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=targets)
+
+    tuner = build(sheet, backbone("llama").model)
+
+    # q, k, v, o: 32, 16, 16 and 32 wide from 32; gate and up 32 to 64; down 64 to 32; in one block.
+    assert count(tuner) == 8 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
+
+
 def test_layers_outside_the_backbone_are_refused() -> None:
     model = backbone("llama").model
 
@@ -90,7 +100,8 @@ def test_layers_outside_the_backbone_are_refused() -> None:
     ("changed", "said"),
     [
         ({"beyond": -1}, r"tuner\.beyond=-1 must not be negative"),
-        ({"targets": []}, r"tuner\.targets=\[\] means every linear map, which peft does not limit to some blocks; give names"),
+        ({"targets": [3]}, r"tuner\.targets=\[3\] must be a list of names, one pattern that matches whole names, or null\."),
+        ({"targets": "(q_proj"}, r"tuner\.targets=\(q_proj is no pattern \(missing \), .*\); give one, or a list of names\."),
         ({"below": LayersConfig([], [0.31, 0.56])}, r"tuner\.below\.numbers=\[\] must name at least one layer"),
         ({"rank": 0}, r"tuner\.rank=0 must be at least 1"),
     ],

@@ -57,7 +57,7 @@ def test_excluded_modules_are_left_alone(build: Build) -> None:
 
 
 def test_unknown_model_type_says_how_to_name_the_layers() -> None:
-    with pytest.raises(ModelError, match=r"'mamba'.*pass target_modules"):
+    with pytest.raises(ModelError, match=r"'mamba'.*give tuner\.targets, in peft target_modules"):
         red_targets("mamba")
 
 
