@@ -47,8 +47,8 @@ TUNER_SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "bitfit": {},
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
-    "ia3": {},
-    "red": {"edit": "both", "place": "ffn"},
+    "ia3": {"targets": None},
+    "red": {"edit": "both", "place": "ffn", "targets": None},
 }
 
 
