@@ -201,6 +201,7 @@ def _backbone() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from alignlab.models.backbone import Backbone
+    from alignlab.models.kinds import KINDS
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -213,7 +214,7 @@ def _backbone() -> Any:
         num_key_value_heads=8,
     )
     model: Any = LlamaForCausalLM(shape).eval().requires_grad_(False)
-    return Backbone("random", model, None, "random")  # type: ignore[arg-type]  # ids in, ids out: no text here
+    return Backbone("random", model, None, "random", KINDS["causal"].implementation())  # type: ignore[arg-type]  # ids in, ids out: no text here
 
 
 def _child(side: str, batch: int) -> dict[str, float]:

@@ -124,6 +124,7 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     from alignlab.methods.rahf.match import Match
     from alignlab.methods.rahf.stimuli import Prefixes
     from alignlab.models.backbone import Backbone
+    from alignlab.models.kinds import KINDS
     from alignlab.models.config import LayersConfig
     from alignlab.models.policy import Policy
     from alignlab.records import Encoded, EncodedGroup
@@ -131,7 +132,7 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     from alignlab.tuners.lora import build
 
     layers = LayersConfig(LAYERS, [0.0, 0.5])
-    backbone = Backbone("random", _model(given), _NoText(), "random")  # type: ignore[arg-type]
+    backbone = Backbone("random", _model(given), _NoText(), "random", KINDS["causal"].implementation())  # type: ignore[arg-type]
     torch.manual_seed(0)
     tuner = build(LowerLoraConfig("lora_lower", RATE, RATE, 8, 16.0, 0.0, None, layers, 0), backbone.model)
     policy = Policy(backbone, tuner)

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from alignlab.data.toy.tokenizer import build_tokenizer
 from alignlab.models.backbone import Backbone
+from alignlab.models.kinds import KINDS
 from alignlab.models.text import Codec, Template
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -69,7 +70,7 @@ def backbone(kind: str) -> Backbone:
     if kind not in _MADE:
         torch.manual_seed(0)
         _MADE[kind] = {"llama": _llama, "gpt2": _gpt2}[kind]().eval().requires_grad_(False)
-    return Backbone(kind, copy.deepcopy(_MADE[kind]), CODEC, fingerprint=kind)
+    return Backbone(kind, copy.deepcopy(_MADE[kind]), CODEC, fingerprint=kind, kind=KINDS["causal"].implementation())
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.files import stamps
 from alignlab.models.config import ModelConfig, Shape
+from alignlab.models.kinds import KINDS, Kind
 from alignlab.models.text import Codec, Template
 
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
@@ -30,12 +31,13 @@ TOUCHED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A causal language model. `fingerprint` names the weights: where from, revision, files, dtype."""
+    """A pretrained model of some kind. `fingerprint` names the weights: where from, revision, files, dtype."""
 
     name: str
     model: PreTrainedModel
     codec: Codec
     fingerprint: str
+    kind: Kind
 
     @property
     def trunk(self) -> nn.Module:
@@ -142,24 +144,23 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone
 
     Raises ModelError for anything but safetensors, for missing files, and for models whose logits are not head(hidden).
     """
+    kind = KINDS["causal"].implementation()
     architecture = _architecture(config)
     codec = load_codec(config)
     if start == "random":
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
-        )
+        model = kind.auto.from_config(architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     else:
-        model = _pretrained(config, architecture)
+        model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)
     model.eval()
-    return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed))
+    return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
 
 
 def skeleton(config: ModelConfig) -> PreTrainedModel:
     """The model without weights (meta device): shapes and counts in a moment, whatever the size."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_architecture(config))
+        model: PreTrainedModel = KINDS["causal"].implementation().auto.from_config(_architecture(config))
     return model.requires_grad_(False)
 
 
@@ -205,11 +206,11 @@ def _architecture(config: ModelConfig) -> Any:
     return architecture
 
 
-def _pretrained(config: ModelConfig, architecture: Any) -> PreTrainedModel:
+def _pretrained(config: ModelConfig, architecture: Any, kind: Kind) -> PreTrainedModel:
     if config.source != "hub" and not _weights(config):
         raise ModelError(f"model.path={config.path} holds no *.safetensors; convert the weights (pickles are not read).")
     return _from(
-        AutoModelForCausalLM,
+        kind.auto,
         config,
         config=architecture,
         dtype=getattr(torch, config.dtype),

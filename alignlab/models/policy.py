@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,8 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.controls import WITHOUT, Asked, Controls, led
 from alignlab.models.decode import Sampling, answers, row_sets
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
-from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
+from alignlab.models.layout import Layout, can_share
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
-from alignlab.models.segments import attending_in_segments
 from alignlab.records import Batch
 
 
@@ -71,9 +69,8 @@ class Policy:
         if others:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
         self._running = term.setting
-        with self.backbone.reading(layers) as kept, self.knob.at(term.setting):
-            self._trunk(layout)
-        return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
+        with self.knob.at(term.setting):
+            return self.backbone.kind.states(self.backbone, layout, layers)
 
     def divergence(self, batch: Batch) -> Tensor:
         """KL(without the tuner || with it) of the next token in nats, at each position that predicts a response token, K."""
@@ -85,7 +82,7 @@ class Policy:
 
         def head(some_kD: Tensor) -> Tensor:
             with self.off():
-                return self.backbone.head(some_kD)
+                return self.backbone.kind.head(self.backbone, some_kD)
 
         return token_divergences(replace(before, head=head), self._pass(layout, term))
 
@@ -198,40 +195,22 @@ class Policy:
         shared = self.shared_prefix and not apart and can_share(batch)
         # A reference computed online meets the same batch twice in a row.
         if self._laid is None or self._laid[0]() is not batch or self._laid[1] != shared:
-            made = without_padding(batch, self.backbone.model.dtype) if shared else one_row_per_member(batch)
-            self._laid = (weakref.ref(batch), shared, made)
+            self._laid = (weakref.ref(batch), shared, self.backbone.kind.layout(self.backbone, batch, shared))
         return self._laid[2]
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
         self._running = term.setting
         with self.knob.at(term.setting):
-            hidden_KD = self._trunk(layout)[layout.row_K, layout.time_K]
+            hidden_KD = self.backbone.kind.hidden(self.backbone, layout)
 
         def head(some_kD: Tensor) -> Tensor:
             # The tuner may have changed the head too, so it runs at the term's setting.
             with self.knob.at(term.setting):
-                return self.backbone.head(some_kD)
+                return self.backbone.kind.head(self.backbone, some_kD)
 
         weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
         return Pass(weight, head, hidden_KD)
-
-    def _trunk(self, layout: Layout) -> Tensor:
-        """Final hidden states of all rows, R,T,D."""
-        more: dict[str, Any] = {}
-        inside: AbstractContextManager[None] = nullcontext()
-        if layout.segments is not None:
-            more, inside = {"segments": layout.segments}, attending_in_segments(self.backbone.model.config)
-        with inside:
-            output = self.backbone.trunk(
-                input_ids=layout.ids_RT,
-                attention_mask=layout.mask,
-                position_ids=layout.positions_RT,
-                use_cache=False,
-                **more,
-            )
-        hidden_RTD: Tensor = output.last_hidden_state
-        return hidden_RTD
 
     def _classes(self) -> Controls:
         if self.knob.controls is None:
