@@ -97,17 +97,18 @@ def _following(config: RunConfig) -> Iterator[Session]:
         raise
 
 
-def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, shared_prefix: bool) -> Policy:
+def build_policy(model: Any, tuner: Any, control: Any, *, start: str, seed: int, device: str, packing: str) -> Policy:
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device)
     torch.manual_seed(seed)
-    return Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control), shared_prefix=shared_prefix)
+    policy = Policy(backbone, GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control), packing=packing)
+    log.info("rows: %s", policy.layout_reason)
+    return policy
 
 
 def policy_of(plan: Plan, session: Session) -> Policy:
     """The policy that a plan asks for."""
     config = plan.config
-    shared_prefix = config.trainer.shared_prefix
     start = plan.method.start
     if plan.control is not None and processes.leads():
         plan.control.save_pretrained(session.folder / CONTROL)
@@ -118,7 +119,7 @@ def policy_of(plan: Plan, session: Session) -> Policy:
         start=start,
         seed=config.seed,
         device=session.device,
-        shared_prefix=shared_prefix,
+        packing=config.trainer.packing,
     )
 
 

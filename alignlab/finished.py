@@ -40,7 +40,7 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         start=method.start,
         seed=plain["seed"],
         device=device_of(device),
-        shared_prefix=parts["trainer"].shared_prefix,
+        packing=parts["trainer"].packing,
     )
     for stage in filter(lambda stage: stage.lasting, method.stages):
         stage.restore(policy, folder / "stages" / stage.name)

@@ -17,8 +17,10 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
-from alignlab.models.backbone import load_codec, shape_of, skeleton
+from alignlab.models.anatomy import context_of, shape_of
+from alignlab.models.backbone import load_codec, skeleton
 from alignlab.models.controls import Controls
+from alignlab.models.probes import described, expected
 from alignlab.models.text import Codec
 from alignlab.training.method import Method, Work
 
@@ -29,7 +31,8 @@ LEAST_TOKENS = 4
 @dataclass(frozen=True)
 class Plan:
     """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
-    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone."""
+    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone.
+    `rows`: how batches should be laid into rows; what is done is decided when there are weights to try."""
 
     config: RunConfig
     source: Source
@@ -39,6 +42,7 @@ class Plan:
     held_out: HeldOut | None
     learned: int
     parameters: int
+    rows: str
     classes: Classes | None = None
     control: Any = None
     held_out_items: HeldOut | None = None
@@ -58,7 +62,7 @@ def make_plan(config: RunConfig) -> Plan:
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
-    limits = _limits(config, codec, int(skeletal.config.max_position_embeddings), tuner.controls)
+    limits = _limits(config, codec, context_of(skeletal.config), tuner.controls)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     for stage, work in zip(method.stages, works, strict=True):
         stage.check(work, config.trainer, shape)
@@ -77,6 +81,7 @@ def make_plan(config: RunConfig) -> Plan:
         held_out=pairs,
         learned=learned,
         parameters=parameters,
+        rows=described(config.trainer.packing, expected(skeletal, config.model.attention), config.model.attention),
         classes=classes,
         control=control,
         held_out_items=items,

@@ -153,7 +153,7 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     policy = Policy(backbone, tuner)
     if cached:
         groups = with_references(groups, policy, folder, weights="stories260k", inside=policy.off())
-    sheet = TrainerConfig("default", "cpu", None, True, 10**6, 1, 1, None, {"save_strategy": "no"})
+    sheet = TrainerConfig("default", "cpu", None, "pairs", False, 10**6, 1, 1, None, {"save_strategy": "no"})
     fit = FitConfig(None, steps, BATCH, RATE, "constant", 0.0, 0.0, 0.9, 0.999, 1e-8, 1.0, "response")
     session = Session(folder, folder, Ledger(folder), NoTracker(), sheet, "cpu", 0)
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)

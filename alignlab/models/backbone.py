@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,14 @@ from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.files import stamps
+from alignlab.models.anatomy import block_list, context_of, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
+from alignlab.models.probes import Abilities
 from alignlab.models.text import Codec, Template
 
+log = logging.getLogger(__name__)
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
-BLOCK_LISTS = ("layers", "h", "blocks")
-"""Where a causal trunk keeps its blocks: Llama, Mistral, Qwen and Gemma; GPT-2; others."""
-
-TOUCHED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config keys of models whose logits are more than head(hidden)."""
-
-
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained model of some kind. `fingerprint` names the weights: where from, revision, files, dtype."""
@@ -42,34 +40,28 @@ class Backbone:
     @property
     def trunk(self) -> nn.Module:
         """The model without its head: ids to final hidden states."""
-        trunk: nn.Module = getattr(self.model, self.model.base_model_prefix)
-        return trunk
+        return trunk_of(self.model)
 
     @property
     def head(self) -> nn.Module:
-        """Final hidden states to logits."""
+        """The output embedding, which makes logits of final hidden states where the probes say that it does."""
         head: nn.Module = self.model.get_output_embeddings()
         return head
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the model can do, tried once, before anything is trained."""
+        return self.kind.abilities(self)
 
     @property
     def context(self) -> int:
         """The longest input in tokens."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
-
-    @property
-    def takes_segments(self) -> bool:
-        """Whether attention can be told who sees whom, which a shared prefix needs: plain attention to everything before."""
-        config = self.model.config
-        # Models outside transformers' attention interface would swallow `segments` and attend as one sequence.
-        if not self.model._supports_attention_backend:
-            return False
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        return str(config._attn_implementation) in ("sdpa", "eager") and window is None
 
     @property
     def shape(self) -> Shape:
@@ -82,16 +74,17 @@ class Backbone:
 
         Raises ConfigError for a layer outside 1..L.
         """
-        name, blocks = block_list(self.trunk)
+        name, blocks = block_list(self.model)
         if not layers or min(layers) < 1 or max(layers) > len(blocks):
             raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
         kept: dict[int, Tensor] = {}
         hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
+        holder, _, own = name.rpartition(".")
         try:
-            setattr(self.trunk, name, blocks[: max(layers)])
+            setattr(self.model.get_submodule(holder), own, blocks[: max(layers)])
             yield kept
         finally:
-            setattr(self.trunk, name, blocks)
+            setattr(self.model.get_submodule(holder), own, blocks)
             for hook in hooks:
                 hook.remove()
 
@@ -124,25 +117,11 @@ def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
     return hook
 
 
-def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name of a trunk's list of blocks, and the list. Raises ModelError where there is none."""
-    for name in BLOCK_LISTS:
-        found = getattr(trunk, name, None)
-        if isinstance(found, nn.ModuleList):
-            return name, found
-    raise ModelError(f"no list of blocks found in a {type(trunk).__name__}; add its name to BLOCK_LISTS.")
-
-
-def shape_of(model: PreTrainedModel) -> Shape:
-    """Depth and width of a model, with weights or without."""
-    trunk = getattr(model, model.base_model_prefix)
-    return Shape(len(block_list(trunk)[1]), int(model.config.hidden_size))
-
-
 def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone:
     """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random".
 
-    Raises ModelError for anything but safetensors, for missing files, and for models whose logits are not head(hidden).
+    What it can do is tried at once. Raises ModelError for anything but safetensors, for missing files, and for a model that
+    does not run.
     """
     kind = KINDS["causal"].implementation()
     architecture = _architecture(config)
@@ -154,7 +133,9 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str) -> Backbone
         model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)
     model.eval()
-    return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
+    backbone = Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
+    log.info("%s: logits by %s", backbone.name, backbone.abilities.cut.name)
+    return backbone
 
 
 def skeleton(config: ModelConfig) -> PreTrainedModel:
@@ -196,12 +177,9 @@ def _architecture(config: ModelConfig) -> Any:
     if architecture.is_encoder_decoder:
         kind = architecture.model_type
         raise ModelError(f"model={config.name} is an encoder-decoder model ({kind}); backbones are causal language models.")
-    for key in TOUCHED_LOGITS:
-        if getattr(architecture, key, None) not in (None, 1.0):
-            raise ModelError(f"model={config.name} sets {key}, which the log-probability path does not apply; use another.")
     for key, value in architecture.to_dict().items():
-        # Policy and reference have to agree at step 0, so dropout is off unless a tuner brings its own (L4).
-        if ("drop" in key) and isinstance(value, float):
+        # Policy and reference have to agree at step 0, so dropout and noise are off unless a tuner brings its own (L4).
+        if ("drop" in key or "jitter" in key) and isinstance(value, float):
             setattr(architecture, key, 0.0)
     return architecture
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignlab.errors import ConfigError
 
+PACKINGS = ("pairs", "all", "off")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -79,13 +80,14 @@ class FitConfig:
 @dataclass
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
-    process has of a batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no
+    process has of a batch. `packing`: which batches are laid into one row without padding, each prompt that members share once,
+    where the backbone can: pairs (groups with something to share) | all | off. `gradient_checkpointing`: blocks keep no
     activations and are computed again for the gradient. `extra`: further transformers.TrainingArguments."""
 
     name: str
     device: str
     micro_batch: int | None
-    shared_prefix: bool
+    packing: str
     gradient_checkpointing: bool
     checkpoint_every_steps: int
     keep_checkpoints: int
@@ -97,11 +99,8 @@ class TrainerConfig:
         """Raises ConfigError for a device or a number that does not exist."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device={self.device!r} is not known; choose auto, cpu or cuda.")
-        if self.gradient_checkpointing and self.shared_prefix:
-            raise ConfigError(
-                "trainer.gradient_checkpointing=true computes blocks again when the attention that shares prefixes is no longer"
-                " set; add trainer.shared_prefix=false."
-            )
+        if self.packing not in PACKINGS:
+            raise ConfigError(f"trainer.packing={self.packing!r} is not known; choose one of {', '.join(PACKINGS)}.")
         if self.keep_checkpoints < 2:
             raise ConfigError(
                 "trainer.keep_checkpoints must be at least 2: the last good one stays until the next is complete."

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import peft
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignlab.models.backbone import shape_of
+from alignlab.errors import ControlError
+from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
@@ -25,15 +27,41 @@ class LoraTuner(PeftTuner):
         if isinstance(setting, float) and setting == 1.0:
             yield
             return
-        factor = setting[:, None, None] if isinstance(setting, Tensor) else setting
         before = [dict(layer.scaling) for layer in self.layers]
+        hooks = []
         try:
             for layer, scaling in zip(self.layers, before, strict=True):
-                layer.scaling = {name: scale * factor for name, scale in scaling.items()}
+                if isinstance(setting, Tensor):
+                    hooks.append(layer.register_forward_pre_hook(_turned(setting, scaling)))
+                else:
+                    layer.scaling = {name: scale * setting for name, scale in scaling.items()}
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             for layer, scaling in zip(self.layers, before, strict=True):
                 layer.scaling = scaling
+
+
+def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
+    """A hook that shapes the rows' numbers as the layer's input is: rows in front, or rows and time in one dimension.
+
+    Raises ControlError, inside, for an input of other rows.
+    """
+
+    def turn(layer: Any, inputs: tuple[Any, ...]) -> None:
+        states = inputs[0]
+        rows, times = len(setting_R), len(states) // len(setting_R)
+        if len(states) == rows:
+            # An embedding's ids have one dimension less than what comes out.
+            factor = setting_R.view(-1, *[1] * (states.dim() - int(states.is_floating_point())))
+        elif states.dim() == 2 and len(states) == rows * times:
+            factor = setting_R.repeat_interleave(times)[:, None]
+        else:
+            raise ControlError(f"{rows} strengths do not fit the {len(states)} rows of a layer's input; give one number.")
+        layer.scaling = {name: scale * factor for name, scale in scaling.items()}
+
+    return turn
 
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:

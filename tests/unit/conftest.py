@@ -121,7 +121,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "name": "default",
         "device": "cpu",
         "micro_batch": None,
-        "shared_prefix": True,
+        "packing": "pairs",
         "gradient_checkpointing": False,
         "checkpoint_every_steps": 2,
         "keep_checkpoints": 2,

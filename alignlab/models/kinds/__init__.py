@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from alignlab.models.backbone import Backbone
     from alignlab.models.layout import Layout
+    from alignlab.models.probes import Abilities
     from alignlab.records import Batch
 
 
@@ -28,9 +29,12 @@ class Kind(Protocol):
     auto: Any
     """The class of transformers that loads it."""
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a backbone of this kind can do, tried on a few short rows. Raises ModelError for one that does not run."""
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
-        """The rows of a forward pass, and where in them the target tokens are predicted. `shared`: a prefix that all members of
-        a group have is computed once."""
+        """The rows of a forward pass, and where in them the target tokens are predicted. `shared`: all of them in
+        one, where a prefix that all members of a group have is computed once."""
 
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
         """What `head` makes logits of, at each of K positions that predict a target token, K,D."""

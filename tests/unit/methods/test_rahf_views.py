@@ -118,7 +118,7 @@ def test_an_over_long_prompt_is_cut_in_the_query_and_keeps_its_reply_tag(leads: 
 def test_hir_is_asked_with_the_very_ids_that_it_was_trained_on() -> None:
     plan = planned(*HIR)
     config = plan.config
-    policy = build_policy(config.model, config.tuner, plan.control, start="random", seed=0, device="cpu", shared_prefix=True)
+    policy = build_policy(config.model, config.tuner, plan.control, start="random", seed=0, device="cpu", packing="pairs")
     controls, codec = policy.knob.controls, policy.backbone.codec
     assert controls is not None
     (plain, *_), _ = encode(plan.source.split("train"), Beside(("",), None), codec.examples, LIMITS)
