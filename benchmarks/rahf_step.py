@@ -124,8 +124,8 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     from alignlab.methods.rahf.match import Match
     from alignlab.methods.rahf.stimuli import Prefixes
     from alignlab.models.backbone import Backbone
-    from alignlab.models.kinds import KINDS
     from alignlab.models.config import LayersConfig
+    from alignlab.models.kinds import KINDS
     from alignlab.models.policy import Policy
     from alignlab.records import Encoded, EncodedGroup
     from alignlab.tuners.config import LowerLoraConfig

@@ -11,7 +11,7 @@ from alignlab.errors import ModelError
 from alignlab.models.config import Shape
 
 NO_LIMIT = 1 << 20
-"""Tokens of the longest input of a model that counts no positions: recurrent ones, and those with distances in place of them."""
+"""Tokens of the longest input of a model that counts no positions: a recurrent one, or one with distances in their place."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "context_length", "n_ctx")
 """Where configurations keep the longest input; GPT-2's n_positions answers to the first."""

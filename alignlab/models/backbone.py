@@ -27,6 +27,8 @@ from alignlab.models.text import Codec, Template
 
 log = logging.getLogger(__name__)
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained model of some kind. `fingerprint` names the weights: where from, revision, files, dtype."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cut:
-    """`states`: (model, inputs) to R,T,D. `head`: (model, K,D) to K,V. Where a model has no such place, its states are logits."""
+    """`states`: (model, inputs) to R,T,D. `head`: (model, K,D) to K,V. Where a model has no such place, states are logits."""
 
     name: str
     states: Callable[..., Tensor]

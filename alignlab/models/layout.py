@@ -19,9 +19,10 @@ class Layout:
     """Rows for one forward pass, and where in them the response tokens are predicted.
 
     ids_RT. positions_RT: None = counted from 0. mask: R,T, ones also where rows are padded on the right, since under a causal
-    mask no real token can see what stands behind it; models for which padding matters get zeros there. row_K, time_K: where the hidden state
-    that predicts target_K stands. state_K: where the token itself stands. member_K: which of the G*M members it belongs to.
-    group_R: which group a row belongs to, for strengths that differ by group; None where a row holds many.
+    mask no real token can see what stands behind it; models for which padding matters get zeros there. row_K, time_K: where the
+    hidden state that predicts target_K stands. state_K: where the token itself stands. member_K: which of the G*M members it
+    belongs to. group_R: which group a row belongs to, for strengths that differ by group; None where a row holds many. alone:
+    whether each row needs a pass of its own.
     """
 
     ids_RT: Tensor

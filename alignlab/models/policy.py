@@ -31,6 +31,8 @@ class Policy:
         self.backbone = backbone
         self.knob = knob
         self.packing = packing
+        with knob.off():
+            _ = backbone.abilities  # of the backbone alone, where loading has not asked
         self.mixed = mixed(backbone, knob) if knob.per_row else ""
         if self.mixed:
             knob.per_row = False
@@ -241,7 +243,9 @@ class Policy:
         if not layout.alone and not (self.mixed and isinstance(term.setting, Tensor)):
             return self._set(layout, term.setting, run)
         every_R = torch.arange(len(layout.ids_RT), device=layout.ids_RT.device)
-        setting_R = term.setting if isinstance(term.setting, Tensor) else torch.full_like(every_R, term.setting, dtype=torch.float32)
+        setting_R = (
+            term.setting if isinstance(term.setting, Tensor) else torch.full_like(every_R, term.setting, dtype=torch.float32)
+        )
         found, places = [], []
         for label in (every_R if layout.alone else setting_R).unique():
             rows_R = (every_R if layout.alone else setting_R) == label

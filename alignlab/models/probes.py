@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from alignlab.errors import ModelError
 from alignlab.models.anatomy import text_config
-from alignlab.models.cut import CUTS, Cut
 from alignlab.models.controls import WITHOUT
+from alignlab.models.cut import CUTS, Cut
 from alignlab.models.knob import Knob
 from alignlab.models.layout import Layout, one_row_per_member, without_padding
 from alignlab.records import Batch
@@ -69,8 +70,9 @@ def mixed(backbone: Backbone, knob: Knob) -> str:
 
     Raises ModelError where the model does not run with this tuner in it.
     """
-    batch, kind = probe_batch(backbone.model), backbone.kind
     ends = (0.0, 1.0) if knob.controls is None else (WITHOUT, 0.0)
+    reserved = () if knob.controls is None else knob.controls.reserved
+    batch, kind = probe_batch(backbone.model, reserved), backbone.kind
     settings = [ends[0] if first else ends[1] for first in FIRST_END]
 
     def logits_KV(part: Batch, setting: float | Tensor) -> Tensor:
@@ -111,12 +113,14 @@ def attention_in(model: PreTrainedModel) -> str:
     return str(text_config(model.config)._attn_implementation)
 
 
-def probe_batch(model: PreTrainedModel) -> Batch:
-    """2 groups of 2 short members that share a prefix, the same each time; no ids at the ends, where special tokens live."""
+def probe_batch(model: PreTrainedModel, reserved: Sequence[int] = ()) -> Batch:
+    """2 groups of 2 short members that share a prefix, the same each time; no ids at the ends, where special tokens live, and
+    none that is reserved."""
     vocabulary = int(text_config(model.config).vocab_size)
-    generator = torch.Generator().manual_seed(0)
     low, width = min(4, vocabulary - 1), max(max(members) for members in LENGTHS)
-    ids_GMT = torch.randint(low, max(vocabulary // 2, low + 1), (2, 2, width), generator=generator)
+    known = torch.arange(low, max(vocabulary // 2, low + 1))
+    usable = known[~torch.isin(known, torch.tensor(reserved, dtype=torch.long))]
+    ids_GMT = usable[torch.randint(len(usable), (2, 2, width), generator=torch.Generator().manual_seed(0))]
     for group, prefix in enumerate(PREFIXES):
         ids_GMT[group, 1, :prefix] = ids_GMT[group, 0, :prefix]
     prefix_G = torch.tensor(PREFIXES)
@@ -150,10 +154,13 @@ def _row_by_row(name: str, model: PreTrainedModel, batch: Batch) -> list[Tensor]
 
 def _cut(name: str, model: PreTrainedModel, batch: Batch, right_TV: Tensor) -> Cut:
     """The first place at which the model comes apart. The operations are its own, so the bits should be too."""
-    layout = one_row_per_member(batch)
+
+    def logits_TV(cut: Cut) -> Tensor:
+        return cut.head(model, cut.through(model, one_row_per_member(batch))[0])
+
     objections = []
     for cut in CUTS:
-        objection = _objection(lambda cut=cut: cut.head(model, cut.through(model, layout)[0]), right_TV, _eps(right_TV))
+        objection = _objection(partial(logits_TV, cut), right_TV, _eps(right_TV))
         if not objection:
             return cut
         objections.append(f"{cut.name}: {objection}")
@@ -164,7 +171,9 @@ def _stepped(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits after the last token of each row, R,V, which is fed alone behind a cache of the others, padded on the left."""
     length_R = batch.length_GM.flatten()
     width = batch.ids_GMT.shape[2]
-    ids_RT = torch.stack([ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)])
+    ids_RT = torch.stack(
+        [ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)]
+    )
     mask_RT = (torch.arange(width, device=ids_RT.device) >= width - length_R[:, None]).long()
     place_RT = (mask_RT.cumsum(1) - 1).clamp(min=0)
     before = model(

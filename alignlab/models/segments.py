@@ -9,7 +9,7 @@ Shapes: N tokens of the batch, S segments of a chunk, Q askers, K seen, H heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
-
 from transformers.masking_utils import causal_mask_function
 
 from alignlab.errors import ModelError
@@ -44,8 +43,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Segments of like size, padded to the largest. Numbers of tokens, flat; mask is additive S,1,Q,K. place_SQ: where each asker
-    stands among what it sees, and so in its text."""
+    """Segments of like size, padded to the largest. Numbers of tokens, flat; mask is additive S,1,Q,K. place_SQ: where each
+    asker stands among what it sees, and so in its text."""
 
     ask_SQ: Tensor
     see_SK: Tensor
@@ -115,7 +114,9 @@ def attend(
     """
     special = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
     if special or not isinstance(attention_mask, Seen | None):
-        raise ModelError(f"this model's attention uses {', '.join(special) or 'a mask of its own'}, which segments do not have.")
+        raise ModelError(
+            f"this model's attention uses {', '.join(special) or 'a mask of its own'}, which segments do not have."
+        )
     heads, segments = query.shape[1], _ACTIVE.get()
     masks = attention_mask.mask_S1QK if attention_mask else [chunk.mask_S1QK for chunk in segments.chunks]
     query_NHD, key_NHD, value_NHD = (_by_token(states, heads) for states in (query, key, value))
@@ -132,7 +133,7 @@ def attend(
     return torch.cat(answers).index_select(0, segments.place_N)[None], None
 
 
-def visible(*, mask_function: Callable[..., Tensor], **_: Any) -> Seen | None:
+def visible(*, mask_function: Any, **_: Any) -> Seen | None:
     """transformers' mask interface: what a layer's rule (a window, a chunk of the text) leaves of the segments, places counted
     in each text. None: all of it."""
     if mask_function is causal_mask_function:
@@ -166,7 +167,7 @@ def _chunk(segments: Sequence[Segment], dtype: torch.dtype) -> Chunk:
     for row, segment in enumerate(segments):
         ask_SQ[row, : len(segment.asks)] = torch.tensor(segment.asks)
         see_SK[row, : segment.width] = torch.cat([torch.tensor(part, dtype=torch.long) for part in segment.sees])
-    # The asker at place q stands at first + q among what it sees; padding askers see what the last one does, so none sees nothing.
+    # The asker at place q stands at first + q among what it sees; padding askers see as much as the last one.
     place_SQ = (first_S[:, None] + torch.arange(asked)).clamp(max=width_S[:, None] - 1)
     hidden_SQK = torch.arange(seen) > place_SQ[..., None]
     mask = torch.zeros(hidden_SQK.shape, dtype=dtype).masked_fill(hidden_SQK, torch.finfo(dtype).min)
