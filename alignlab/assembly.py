@@ -116,7 +116,9 @@ def build_policy(
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device, labels=labels)
     torch.manual_seed(seed)
     knob = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
-    return Policy(backbone, knob, shared_prefix=trainer.shared_prefix, pass_gib=trainer.pass_gib)
+    policy = Policy(backbone, knob, packing=trainer.packing, pass_gib=trainer.pass_gib)
+    log.info("rows: %s", policy.layout_reason)
+    return policy
 
 
 def policy_of(plan: Plan, session: Session) -> Policy:

@@ -27,6 +27,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         share = 100 * plan.learned / plan.parameters
         table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
         table.add_row("sheets", _sheets(config))
+        table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):

@@ -20,11 +20,13 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
-from alignlab.models.backbone import context_of, load_codec, shape_of, skeleton
+from alignlab.models.anatomy import context_of, shape_of
+from alignlab.models.backbone import load_codec, skeleton
 from alignlab.models.budget import Budget, Footprint, Need
 from alignlab.models.controls import Controls
 from alignlab.models.decode import DECODE_ROWS
 from alignlab.models.kinds import KINDS
+from alignlab.models.probes import described, expected
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
 from alignlab.training.method import Method, Work
@@ -38,7 +40,8 @@ class Plan:
     """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
     are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone. `labels`:
     what texts are told to be, where the data says so. `decoding`: what sampling the evaluation's texts takes at once, and the
-    weights beside it, in bytes; None where no suite samples any."""
+    weights beside it, in bytes; None where no suite samples any. `rows`: how batches should be laid into rows; what is done is
+    decided when there are weights to try."""
 
     config: RunConfig
     source: Source
@@ -48,6 +51,7 @@ class Plan:
     held_out: HeldOut | None
     learned: int
     parameters: int
+    rows: str
     classes: Classes | None = None
     control: Any = None
     held_out_items: HeldOut | None = None
@@ -93,6 +97,7 @@ def make_plan(config: RunConfig) -> Plan:
         held_out=pairs,
         learned=learned,
         parameters=parameters,
+        rows=described(config.trainer.packing, expected(skeletal, config.model.attention), config.model.attention),
         classes=classes,
         control=control,
         held_out_items=items,

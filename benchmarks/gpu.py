@@ -155,7 +155,7 @@ def train(here: Here, tuner: str, shared: bool) -> list[str]:
     from alignlab.training.objectives import Preference
 
     knob, backbone = tuned(here, tuner)
-    policy = Policy(backbone, knob, shared_prefix=shared)
+    policy = Policy(backbone, knob, packing="pairs" if shared else "off")
     objective = Preference(loss="sigmoid", beta=BETA, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
     optimiser = torch.optim.AdamW(knob.parameters(), RATE)
     batches = [whole(groups(here, step), PAD).to(here.device) for step in range(here.steps + 2)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,15 @@ from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.files import stamps
+from alignlab.models.anatomy import block_list, context_of, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
+from alignlab.models.probes import Abilities
 from alignlab.models.text import Codec, Template
 from alignlab.records import LabelSet
 
+log = logging.getLogger(__name__)
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
-BLOCK_LISTS = ("layers", "h", "blocks")
-"""Where a causal trunk keeps its blocks: Llama, Mistral, Qwen and Gemma; GPT-2; others."""
-
-TOUCHED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config keys of models whose logits are more than head(hidden)."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,18 @@ class Backbone:
     @property
     def trunk(self) -> nn.Module:
         """The model without its head: ids to final hidden states."""
-        trunk: nn.Module = getattr(self.model, self.model.base_model_prefix)
-        return trunk
+        return trunk_of(self.model)
 
     @property
     def head(self) -> nn.Module:
-        """Final hidden states to logits."""
+        """The output embedding, which makes logits of final hidden states where the probes say that it does."""
         head: nn.Module = self.model.get_output_embeddings()
         return head
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the model can do, tried once, before anything is trained."""
+        return self.kind.abilities(self)
 
     @property
     def context(self) -> int:
@@ -63,16 +67,6 @@ class Backbone:
         return self.model.device
 
     @property
-    def takes_segments(self) -> bool:
-        """Whether attention can be told who sees whom, which a shared prefix needs: plain attention to everything before."""
-        config = self.model.config
-        # Models outside transformers' attention interface would swallow `segments` and attend as one sequence.
-        if not self.model._supports_attention_backend:
-            return False
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        return str(config._attn_implementation) in ("sdpa", "eager") and window is None
-
-    @property
     def shape(self) -> Shape:
         """Depth and width."""
         return shape_of(self.model)
@@ -83,16 +77,17 @@ class Backbone:
 
         Raises ConfigError for a layer outside 1..L.
         """
-        name, blocks = block_list(self.trunk)
+        name, blocks = block_list(self.model)
         if not layers or min(layers) < 1 or max(layers) > len(blocks):
             raise ConfigError(f"layers {list(layers)} do not fit {len(blocks)} blocks; choose numbers from 1 to {len(blocks)}.")
         kept: dict[int, Tensor] = {}
         hooks = [blocks[layer - 1].register_forward_hook(_keep(kept, layer)) for layer in layers]
+        holder, _, own = name.rpartition(".")
         try:
-            setattr(self.trunk, name, blocks[: max(layers)])
+            setattr(self.model.get_submodule(holder), own, blocks[: max(layers)])
             yield kept
         finally:
-            setattr(self.trunk, name, blocks)
+            setattr(self.model.get_submodule(holder), own, blocks)
             for hook in hooks:
                 hook.remove()
 
@@ -125,43 +120,12 @@ def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
     return hook
 
 
-def block_list(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name of a trunk's list of blocks, and the list. Raises ModelError where there is none."""
-    for name in BLOCK_LISTS:
-        found = getattr(trunk, name, None)
-        if isinstance(found, nn.ModuleList):
-            return name, found
-    raise ModelError(f"no list of blocks found in a {type(trunk).__name__}; add its name to BLOCK_LISTS.")
-
-
-def shape_of(model: PreTrainedModel) -> Shape:
-    """Depth and width of a model, with weights or without."""
-    return Shape(int(model.config.num_hidden_layers), int(model.config.hidden_size))
-
-
-NO_LIMIT = 2**20
-"""Stands for the context of models whose positions are relative or recurrent: any input fits."""
-
-
-def context_of(model: PreTrainedModel) -> int:
-    """The longest input in tokens, as the config says; less where the first positions stand for padding (RoBERTa)."""
-    config = model.config
-    limit = next((getattr(config, name) for name in ("max_position_embeddings", "n_positions") if hasattr(config, name)), None)
-    if limit is None:
-        return NO_LIMIT
-    offsets = [
-        module.padding_idx + 1
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    ]
-    return int(limit) - max(offsets, default=0)
-
-
 def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: LabelSet | None = None) -> Backbone:
     """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random". `labels`: what its texts
     can be told to be, which decides the width of a classifier's head.
 
-    Raises ModelError for anything but safetensors, for missing files, and for weights that are missing in them.
+    What it can do is tried at once. Raises ModelError for anything but safetensors, for missing files, for weights that are
+    missing in them, and for a model that does not run.
     """
     kind = KINDS[config.found_kind].implementation()
     architecture = _architecture(config, labels)
@@ -174,7 +138,9 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
         model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)
     model.eval()
-    return Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
+    backbone = Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
+    log.info("%s: logits by %s", backbone.name, backbone.abilities.cut.name)
+    return backbone
 
 
 def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedModel:
@@ -216,12 +182,9 @@ def _weights(config: ModelConfig) -> list[Any]:
 def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
     architecture = _from(AutoConfig, config)
     _fit_head(config, architecture, labels)
-    for key in TOUCHED_LOGITS:
-        if getattr(architecture, key, None) not in (None, 1.0):
-            raise ModelError(f"model={config.name} sets {key}, which the log-probability path does not apply; use another.")
     for key, value in architecture.to_dict().items():
-        # Policy and reference have to agree at step 0, so dropout is off unless a tuner brings its own (L4).
-        if ("drop" in key) and isinstance(value, float):
+        # Policy and reference have to agree at step 0, so dropout and noise are off unless a tuner brings its own (L4).
+        if ("drop" in key or "jitter" in key) and isinstance(value, float):
             setattr(architecture, key, 0.0)
     return architecture
 

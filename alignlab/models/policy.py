@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,30 +12,39 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
-from alignlab.errors import ConfigError, ControlError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.budget import Budget, Footprint
 from alignlab.models.controls import WITHOUT, Asked, Controls, led
+from alignlab.models.cut import attention_of
 from alignlab.models.decode import DECODE_ROWS, answers
 from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
+from alignlab.models.probes import attention_in, described, mixed
 from alignlab.models.sampling import Sampling
 from alignlab.records import Batch
 
 
 class Policy:
-    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it."""
+    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it. `packing`: which batches are
+    computed without padding, all in one row: pairs (those whose members share a prefix), all or off; where the backbone can.
+    `mixed`: why rows of one pass cannot differ in their setting, though the tuner has it so; empty where they can."""
 
-    def __init__(self, backbone: Backbone, knob: Knob, *, shared_prefix: bool = True, pass_gib: float | None = None) -> None:
+    def __init__(self, backbone: Backbone, knob: Knob, *, packing: str = "pairs", pass_gib: float | None = None) -> None:
         self.backbone = backbone
         self.knob = knob
         self.budget = Budget(Footprint.of(backbone.model, backbone.model.dtype.itemsize), pass_gib)
-        self.shared_prefix = shared_prefix and backbone.takes_segments
+        self.packing = packing
+        with knob.off():
+            _ = backbone.abilities  # of the backbone alone, where loading has not asked
+        self.mixed = mixed(backbone, knob) if knob.per_row else ""
+        if self.mixed:
+            knob.per_row = False
         if knob.controls is not None:
             knob.controls.check_template(backbone.codec.template_hash)
         self._terms: tuple[Term, ...] | None = None
-        self._running: Strength = 1.0
+        self._running: tuple[Layout, Strength] | None = None
         self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
 
     @property
@@ -52,6 +61,17 @@ class Policy:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
         own, all that there is room for."""
         return self.room - (0 if self.backbone.model.config.is_encoder_decoder else new)
+
+    @property
+    def layout_reason(self) -> str:
+        """How batches are laid into rows, which attention computes them, and why."""
+        able = self.backbone.abilities
+        said = [described(self.packing, able.packed, attention_in(self.backbone.model))]
+        if able.unmasked:
+            said.append(f"{'one row per pass' if able.masked else 'padding masked'}, since without that {able.unmasked}")
+        if self.mixed:
+            said.append(f"one strength per pass, since rows of several: {self.mixed}")
+        return "; ".join(said)
 
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
@@ -70,14 +90,10 @@ class Policy:
         """Scores of the classes of each text before softmax, or the number that it is told to be: groups x members x classes,
         fp32. Raises ModelError where the backbone is no classifier."""
         groups, members, _ = batch.ids_GMT.shape
-        total_RC: Tensor | None = None
+        total_RC = torch.zeros((), device=batch.ids_GMT.device)
         for layout, term in self._placed(batch):
-            self._running = term.setting
             weight = term.weight[:, None] if isinstance(term.weight, Tensor) else term.weight
-            with self.knob.at(term.setting):
-                scores_RC = weight * self.backbone.kind.class_scores(self.backbone, layout)
-            total_RC = scores_RC if total_RC is None else total_RC + scores_RC
-        assert total_RC is not None
+            total_RC = total_RC + weight * self._by_pieces(layout, term, self._class_scores, dim=0, of_rows=True)
         return total_RC.unflatten(0, (groups, members))
 
     def hidden_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
@@ -89,9 +105,7 @@ class Policy:
         (layout, term), *others = self._placed(batch)
         if others:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
-        self._running = term.setting
-        with self.knob.at(term.setting):
-            return self.backbone.kind.states(self.backbone, layout, layers)
+        return self._by_pieces(layout, term, lambda rows: self.backbone.kind.states(self.backbone, rows, layers), dim=1)
 
     def divergence(self, batch: Batch) -> Tensor:
         """KL(without the tuner || with it) of the next token in nats, at each position that predicts a response token, K."""
@@ -125,6 +139,11 @@ class Policy:
         for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
         passes, and a streamer for several prompts or beams.
         """
+        if self.backbone.abilities.cached:
+            raise ModelError(
+                f"model={self.backbone.name} cannot generate here: a step behind its cache is not the full pass"
+                f" ({self.backbone.abilities.cached})."
+            )
         strengths = checked_strengths(strength, len(prompts))
         chosen = None if control is None else self._classes().asked(control, len(prompts))
         if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
@@ -194,8 +213,13 @@ class Policy:
             self._terms = before
 
     def without_activations(self, wanted: bool) -> AbstractContextManager[None]:
-        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again, at the pass's setting."""
-        return self.backbone.without_activations(wanted, lambda: (nullcontext(), self.knob.at(self._running)))
+        """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again, at the pass's setting and
+        with its attention."""
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), nullcontext() if self._running is None else self._again(*self._running)
+
+        return self.backbone.without_activations(wanted, contexts)
 
     @contextmanager
     def only(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
@@ -226,17 +250,18 @@ class Policy:
 
     def _layout(self, batch: Batch, apart: bool) -> Layout:
         """How a batch is laid into rows. Settings that differ (`apart`) need a row for each member."""
-        shared = self.shared_prefix and not apart and can_share(batch)
+        shared = not apart and (self.packing == "all" or (self.packing == "pairs" and can_share(batch)))
         # A reference computed online meets the same batch twice in a row.
         if self._laid is None or self._laid[0]() is not batch or self._laid[1] != shared:
-            self._laid = (weakref.ref(batch), shared, self.backbone.kind.layout(self.backbone, batch, shared))
+            laid = self.backbone.kind.layout(self.backbone, batch, shared)
+            # Rows of their own that may not even stand side by side with padding masked are computed one by one.
+            laid = replace(laid, alone=True) if self.backbone.abilities.masked and laid.segments is None else laid
+            self._laid = (weakref.ref(batch), shared, laid)
         return self._laid[2]
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
-        self._running = term.setting
-        with self.knob.at(term.setting):
-            hidden_KD = self.backbone.kind.hidden(self.backbone, layout)
+        hidden_KD = self._by_pieces(layout, term, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
 
         def head(some_kD: Tensor) -> Tensor:
             # The tuner may have changed the head too, so it runs at the term's setting.
@@ -251,6 +276,38 @@ class Policy:
         if chosen:
             return self._classes().terms(chosen)
         return self.knob.terms(as_strength(strengths, self.backbone.device))
+
+    def _class_scores(self, layout: Layout) -> Tensor:
+        return self.backbone.kind.class_scores(self.backbone, layout)
+
+    def _by_pieces(
+        self, layout: Layout, term: Term, run: Callable[[Layout], Tensor], dim: int, of_rows: bool = False
+    ) -> Tensor:
+        """What `run` gives for a pass, its K tokens (or its rows) along `dim`; in several passes where rows may not differ, or
+        not stand side by side."""
+        if not layout.alone and not (self.mixed and isinstance(term.setting, Tensor)):
+            return self._set(layout, term.setting, run)
+        every_R = torch.arange(len(layout.ids_RT), device=layout.ids_RT.device)
+        setting_R = (
+            term.setting if isinstance(term.setting, Tensor) else torch.full_like(every_R, term.setting, dtype=torch.float32)
+        )
+        found, places = [], []
+        for label in (every_R if layout.alone else setting_R).unique():
+            rows_R = (every_R if layout.alone else setting_R) == label
+            rows, place_K = layout.only(rows_R)
+            found.append(self._set(rows, float(setting_R[rows_R][0]), run))
+            places.append(rows_R.nonzero()[:, 0] if of_rows else place_K)
+        return torch.cat(found, dim).index_select(dim, torch.cat(places).argsort())
+
+    def _set(self, layout: Layout, setting: Strength, run: Callable[[Layout], Tensor]) -> Tensor:
+        self._running = layout, setting
+        with self.knob.at(setting):
+            return run(layout)
+
+    @contextmanager
+    def _again(self, layout: Layout, setting: Strength) -> Iterator[None]:
+        with attention_of(self.backbone.model, layout), self.knob.at(setting):
+            yield
 
     def _classes(self) -> Controls:
         if self.knob.controls is None:

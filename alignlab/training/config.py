@@ -8,6 +8,7 @@ from typing import Any
 
 from alignlab.errors import ConfigError
 
+PACKINGS = ("pairs", "all", "off")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -79,7 +80,8 @@ class FitConfig:
 @dataclass
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
-    process has of a batch. `shared_prefix`: compute the common prompt of a pair once. `gradient_checkpointing`: blocks keep no
+    process has of a batch. `packing`: which batches are laid into one row without padding, each prompt that members share once,
+    where the backbone can: pairs (groups with something to share) | all | off. `gradient_checkpointing`: blocks keep no
     activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,
     references, collecting) may take beside the weights; fewer rows run together where more would not fit. `extra`: further
     transformers.TrainingArguments."""
@@ -87,7 +89,7 @@ class TrainerConfig:
     name: str
     device: str
     micro_batch: int | None
-    shared_prefix: bool
+    packing: str
     gradient_checkpointing: bool
     pass_gib: float
     checkpoint_every_steps: int
@@ -100,11 +102,8 @@ class TrainerConfig:
         """Raises ConfigError for a device or a number that does not exist."""
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device={self.device!r} is not known; choose auto, cpu or cuda.")
-        if self.gradient_checkpointing and self.shared_prefix:
-            raise ConfigError(
-                "trainer.gradient_checkpointing=true computes blocks again when the attention that shares prefixes is no longer"
-                " set; add trainer.shared_prefix=false."
-            )
+        if self.packing not in PACKINGS:
+            raise ConfigError(f"trainer.packing={self.packing!r} is not known; choose one of {', '.join(PACKINGS)}.")
         if not 0 < self.pass_gib < math.inf:
             raise ConfigError(f"trainer.pass_gib={self.pass_gib} must be a finite number of GiB above 0.")
         if self.keep_checkpoints < 2:

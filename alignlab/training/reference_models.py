@@ -112,9 +112,7 @@ class OtherModel:
         """The model as a policy, on the device and in the dtype of the one that is trained."""
         own: Any = policy.backbone.model
         sheet = self._sheet(str(own.dtype).removeprefix("torch."), str(own.config._attn_implementation))
-        yield Policy(
-            load(sheet, start="pretrained", seed=0, device=str(own.device)), Untuned(), shared_prefix=policy.shared_prefix
-        )
+        yield Policy(load(sheet, start="pretrained", seed=0, device=str(own.device)), Untuned(), packing=policy.packing)
 
     def _content(self, dtype: str) -> str:
         digest = hashlib.sha256(dtype.encode())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import peft
 from peft.tuners.lora.layer import ParamWrapper
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.backbone import shape_of
+from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
@@ -59,13 +60,18 @@ class LoraTuner(PeftTuner):
             raise ControlError(
                 f"a LoRA of peft's kind {kind} has the strengths 0 and 1 only, not {strength}; take a plain one."
             )
-        factor = strength[:, None, None] if isinstance(strength, Tensor) else strength
         before = [dict(layer.scaling) for layer in self.layers]
+        hooks = []
         try:
             for layer, scaling in zip(self.layers, before, strict=True):
-                layer.scaling = {name: scale * factor for name, scale in scaling.items()}
+                if isinstance(strength, Tensor):
+                    hooks.append(layer.register_forward_pre_hook(_turned(strength, scaling)))
+                else:
+                    layer.scaling = {name: scale * strength for name, scale in scaling.items()}
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             for layer, scaling in zip(self.layers, before, strict=True):
                 layer.scaling = scaling
 
@@ -75,6 +81,27 @@ class LoraTuner(PeftTuner):
         if any(isinstance(layer, ParamWrapper) for layer in self.layers):
             return "a LoRA on a bare parameter changes the weight that all rows share"
         return super()._shared_by_rows()
+
+
+def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
+    """A hook that shapes the rows' numbers as the layer's input is: rows in front, or rows and time in one dimension.
+
+    Raises ControlError, inside, for an input of other rows.
+    """
+
+    def turn(layer: Any, inputs: tuple[Any, ...]) -> None:
+        states = inputs[0]
+        rows, times = len(setting_R), len(states) // len(setting_R)
+        if len(states) == rows:
+            # An embedding's ids have one dimension less than what comes out.
+            factor = setting_R.view(-1, *[1] * (states.dim() - int(states.is_floating_point())))
+        elif states.dim() == 2 and len(states) == rows * times:
+            factor = setting_R.repeat_interleave(times)[:, None]
+        else:
+            raise ControlError(f"{rows} strengths do not fit the {len(states)} rows of a layer's input; give one number.")
+        layer.scaling = {name: scale * factor for name, scale in scaling.items()}
+
+    return turn
 
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:

@@ -52,6 +52,8 @@ class PeftTuner:
             with warnings.catch_warnings():
                 # peft asks a property that transformers 5 has renamed
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                # of fused experts peft names maps that are not there
+                warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
                 self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ModelError(f"peft cannot attach {config.peft_type}: {error}") from error

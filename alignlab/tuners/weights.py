@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
-from alignlab.models.backbone import block_list
+from alignlab.models.anatomy import block_list
 from alignlab.models.kinds import new_head
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
@@ -165,11 +165,10 @@ def bitfit(_config: BitfitConfig, model: PreTrainedModel) -> WeightsTuner:
 
 def blocks(config: BlocksConfig, model: PreTrainedModel) -> WeightsTuner:
     """Some of the blocks (CLM, table 6); raises ModelError where the backbone has fewer."""
-    trunk = model.base_model_prefix
-    holder, every = block_list(getattr(model, trunk))
+    holder, every = block_list(model)
     if config.count > len(every):
         raise ModelError(f"tuner.count={config.count} is more than the {len(every)} blocks of this backbone.")
     chosen = range(config.count) if config.side == "bottom" else range(len(every) - config.count, len(every))
-    prefixes = tuple(f"{trunk}.{holder}.{index}." for index in chosen)
+    prefixes = tuple(f"{holder}.{index}." for index in chosen)
     names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
     return WeightsTuner(model, [*names, *new_head(model)])

@@ -140,7 +140,7 @@ def test_pairs_under_one_class_share_their_prompt_and_its_control(case: Case) ->
     batch = unclassed(whole(pairs, CODEC.pad))
     shared_GM = totals_under(policy, case.classes[-1], batch)
 
-    policy.shared_prefix = False
+    policy.packing = "off"
     apart_GM = totals_under(policy, case.classes[-1], batch)
 
     torch.testing.assert_close(shared_GM, apart_GM, atol=1e-5, rtol=1e-5)

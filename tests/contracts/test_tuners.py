@@ -186,7 +186,7 @@ def test_a_shared_prefix_gives_the_log_probabilities_of_separate_rows(case: Case
     pairs = batch(policy)
     shared = policy.logprobs(pairs).total_GM
 
-    policy.shared_prefix = False
+    policy.packing = "off"
     separate = policy.logprobs(pairs).total_GM
 
     torch.testing.assert_close(shared, separate, atol=1e-5, rtol=1e-5)

@@ -158,7 +158,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "name": "default",
         "device": "cpu",
         "micro_batch": None,
-        "shared_prefix": True,
+        "packing": "pairs",
         "gradient_checkpointing": False,
         "pass_gib": 16.0,
         "checkpoint_every_steps": 2,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone
     from alignlab.models.layout import Layout
     from alignlab.models.policy import Policy
+    from alignlab.models.probes import Abilities
     from alignlab.models.text import Codec, Template
     from alignlab.records import Batch, LabelSet
 
@@ -43,15 +44,21 @@ class Kind(Protocol):
     def nll(self, policy: Policy, batch: Batch) -> Loss:
         """The negative log-likelihood of what examples end in: nats per target token of the step, or per example."""
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a backbone of this kind can do, tried on a few short rows. Raises ModelError for one that does not run."""
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
-        """The rows of a forward pass, and where in them the target tokens are predicted. `shared`: a prefix that all members of
-        a group have is computed once."""
+        """The rows of a forward pass, and where in them the target tokens are predicted. `shared`: all of them in
+        one, where a prefix that all members of a group have is computed once."""
 
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
         """What `head` makes logits of, at each of K positions that predict a target token, K,D."""
 
     def head(self, backbone: Backbone, hidden_KD: Tensor) -> Tensor:
         """Logits, K,V."""
+
+    def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
+        """What a pass says, row after row: logits K,V, or class scores R,C."""
 
     def class_scores(self, backbone: Backbone, layout: Layout) -> Tensor:
         """Scores of the classes of each row before softmax, or one number, fp32, R,C; ModelError where there are none."""

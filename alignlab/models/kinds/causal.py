@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from alignlab.models.anatomy import rotary_switch
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import every_label, label_likelihoods, no_class_scores, token_nll
 from alignlab.models.layout import Layout, one_row_per_member, without_padding
-from alignlab.models.segments import attending_in_segments
+from alignlab.models.probes import Abilities, find
 from alignlab.models.text import Codec, Template
 from alignlab.records import Batch, LabelSet
 
@@ -32,38 +32,38 @@ class Causal:
         del labels
         return Codec(tokenizer, template)
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a few short rows show."""
+        return find(backbone.name, backbone.model)
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
-        """A row per member, or all tokens in a single row with each shared prefix once."""
-        return without_padding(batch, backbone.model.dtype) if shared else one_row_per_member(batch)
+        """A row per member; or all tokens in a single row with each shared prefix once, where the model can do that."""
+        able = backbone.abilities
+        unlike = _frequencies_differ(rotary_switch(backbone.model.config), batch)
+        if shared and not able.packed and not unlike:
+            return without_padding(batch, backbone.model.dtype)
+        rows = one_row_per_member(batch, masked=bool(able.unmasked))
+        return replace(rows, alone=True) if unlike else rows
 
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
-        """Final hidden states at the positions that predict the response tokens, K,D."""
-        return self._trunk(backbone, layout)[layout.row_K, layout.time_K]
+        """States at the positions that predict the response tokens, K,D."""
+        return backbone.abilities.cut.through(backbone.model, layout)[layout.row_K, layout.time_K]
 
     def head(self, backbone: Backbone, hidden_KD: Tensor) -> Tensor:
         """Logits, K,V."""
-        logits_KV: Tensor = backbone.head(hidden_KD)
-        return logits_KV
+        return backbone.abilities.cut.head(backbone.model, hidden_KD)
+
+    def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
+        """Logits, K,V."""
+        return self.head(backbone, self.hidden(backbone, layout))
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Outputs of blocks `layers` at the response tokens, L,K,D."""
         with backbone.reading(layers) as kept:
-            self._trunk(backbone, layout)
+            backbone.abilities.cut.through(backbone.model, layout)
         return torch.stack([kept[layer][layout.row_K, layout.state_K] for layer in layers])
 
-    def _trunk(self, backbone: Backbone, layout: Layout) -> Tensor:
-        """Final hidden states of all rows, R,T,D."""
-        more: dict[str, Any] = {}
-        inside: AbstractContextManager[None] = nullcontext()
-        if layout.segments is not None:
-            more, inside = {"segments": layout.segments}, attending_in_segments(backbone.model.config)
-        with inside:
-            output = backbone.trunk(
-                input_ids=layout.ids_RT,
-                attention_mask=layout.mask,
-                position_ids=layout.positions_RT,
-                use_cache=False,
-                **more,
-            )
-        hidden_RTD: Tensor = output.last_hidden_state
-        return hidden_RTD
+
+def _frequencies_differ(switch: int | None, batch: Batch) -> bool:
+    """Whether rows of one pass would get each other's rotary frequencies: some are longer than `switch`, others not."""
+    return switch is not None and int(batch.length_GM.min()) <= switch < int(batch.length_GM.max())

@@ -17,6 +17,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.layout import Layout
 from alignlab.models.policy import Policy
+from alignlab.models.probes import Abilities, of_rows
 from alignlab.models.text import Codec, Template
 from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Preference, View
 
@@ -104,6 +105,10 @@ class Classifier:
         value = F.cross_entropy(scores_RC, target_R.long(), reduction="sum")
         return Loss(value * share, {"accuracy": correct.detach() * share})
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a few short rows show."""
+        return of_rows(backbone, self, "every token of a text is read at once")
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
         """A row per text, padded on the right and masked; no tokens are predicted."""
         del shared
@@ -129,6 +134,10 @@ class Classifier:
         more = {} if layout.types_RT is None else {"token_type_ids": layout.types_RT}
         logits_RC: Tensor = backbone.model(input_ids=layout.ids_RT, attention_mask=layout.mask, **more).logits
         return logits_RC.float()
+
+    def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
+        """Scores of the classes, R,C."""
+        return self.class_scores(backbone, layout)
 
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
         """Raises ModelError: no tokens are predicted."""

@@ -19,6 +19,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import every_label, label_likelihoods, no_class_scores, token_nll
 from alignlab.models.kinds.seq2seq import Seq2seq, SourceTargetCodec
 from alignlab.models.layout import Layout
+from alignlab.models.probes import Abilities, of_rows
 from alignlab.models.text import Codec, Template
 from alignlab.records import Batch, Encoded, Example, LabelSet
 
@@ -86,6 +87,10 @@ class Masked:
             raise ModelError("model.kind=masked needs a tokenizer with a mask token; set mask_token in its config.")
         return MaskedCodec(tokenizer, template)
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a few short rows show."""
+        return of_rows(backbone, self, "every token of a row is read at once")
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
         """A row per text; the target tokens stand behind it in the batch, in the order of its masks."""
         del shared
@@ -120,6 +125,10 @@ class Masked:
         """They are logits already."""
         del backbone
         return hidden_KD
+
+    def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
+        """Logits, K,V."""
+        return self.hidden(backbone, layout)
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Raises ModelError: a masked model is pretrained, and not read."""

@@ -16,6 +16,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import every_label, label_likelihoods, no_class_scores, token_nll
 from alignlab.models.layout import Layout
+from alignlab.models.probes import Abilities, of_rows
 from alignlab.models.text import Codec, Template
 from alignlab.records import Batch, Encoded, Example, LabelSet
 
@@ -89,6 +90,10 @@ class Seq2seq:
         del labels
         return SourceTargetCodec(tokenizer, template)
 
+    def abilities(self, backbone: Backbone) -> Abilities:
+        """What a few short rows show."""
+        return of_rows(backbone, self, "each row has a source of its own")
+
     def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
         """A row per member: the source padded on the right in `ids_RT`, and what the decoder reads in `decoder_RU`."""
         del shared
@@ -128,6 +133,10 @@ class Seq2seq:
         """They are logits already."""
         del backbone
         return hidden_KD
+
+    def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
+        """Logits, K,V."""
+        return self.hidden(backbone, layout)
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Raises ModelError: which of its two stacks is meant is not defined."""

@@ -107,7 +107,7 @@ def test_a_gap_of_whole_responses_is_that_of_a_token_times_the_tokens() -> None:
 @pytest.mark.parametrize("shared_prefix", [True, False])
 def test_three_tokens_behind_prefixes_of_unequal_length_by_hand(kind: str, shared_prefix: bool) -> None:
     policy = plain(backbone(kind))
-    policy.shared_prefix = shared_prefix
+    policy.packing = "pairs" if shared_prefix else "off"
     matching, other = (token_nats(policy.model, member) for member in GROUP.members)
     p_m, p_o = sum(matching) / 3, sum(other) / 3
     s = 1 / (1 + math.exp(p_o - p_m))

@@ -139,7 +139,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients(
     kind: str, stimuli: str, strength: float, kl: float
 ) -> None:
     policy = attached("lora", backbone(kind))
-    policy.shared_prefix = False  # as the trainer asks for
+    policy.packing = "off"  # as the trainer asks for
     shown, leads = (Prefixes(), LEADS) if stimuli == "prefixes" else (Models(second_of(policy, moved(kind))), PLAIN)
     batch = batch_of(leads)
     calls: list[nn.Module] = []

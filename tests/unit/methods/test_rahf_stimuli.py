@@ -41,7 +41,7 @@ both_layouts = pytest.mark.parametrize("shared_prefix", [True, False], ids=["pac
 
 def laid(policy: Policy, shared_prefix: bool) -> Policy:
     """The policy, told how to lay a batch into rows."""
-    policy.shared_prefix = shared_prefix
+    policy.packing = "pairs" if shared_prefix else "off"
     return policy
 
 

@@ -124,7 +124,7 @@ def test_decoding_runs_in_passes_that_fit(llama: Backbone) -> None:
 
 def test_scoring_runs_in_passes_that_fit(llama: Backbone) -> None:
     policy = plain(llama)
-    policy.shared_prefix = False
+    policy.packing = "off"
     made = groups(policy, PAIRS)
     longest = max(group.length for group in made)
     policy.budget = replace(policy.budget, gib=3.5 * 2 * longest * policy.budget.footprint.activations / GIB)

@@ -61,7 +61,7 @@ def test_a_shared_prefix_changes_no_log_probability_and_no_count(kind: str) -> N
     batch = batch_of(policy.backbone)
     shared = policy.logprobs(batch)
 
-    policy.shared_prefix = False
+    policy.packing = "off"
     separate = policy.logprobs(batch)
 
     torch.testing.assert_close(shared.total_GM, separate.total_GM, atol=1e-5, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_a_shared_prefix_gives_the_same_gradients(kind: str) -> None:
     weight_GM = torch.tensor([[1.0, -1.0], [0.5, -2.0], [-1.0, 1.0], [3.0, 0.25]])
     shared = gradients(policy, batch, weight_GM)
 
-    policy.shared_prefix = False
+    policy.packing = "off"
     separate = gradients(policy, batch, weight_GM)
 
     assert len(shared) == len(learned(policy))
@@ -89,7 +89,7 @@ def test_pairs_without_a_common_token_are_computed_separately(llama: Backbone) -
     batch.prefix_G.zero_()
 
     shared = policy.logprobs(batch).total_GM
-    policy.shared_prefix = False
+    policy.packing = "off"
 
     assert torch.equal(shared, policy.logprobs(batch).total_GM)
 

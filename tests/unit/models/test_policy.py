@@ -80,7 +80,7 @@ def counter(calls: list[int], number: int) -> Callable[..., None]:
 @pytest.mark.parametrize("shared_prefix", [True, False])
 def test_hidden_states_are_those_of_transformers_at_the_response_tokens(kind: str, shared_prefix: bool) -> None:
     policy = plain(backbone(kind))
-    policy.shared_prefix = shared_prefix
+    policy.packing = "pairs" if shared_prefix else "off"
     batch = batch_of(policy.backbone)
 
     states = policy.hidden_states(batch, [1, 2])
