@@ -16,6 +16,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedMod
 import alignlab
 from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
+from alignlab.models.kinds import KINDS
 from alignlab.models.decode import Sampling
 from alignlab.models.knob import Lead, Strength, Term
 from alignlab.models.policy import Policy
@@ -56,9 +57,12 @@ TARGETS = {"t5": ["q", "v", "wo"], "bart": ["q_proj", "v_proj", "fc2"]}
 every_kind = pytest.mark.parametrize("kind", MAKERS)
 
 
+SEQ2SEQ = KINDS["seq2seq"].implementation()
+
+
 def backbone(kind: str) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(kind, MAKERS[kind]().eval().requires_grad_(False), CODEC, fingerprint=kind)
+    return Backbone(kind, MAKERS[kind]().eval().requires_grad_(False), CODEC, fingerprint=kind, kind=SEQ2SEQ)
 
 
 def tuned(kind: str) -> Policy:
