@@ -72,7 +72,11 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
             "method=rde",
             "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft.",
         ),
-        ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, summaries, toy, ultrafeedback, ultrafeedback_cleaned."),
+        (
+            "data=toys",
+            "unknown data 'toys'; did you mean toy?"
+            " known: hh_rlhf, jsonl, summaries, toy, ultrafeedback, ultrafeedback_cleaned.",
+        ),
         ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
     ],
 )
@@ -128,7 +132,10 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ("~control.figure", "control.figure has no value; its sheet or the command line must give one."),
         ("data.limit=${nowhere}", "data.limit: Interpolation key 'nowhere' not found"),
         ("data.halves={seed: 0, test: 1}", "data.halves.max_prompt has no value; its sheet or the command line must give one."),
-        ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, ultrafeedback_cleaned, summaries, jsonl."),
+        (
+            "~data",
+            "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, ultrafeedback_cleaned, summaries, jsonl.",
+        ),
     ],
 )
 def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, said: str) -> None:
@@ -149,10 +156,13 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
         (["method=dpo", "method.loss=ipo", "method.smoothing=0.1"], "method.smoothing has no meaning for method.loss=ipo"),
         (["method=dpo", "method.loss=robust", "method.smoothing=0.5"], "method.smoothing must be below 0.5"),
         (["method=dpo", "method.prefer.loss_on=all"], "method.prefer.loss_on must be response"),
-        (["method=dpo", "method.reference=me"], "method.reference='me' is not known; choose one of base, start, none, model:PATH."),
+        (
+            ["method=dpo", "method.reference=me"],
+            "method.reference='me' is not known; choose one of base, start, none, model:PATH.",
+        ),
         (["method=dpo", "method.beta=0"], "method.beta=0.0 must lie between"),
         (["method=sft", "method.fit.epochs=1", "method.fit.steps=5"], "method.fit: give epochs or steps"),
-        (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left."),
+        (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left, cut_response."),
         (["data.limit=0"], "data.limit=0 must be at least 1, or null."),
         (["data.prefixes.worse=null"], "data.prefixes: better=' happy, glad, merry, joyful.' and worse=None go together;"),
         (["data.prefixes.better=' '"], "data.prefixes.better=' ' is empty; give it a text, or null for both prefixes."),
