@@ -118,7 +118,8 @@ class OtherModel:
         digest = hashlib.sha256(dtype.encode())
         for file in [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]:
             with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
         return digest.hexdigest()[:16]
 
     def _sheet(self, dtype: str, attention: str) -> ModelConfig:

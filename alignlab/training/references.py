@@ -50,7 +50,7 @@ def with_references(
     below float32 each group is computed in the batch that trains it first, and those that none trains have no reference.
     """
     batches = None if trained_in is None or policy.backbone.model.dtype == torch.float32 else trained_in
-    path = store / "references" / f"{_key(groups, weights, batches)}.safetensors"
+    path = store / "references" / f"{_key(groups, weights, _rounding(policy, batches))}.safetensors"
     rows = sorted({row for batch in batches for row in batch}) if batches else list(range(len(groups)))
     with torch.no_grad(), inside:
         stored = _stored(path)
@@ -74,12 +74,20 @@ def _stored(path: Path) -> Tensor | None:
         return None
 
 
-def _key(groups: Sequence[EncodedGroup], weights: str, batches: Batching | None) -> str:
+def _rounding(policy: Policy, batches: Batching | None) -> list[object]:
+    """What decides how a value is rounded, where that has to be the rounding of the training."""
+    if batches is None:
+        return []
+    attention = policy.backbone.model.config._attn_implementation
+    return [policy.shared_prefix, attention, policy.backbone.device.type, [list(batch) for batch in batches]]
+
+
+def _key(groups: Sequence[EncodedGroup], weights: str, rounding: Sequence[object]) -> str:
     digest = hashlib.sha256(weights.encode())
     for group in groups:
         digest.update(json.dumps([[member.ids, member.start] for member in group.members]).encode())
-    for batch in batches or ():
-        digest.update(json.dumps(list(batch)).encode())
+    if rounding:
+        digest.update(json.dumps(rounding).encode())
     return digest.hexdigest()[:24]
 
 

@@ -54,6 +54,15 @@ def test_stages_before_the_last_work_on_one_half_of_the_data_and_the_last_on_the
     assert run_of("rahf/open_llm", "+experiment/rahf/rows=dpo").data.part == "rm"
 
 
+def test_tables_of_the_paper_read_the_cleaned_ultrafeedback_and_the_other_one_where_it_is_asked_for() -> None:
+    cleaned = run_of("rahf/open_llm", "+experiment/rahf/rows=rahf-scit").data
+    other = run_of("rahf/open_llm", "+experiment/rahf/rows=rahf-scit", "data=ultrafeedback").data
+
+    assert (cleaned.hub, cleaned.records) == ("argilla/ultrafeedback-binarized-preferences-cleaned", 60917)
+    assert (other.hub, other.records) == ("HuggingFaceH4/ultrafeedback_binarized", 61135)
+    assert (other.frame, other.halves, other.max_tokens) == (cleaned.frame, cleaned.halves, cleaned.max_tokens)
+
+
 @pytest.mark.parametrize(
     ("row", "stages"),
     [

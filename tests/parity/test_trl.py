@@ -32,6 +32,7 @@ LOSSES = [
     ("hinge", 0.0, "sum", "hinge"),
     ("robust", 0.1, "sum", "robust"),
     ("sigmoid", 0.0, "mean", "sigmoid_norm"),
+    ("apo_zero", 0.0, "sum", "apo_zero"),
 ]
 every_loss = pytest.mark.parametrize(("loss", "smoothing", "norm", "theirs"), LOSSES, ids=lambda value: str(value))
 

@@ -50,6 +50,7 @@ class NoKnob:
 
     per_row = True
     controls = None
+    starts_as_base = True
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         return (Term(1.0, 1.0),)

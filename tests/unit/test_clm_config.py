@@ -15,6 +15,7 @@ from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.methods import METHODS
 from alignlab.methods.preference import PreferenceConfig
+from alignlab.training.reference_models import Base, OtherModel, Reference, Start
 from alignlab.training.stages import TrainStage
 from alignlab.tuners import TUNERS
 from tests.unit.conftest import fit_config
@@ -165,16 +166,67 @@ def test_a_base_is_fine_tuned_only_where_it_is_asked_for(method: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "cached"),
     [
-        ({}, "base"),
+        ({}, Base()),
         ({"cache_reference": False}, None),
-        ({"reference": "start", "cache_reference": False}, "start"),
+        ({"reference": "start", "cache_reference": False}, Start()),
         ({"reference": "none"}, None),
     ],
 )
-def test_a_reference_is_computed_beforehand_where_there_is_one(changes: dict[str, Any], cached: str | None) -> None:
+def test_a_reference_is_computed_beforehand_where_there_is_one(changes: dict[str, Any], cached: Reference | None) -> None:
     made = stages("clm", preference(**changes))
 
     assert (made["sft"].cached_reference, made["prefer"].cached_reference) == (None, cached)
+
+
+def test_another_model_as_the_reference_is_always_computed_beforehand(tmp_path: Path) -> None:
+    made = stages("clm", preference(reference=f"model:{tmp_path}", cache_reference=False))
+
+    assert made["prefer"].cached_reference == OtherModel(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "does not exist; give a folder saved by save_pretrained"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter; `python -m alignlab export RUN` makes a whole"),
+        (["config.json", "pytorch_model.bin"], r"holds no config\.json with \*\.safetensors"),
+        (["model.safetensors"], r"holds no config\.json with \*\.safetensors"),
+    ],
+)
+def test_a_reference_that_is_no_whole_model_in_safetensors_is_refused(
+    tmp_path: Path, files: list[str] | None, said: str
+) -> None:
+    folder = tmp_path / "model"
+    for name in files or ():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+    with pytest.raises(ConfigError, match=rf"method\.reference=model:{folder} {said}"):
+        preference(reference=f"model:{folder}").check()
+
+
+def test_other_weights_of_the_reference_change_the_fingerprint(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+
+    weights.write_bytes(b"1")
+    before = parse(composed("method=dpo", f"method.reference=model:{tmp_path}")).fingerprint
+    weights.write_bytes(b"22")
+    after = parse(composed("method=dpo", f"method.reference=model:{tmp_path}")).fingerprint
+
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": "apo_zero", "smoothing": 0.1}, r"method\.smoothing has no meaning for method\.loss=apo_zero"),
+        ({"loss": "apo_zero", "reference": "none"}, r"method\.loss=apo_zero compares each response with the reference"),
+    ],
+)
+def test_apo_zero_takes_a_reference_and_no_smoothing(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        preference(**changes).check()
 
 
 def test_a_fine_tuned_base_goes_without_a_reference_too() -> None:

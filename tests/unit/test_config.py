@@ -163,7 +163,7 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
         ),
         (["method=dpo", "method.beta=0"], "method.beta=0.0 must lie between"),
         (["method=sft", "method.fit.epochs=1", "method.fit.steps=5"], "method.fit: give epochs or steps"),
-        (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left."),
+        (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left, cut_response."),
         (["data.limit=0"], "data.limit=0 must be at least 1, or null."),
         (["data.prefixes.worse=null"], "data.prefixes: better=' happy, glad, merry, joyful.' and worse=None go together;"),
         (["data.prefixes.better=' '"], "data.prefixes.better=' ' is empty; give it a text, or null for both prefixes."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignlab.models.backbone import Backbone
-from alignlab.scoring import scored
+from alignlab.scoring import scored, scored_in
 from tests.contracts.table import PAIRS, groups
 from tests.unit.conftest import attached
 
@@ -21,3 +21,15 @@ def test_scores_stand_in_the_order_of_the_groups_however_they_are_batched(llama:
     assert torch.equal(total_NM, torch.stack(alone))
     torch.testing.assert_close(total_NM, at_once, atol=1e-5, rtol=1e-5)
     assert mean_NM.shape == total_NM.shape
+
+
+def test_in_given_batches_what_stands_in_several_has_the_values_of_the_first_and_the_others_zeros(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    every = groups(policy, PAIRS)
+
+    with torch.no_grad():
+        total_NM = scored_in(policy, every, [(2, 0), (0, 2)])[0]
+        first = scored(policy, [every[2], every[0]], rows_per_pass=2)[0]
+
+    assert torch.equal(total_NM[[2, 0]], first)
+    assert not total_NM[1].any()

@@ -102,6 +102,36 @@ def test_a_cut_prompt_keeps_at_least_one_token_of_its_own() -> None:
     assert groups[0].members[0].ids == (BOS, *map(ord, "bcd"), EOS)
 
 
+def test_cutting_responses_takes_their_end_and_eos_and_leaves_the_prompt_and_shorter_ones_alone() -> None:
+    split = split_of(("ab", "cdef", "g"), ("ab", "c", "d"))  # 8 tokens and 5; 5 and 5
+
+    groups, account = encode(split, pair, letters, limits(6, "cut_response"))
+
+    assert groups[0].members == (
+        Encoded((BOS, *map(ord, "abcde")), start=3, head=1),
+        Encoded((BOS, *map(ord, "abg"), EOS), start=3, head=1),
+    )
+    assert groups[1].members[0].ids == (BOS, *map(ord, "abc"), EOS)
+    assert (account.ended, account.cut, account.shortened, account.kept) == (1, 0, 0, 2)
+
+
+def test_a_response_of_exactly_the_room_there_is_loses_its_eos_alone() -> None:
+    groups, account = encode(split_of(("ab", "cd", "e")), pair, letters, limits(5, "cut_response"))
+
+    assert groups[0].members[0].ids == (BOS, *map(ord, "abcd"))
+    assert account.ended == 1
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_drops_the_row_and_says_so() -> None:
+    split = split_of(("abcd", "ef", "g"), ("abc", "ef", "g"))
+
+    groups, account = encode(split, pair, letters, limits(5, "cut_response"))
+
+    assert [(group.row, group.members[0].ids) for group in groups] == [("file:2", (BOS, *map(ord, "abce")))]
+    assert account.dropped == {"no room for a response in 5 tokens": 1}
+    assert account.ended == 1
+
+
 def test_where_no_row_is_left_the_error_tells_the_counts() -> None:
     split = split_of(("ab", "cd", "e"), ("ab", "cd", "e"), left_out={"prompts of the pair differ": 3})
 
@@ -156,6 +186,11 @@ def test_rows_with_responses_tokenised_apart_are_counted_once_per_row() -> None:
             Account(4, 3, {"longer than 8 tokens": 1}, 1, 0, shortened=2),
             "4 rows read, 3 kept, 1 dropped: longer than 8 tokens; 1 prompts cut on the left;"
             " of 2 responses the first tokens are used",
+        ),
+        (
+            Account(4, 4, {}, 0, 1, ended=2),
+            "4 rows read, 4 kept, none dropped; 2 with a response cut at its end, which is not trained as one;"
+            " in 1 a response that would merge with its prompt is tokenised apart",
         ),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_lead_that_leaves_no_room_for_the_prompt_drops_the_row_for_all_members
     assert account.dropped == {"longer than 8 tokens": 1}
 
 
-@pytest.mark.parametrize("too_long", ["error", "drop", "cut_prompt_left"])
+@pytest.mark.parametrize("too_long", ["error", "drop", "cut_prompt_left", "cut_response"])
 def test_a_stage_can_have_long_prompts_cut_whatever_happens_to_long_rows(too_long: str) -> None:
     split = split_of(("abcd", "ef", "-"), ("cd", "ef", "-"))
 
@@ -103,6 +103,14 @@ def test_a_row_may_fit_once_its_response_is_shortened() -> None:
 
     assert [len(member.ids) for member in groups[0].members] == [5, 7]
     assert account.shortened == 1
+
+
+def test_a_cut_prompt_and_a_cut_response_are_counted_each() -> None:
+    groups, account = encode(split_of(("abcd", "efgh", "-")), led, letters, limits(7, "cut_response", prompt=5))
+
+    # Prompts keep BOS, the lead and two tokens; the response behind the lead has two tokens of room.
+    assert [member.ids for member in groups[0].members] == [(BOS, *map(ord, "cdefgh"))[:7], (BOS, *map(ord, "PQcdef"))]
+    assert (account.cut, account.ended) == (1, 1)
 
 
 def test_a_row_that_is_dropped_counts_neither_as_cut_nor_as_shortened() -> None:

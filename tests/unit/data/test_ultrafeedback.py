@@ -79,6 +79,17 @@ def test_the_splits_carry_the_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) 
     assert [record.row for record in source.split("test").records] == ["someone/questions/test_prefs:1"]
 
 
+def test_a_hub_without_a_test_split_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "q", "chosen": chat("yes"), "rejected": chat("no"), "chosen-rating": 5.0}]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, data_dir, split, revision: {"train": rows}[split])
+
+    source = build(config(train_split="train", test_split=None))
+
+    assert [record.row for record in source.split("train").records] == ["someone/questions/train:1"]
+    with pytest.raises(ConfigError, match="has no split 'test'; it has train"):
+        source.split("test")
+
+
 @pytest.mark.parametrize("frame", ["no place", "{prompt} {prompt}"])
 def test_a_frame_without_exactly_one_prompt_is_refused(frame: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.frame=.* must hold \{prompt\} exactly once"):

@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def sheet(path: Path | None, *, bos: bool | None = True, **changes: Any) -> ModelConfig:
     values: dict[str, Any] = {
         "name": "local",
+        "kind": "causal",
         "source": "folder",
         "path": path and str(path),
         "revision": None,

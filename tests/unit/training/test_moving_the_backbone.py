@@ -19,6 +19,7 @@ from alignlab.records import Preference
 from alignlab.training.moves import TheBackbone
 from alignlab.training.objectives import Preference as PreferenceObjective
 from alignlab.training.objectives import nll
+from alignlab.training.reference_models import Base
 from alignlab.training.references import with_references
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
@@ -29,7 +30,7 @@ SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
 SFT = TrainStage("sft", "train", chosen, nll, fit_config(steps=3), moves=TheBackbone())
-PREFER = TrainStage("prefer", "train", pair, DPO, fit_config(steps=2), "base")
+PREFER = TrainStage("prefer", "train", pair, DPO, fit_config(steps=2), Base())
 
 WRITES = {"llama": ["self_attn.o_proj", "mlp.down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj"]}
 every_tuner = pytest.mark.parametrize("tuner", ["clm", "lora", "full", "dera"])

@@ -156,6 +156,60 @@ def test_the_first_loss_of_ipo_is_its_squared_target(llama: Backbone) -> None:
     assert value.item() == pytest.approx(25.0, abs=1e-3)  # (0 - 1 / 0.2) ** 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, math.log(2)),
+        ({"smoothing": 0.2}, math.log(2)),
+        ({"loss": "robust", "smoothing": 0.2}, math.log(2)),
+        ({"loss": "hinge"}, 1.0),
+        ({"loss": "ipo"}, 1.0),  # (0 - 1 / (2 * 0.5)) ** 2
+        ({"loss": "apo_zero"}, 1.0),  # 1 - 1/2 + 1/2
+        ({"reference": "start"}, math.log(2)),
+        ({"likelihood": 0.3}, math.log(2)),
+    ],
+)
+def test_the_first_loss_is_known_where_policy_and_reference_are_the_same(
+    llama: Backbone, changes: dict[str, Any], expected: float
+) -> None:
+    policy = attached("lora", llama, spread=0.0)
+    objective, given = replace(DPO, **changes), batch_of(llama)
+    with torch.no_grad():
+        given = replace(given, reference_GM=policy.logprobs(given).total_GM)
+
+    known = objective.first_loss(policy)
+    found = objective.preference_per_pair(objective(policy, given), given)
+
+    assert known == pytest.approx(expected, abs=1e-12)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_a_part_of_a_step_the_loss_per_pair_is_that_of_its_own_pairs() -> None:
+    objective = replace(DPO, likelihood=0.1)
+    part = batch(step_groups=8)
+
+    found = objective.preference_per_pair(objective(Made(), part), part)  # type: ignore[arg-type]
+
+    assert found == pytest.approx((softplus(-1) + math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("reference", ["none", "model"])
+def test_the_first_loss_is_not_known_under_another_reference(llama: Backbone, reference: str) -> None:
+    assert replace(DPO, reference=reference).first_loss(attached("lora", llama)) is None
+
+
+def test_the_first_loss_is_not_known_where_the_tuner_starts_elsewhere_or_drops_at_random(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    policy.knob.starts_as_base = False
+
+    from_base, from_start = DPO.first_loss(policy), replace(DPO, reference="start").first_loss(policy)
+    policy.model.add_module("drops", torch.nn.Dropout(0.1))
+    with_dropout = replace(DPO, reference="start").first_loss(policy)
+
+    assert (from_base, with_dropout) == (None, None)
+    assert from_start == pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize("objective", [nll, DPO, replace(DPO, likelihood=0.3, length_norm="mean")], ids=["nll", "dpo", "both"])
 def test_the_shares_of_a_step_add_up_to_the_step(llama: Backbone, objective: Objective) -> None:
     policy = attached("lora", llama)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
@@ -121,6 +122,36 @@ def test_other_weights_and_other_ids_have_files_of_their_own(policy: Counting, t
     referenced(policy, tmp_path, tuple(reversed(TEN)))
 
     assert len(files_of(tmp_path)) == 4
+
+
+def test_in_float32_the_batches_of_the_training_change_nothing(policy: Counting, tmp_path: Path) -> None:
+    groups = encoded(policy.backbone, TEN)
+
+    first = with_references(groups, policy, tmp_path, weights="w", inside=policy.off())
+    second = with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=[(0, 1)])
+
+    assert second == first
+    assert len(files_of(tmp_path)) == 1
+
+
+def test_below_float32_a_group_is_computed_in_the_batch_that_trains_it_first(policy: Counting, tmp_path: Path) -> None:
+    policy.model.to(torch.bfloat16)
+    groups = encoded(policy.backbone, TEN)
+    batches = [(3, 17, 9), (4, 1), (9, 3)]
+
+    referenced = with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
+    again = with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
+    with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches[:1])
+    policy.shared_prefix = False
+    with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
+    policy.shared_prefix = True
+
+    with policy.off(), torch.no_grad():
+        expected = policy.logprobs(whole([groups[row] for row in batches[0]], policy.backbone.codec.pad)).total_GM
+    assert torch.equal(torch.tensor([referenced[row].reference for row in batches[0]]), expected.float())
+    assert {row for row, group in enumerate(referenced) if group.reference is not None} == {1, 3, 4, 9, 17}
+    assert again == referenced
+    assert len(files_of(tmp_path)) == 3  # fewer batches, and rows with padding, round otherwise
 
 
 def test_nothing_unfinished_is_left_in_the_store(policy: Counting, tmp_path: Path) -> None:

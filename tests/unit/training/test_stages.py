@@ -23,6 +23,7 @@ from alignlab.records import Batch, Loss, Preference
 from alignlab.training.checkpoint import latest
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import Preference as PreferenceObjective
+from alignlab.training.reference_models import Base, Reference, Start
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainer import arguments
@@ -71,7 +72,7 @@ def endless_slope(loss: Loss) -> Loss:
     return Loss((loss.value * 0).sqrt() + 1.0, {})
 
 
-def stage(objective: Objective = nll, view: Any = chosen, cached: str | None = None, **changes: Any) -> TrainStage:
+def stage(objective: Objective = nll, view: Any = chosen, cached: Reference | None = None, **changes: Any) -> TrainStage:
     return TrainStage("fit", "train", view, objective, fit_config(**changes), cached)
 
 
@@ -144,13 +145,13 @@ def test_a_finished_stage_is_put_back(tmp_path: Path) -> None:
 def test_the_first_dpo_loss_of_a_run_is_ln_2(tmp_path: Path) -> None:
     session = session_in(tmp_path)
 
-    run(stage(DPO, pair, cached="base"), session)
+    run(stage(DPO, pair, cached=Base()), session)
 
     assert logged(session, "loss")[0][1] == pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("cached", ["base", "start"])
-def test_a_cached_reference_trains_to_the_weights_of_a_computed_one(tmp_path: Path, cached: str) -> None:
+@pytest.mark.parametrize("cached", [Base(), Start()], ids=["base", "start"])
+def test_a_cached_reference_trains_to_the_weights_of_a_computed_one(tmp_path: Path, cached: Reference) -> None:
     run(stage(DPO, pair), session_in(tmp_path / "computed"))
 
     run(stage(DPO, pair, cached=cached), session_in(tmp_path / "cached"))

@@ -1,0 +1,99 @@
+"""The first loss of a preference run: known beforehand, and refused where it is another one."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignlab.data.encode import Limits
+from alignlab.data.source import Source, Split
+from alignlab.data.views import chosen, pair
+from alignlab.errors import FirstLossError
+from alignlab.models.backbone import Backbone
+from alignlab.models.policy import Policy
+from alignlab.records import Preference
+from alignlab.training.objectives import Objective, nll
+from alignlab.training.objectives import Preference as PreferenceObjective
+from alignlab.training.reference_models import Base, Reference, Start
+from alignlab.training.session import Session
+from alignlab.training.stages import TrainStage
+from tests.conftest import CODEC, backbone
+from tests.unit.conftest import PAIRS, attached, fit_config, session_in
+
+ROWS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS * 3))
+SOURCE = Source("made", {"train": lambda: Split(ROWS)})
+DPO = PreferenceObjective("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
+
+
+def run(policy: Policy, session: Session, reference: Reference | None, objective: Objective = DPO) -> list[float]:
+    """Two steps of four pairs; the losses."""
+    view = chosen if objective is nll else pair
+    stage = TrainStage("fit", "train", view, objective, fit_config(steps=2, batch=4), reference)
+    stage.run(policy, stage.prepare(SOURCE, CODEC, Limits(128, "error")), session)
+    return [entry["fit/loss"] for entry in session.ledger.history() if "fit/loss" in entry]
+
+
+def in_bfloat16() -> Policy:
+    """A new LoRA; in this dtype a stored value is allowed to lie a hundredth off its recomputation."""
+    made = backbone("llama")
+    made.model.to(torch.bfloat16)
+    return attached("lora", made, spread=0.0)
+
+
+def shift(session: Session, nats: float) -> None:
+    """Moves the stored references of chosen responses; the file stays one that its checks pass."""
+    (path,) = (session.store / "references").iterdir()
+    total_NM = load_file(path)["total_NM"]
+    total_NM[:, 0] += nats
+    save_file({"total_NM": total_NM}, path)
+
+
+@pytest.mark.parametrize("tuner", ["lora", "red", "clm", "ia3"])
+@pytest.mark.parametrize("reference", [Base(), Start(), None], ids=["base", "start", "computed"])
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_in_bfloat16_the_first_loss_is_ln_2(
+    llama: Backbone, tuner: str, reference: Reference | None, micro_batch: int | None, tmp_path: Path
+) -> None:
+    llama.model.to(torch.bfloat16)
+
+    losses = run(attached(tuner, llama, spread=0.0), session_in(tmp_path, micro_batch=micro_batch), reference)
+
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_wrong_reference_stops_the_run_with_both_numbers(tmp_path: Path) -> None:
+    first, second = session_in(tmp_path / "first"), session_in(tmp_path / "second")
+    run(in_bfloat16(), first, Base())
+    shift(first, 0.1)
+    shutil.copytree(first.store, second.store)
+
+    with pytest.raises(FirstLossError) as said:
+        run(in_bfloat16(), second, Base())
+
+    # A gap of -0.1 nats at beta 0.5: log(1 + exp(0.05)) = 0.71846.
+    assert str(said.value).startswith("stage fit: the first preference loss is 0.71846")
+    assert " and has to be 0.693147, since policy and reference are the same model" in str(said.value)
+
+
+def test_a_tuner_that_was_trained_before_is_no_base(llama: Backbone, tmp_path: Path) -> None:
+    policy = attached("lora", llama)
+
+    with pytest.raises(FirstLossError, match=r"policy and reference are the same model before the first update"):
+        run(policy, session_in(tmp_path), Base())
+
+
+def test_what_is_trained_further_from_its_own_start_is_not_refused(llama: Backbone, tmp_path: Path) -> None:
+    objective = PreferenceObjective("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="start", likelihood=0.0)
+
+    losses = run(attached("lora", llama), session_in(tmp_path), Start(), objective)
+
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_an_objective_without_a_reference_has_no_first_loss_to_keep_to(llama: Backbone, tmp_path: Path) -> None:
+    assert len(run(attached("lora", llama), session_in(tmp_path), None, nll)) == 2
