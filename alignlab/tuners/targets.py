@@ -48,7 +48,10 @@ def matched(model: nn.Module, targets: Targets, key: str, kinds: tuple[type[nn.M
 def near(name: str, known: Iterable[str]) -> str:
     """The known names that look most like the given one, or some, without the number of their block and what stands before."""
     short = _short(known)
-    return ", ".join(nearest(re.sub(r"\\.", ".", name), short) or short[:SHOWN])
+    wanted = re.sub(r"^.*\*\.?", "", name.replace("\\.", "."))
+    ends = {each.rpartition(".")[2]: each for each in reversed(short)}
+    close = [ends.get(each, each) for each in nearest(wanted, [*short, *ends])]
+    return ", ".join(dict.fromkeys(close) or short[:SHOWN])
 
 
 def block_names(model: PreTrainedModel) -> list[str]:
