@@ -32,7 +32,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 
-from alignlab.errors import ConfigError, ControlError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.controls import led_rows
 from alignlab.models.knob import Knob, Lead, Strength, Term
@@ -294,14 +294,20 @@ class Streams:
         with self._at(stream):
             given = self._beside_text(stream, ids_RT, mask_RT) if self._source else self._text(stream, ids_RT, mask_RT)
             output = self._model(**given, **{self._cache_name: stream.cache}, use_cache=True, **self._last_only)
-        stream.cache = getattr(output, self._cache_name)
+        stream.cache = getattr(output, self._cache_name, None)
+        if stream.cache is None:
+            raise ModelError(
+                f"a {type(self._model).__name__} hands out no cache, so its passes cannot run side by side; use another model."
+            )
         logits_RV: Tensor = output.logits[:, -1].float()
         return logits_RV
 
     def _text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:
         """A model that goes on with its prompt."""
         ids_RT, mask_RT = stream.fed(ids_RT, mask_RT)
-        given = {"input_ids": ids_RT, "attention_mask": mask_RT}
+        # A recurrent state has left padding behind with the prompt.
+        seen = stream.cache is not None and self._cache_name == "cache_params"
+        given = {"input_ids": ids_RT, "attention_mask": None if seen else mask_RT}
         return {**given, "position_ids": _positions(mask_RT)[:, -ids_RT.shape[1] :]} if self._takes_positions else given
 
     def _beside_text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:

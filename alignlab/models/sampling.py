@@ -44,7 +44,7 @@ class Sampling:
         ):
             if not fits:
                 raise ConfigError(f"{key}={getattr(self, key)} must be {allowed}.")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop={self.stop!r} must be a list of texts, none of them empty.")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(f"beams={self.beams} draw nothing, so set temperature=0 beside them (now {self.temperature:g}).")

@@ -11,14 +11,24 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    MambaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    RecurrentGemmaConfig,
+    TextIteratorStreamer,
+)
 
-from alignlab.errors import ConfigError, ControlError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, _drawn
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec, Template
-from tests.conftest import CODEC, backbone
+from tests.conftest import CODEC, INITIAL_SD, SPECIAL, backbone
 from tests.unit.conftest import Heard, attached, plain
 
 PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3]])
@@ -78,6 +88,54 @@ def test_penalties_and_beams_are_those_of_generate(kind: str, more: dict[str, An
     named = {{"beams": "num_beams"}.get(key, key): value for key, value in more.items()}
     assert answers == generated(policy, max_new_tokens=24, **named)
     assert answers != policy.respond(PROMPTS, sampling=long, seed=0)
+
+
+SMALL: dict[str, Any] = {"vocab_size": len(CODEC.tokenizer), "hidden_size": 32, "initializer_range": INITIAL_SD, **SPECIAL}
+OTHERS = {
+    "positions from the mask": OPTConfig(
+        ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, **SMALL
+    ),
+    "no positions": BloomConfig(n_layer=2, n_head=4, **SMALL),
+    "a recurrent state": MambaConfig(num_hidden_layers=2, state_size=4, **SMALL),
+    "a sliding window": Gemma3TextConfig(
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        **SMALL,
+    ),
+}
+
+
+def other(config: PreTrainedConfig) -> Policy:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.config.max_position_embeddings = 128
+    return plain(Backbone("other", model, CODEC, "other"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_architectures_that_take_other_arguments_answer_as_they_do_alone(name: str) -> None:
+    policy = other(OTHERS[name])
+
+    assert policy.respond(PROMPTS, sampling=GREEDY, seed=0) == generated(policy)
+
+
+def test_a_model_that_hands_out_no_cache_is_refused() -> None:
+    gemma = RecurrentGemmaConfig(
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        head_dim=8,
+        lru_width=32,
+        attention_window_size=8,
+        **SMALL,
+    )
+
+    with pytest.raises(ModelError, match="a RecurrentGemmaForCausalLM hands out no cache"):
+        other(gemma).respond(PROMPTS, sampling=GREEDY, seed=0)
 
 
 @pytest.mark.parametrize("more", [{"top_k": 1}, {"min_p": 0.9999}, {"top_k": 5, "min_p": 0.9999}], ids=str)
