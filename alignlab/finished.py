@@ -42,7 +42,7 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         device=device_of(device),
         shared_prefix=parts["trainer"].shared_prefix,
     )
-    for stage in filter(lambda stage: stage.lasting, method.stages):
+    for stage in filter(lambda stage: stage.stays, method.stages):
         stage.restore(policy, folder / "stages" / stage.name)
     return policy
 

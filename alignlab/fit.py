@@ -29,8 +29,8 @@ WHO_OFFERS: Mapping[str, str] = {
     "every weight": "take tuner=full",
     "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
     "no training": "tuner.aligned is left as it is, so take method=evaluate",
-    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where the backbone's own"
-    " weights are trained (tuner=full, method.sft_first=true, a joint stage)",
+    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where a tuner is"
+    " some of the backbone's own weights",
 }
 """What to do about a word that is needed and not offered."""
 

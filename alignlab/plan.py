@@ -30,7 +30,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     else:
         table.add_row("tuner", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        doing = f"{work.steps} steps, {work.note}; moves {stage.moves}" if stage.moves else work.note
+        doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
         table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
         table.add_row("", work.account.sentence())
     if plan.classes:

@@ -21,6 +21,7 @@ from alignlab.models.backbone import load_codec, shape_of, skeleton
 from alignlab.models.controls import Controls
 from alignlab.models.text import Codec
 from alignlab.training.method import Method, Work
+from alignlab.training.trainable import check_parts
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, something of a prompt, something of a response, EOS."""
@@ -58,6 +59,9 @@ def make_plan(config: RunConfig) -> Plan:
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
+    for stage in method.stages:
+        if stage.trains:
+            check_parts(stage.trains, skeletal, tuner)
     limits = _limits(config, codec, int(skeletal.config.max_position_embeddings), tuner.controls)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     for stage, work in zip(method.stages, works, strict=True):

@@ -78,7 +78,7 @@ def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
 
 def _compute(stage: Stage, work: Work, policy: Policy, session: Session) -> None:
     """One that learns does so in all processes; what one that looks has seen is read by the others."""
-    if stage.moves is not None:
+    if stage.trains:
         stage.run(policy, work, session)
         return
     processes.by_leader(lambda: stage.run(policy, work, session))

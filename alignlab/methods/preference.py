@@ -66,19 +66,14 @@ def stages(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
     from alignlab.training.method import Method
-    from alignlab.training.moves import TheBackbone
     from alignlab.training.objectives import Preference, nll
     from alignlab.training.stages import TrainStage
+    from alignlab.training.trainable import THE_BACKBONE
 
     objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
     # Where a stage starts is gone after its first step, so `start` is always computed beforehand.
     beforehand = config.reference != "none" and (config.cache_reference or config.reference == "start")
     cached = config.reference if beforehand else None
     prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
-    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves=TheBackbone())
+    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, trains=THE_BACKBONE)
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
-
-
-def needs(config: PreferenceConfig) -> frozenset[str]:
-    """Pairs; and weights that can be trained in place where there is an `sft` stage."""
-    return frozenset({"pairs", "float32 weights"} if config.sft_first else {"pairs"})

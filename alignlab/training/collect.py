@@ -24,6 +24,7 @@ from alignlab.training.config import TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.session import Session
 from alignlab.training.stages import Window
+from alignlab.training.trainable import Trains
 
 PROFILE = "profile.json"
 GROUPS_PER_PASS = 16
@@ -56,8 +57,12 @@ class CollectStage:
     sample: int
     store: Store | None = None
     store_mib: float = 0.0
-    moves = None
-    lasting = False
+    stays = False
+
+    @property
+    def trains(self) -> Trains:
+        """Nothing."""
+        return {}
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""

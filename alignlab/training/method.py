@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
     from alignlab.training.config import TrainerConfig
-    from alignlab.training.moves import Moves
     from alignlab.training.session import Session
+    from alignlab.training.trainable import Trains
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Stage(Protocol):
         """Unique within the method; also its folder and the first half of its metrics' names."""
 
     @property
-    def moves(self) -> Moves | None:
-        """What it learns; None where it only looks."""
+    def trains(self) -> Trains:
+        """The parts that it trains, by name; none where it only looks."""
 
     @property
-    def lasting(self) -> bool:
-        """Whether it leaves something that the finished policy needs; the others serve the stages behind them only."""
+    def stays(self) -> bool:
+        """Whether the finished policy needs what it leaves; the others serve the stages behind them only."""
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Reads and encodes its rows; no weights yet."""

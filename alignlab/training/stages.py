@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +19,14 @@ from alignlab.records import EncodedGroup, View
 from alignlab.training import processes
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.method import Work
-from alignlab.training.moves import TUNER, Moves
 from alignlab.training.objectives import Objective, Shaped
 from alignlab.training.references import with_references
+from alignlab.training.second_model import SecondModel
 from alignlab.training.session import Session
 from alignlab.training.sharded import check_sharding
+from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, sentence, settle, training
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
+from alignlab.tuners.update import UpdateShape
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ EVERYTHING = Window()
 
 @dataclass(frozen=True)
 class TrainStage:
-    """Moves something (`moves`) under `objective` on `view` of `split`.
+    """Trains some parts of the policy (`trains`) under `objective` on `view` of `split`.
 
     `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
     `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
-    None leaves that to the objective.
+    None leaves that to the objective. `through`: a LoRA by which the backbone is moved, None = every weight. `second`: what
+    comes of the backbone is a model of its own, which this gets, and the backbone is put back.
     """
 
     name: str
@@ -66,14 +69,16 @@ class TrainStage:
     objective: Objective
     fit: FitConfig
     cached_reference: str | None = None
-    moves: Moves = TUNER
+    trains: Trains = field(default_factory=lambda: THE_TUNER)
     course: Course | None = None
     window: Window = EVERYTHING
+    through: UpdateShape | None = None
+    second: SecondModel | None = None
 
     @property
-    def lasting(self) -> bool:
-        """As what it moves."""
-        return self.moves.lasting
+    def stays(self) -> bool:
+        """Unless it trains a second model."""
+        return self.second is None
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS."""
@@ -81,7 +86,10 @@ class TrainStage:
         if self.fit.loss_on == "all":
             groups = [_from_the_start(group) for group in groups]
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
-        note = f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g}"
+        note = (
+            f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g};"
+            f" trains {sentence(self.trains, self.through, self.second)}"
+        )
         begin, end, _ = self._course(len(groups))
         return Work(groups, account, end - begin, note)
 
@@ -104,19 +112,26 @@ class TrainStage:
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
         slim = policy.without_activations(session.trainer.gradient_checkpointing)
-        with self.moves.moving(policy) as part, policy.only(part.parameters()), slim:
+        with self.training(policy) as parts, policy.only(parts.parameters()), slim:
             step = Step(policy, self.objective)
             args = arguments(self.fit, session, folder, work.steps)
-            FitTrainer(step, self.name, part, session, batches, args).fit()
+            FitTrainer(step, self.name, parts, session, batches, args).fit()
             policy.model.eval()
-            processes.by_leader(lambda: part.save(folder / "result"))
-        processes.leader_first(lambda: self.moves.announce(policy, folder / "result"))
+            processes.by_leader(lambda: parts.save(folder / "result"))
+        self._settle(policy, folder)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
-        with self.moves.moving(policy) as part:
-            part.load(folder / "result")
-        processes.leader_first(lambda: self.moves.announce(policy, folder / "result"))
+        with self.training(policy) as parts:
+            parts.load(folder / "result")
+        self._settle(policy, folder)
+
+    def training(self, policy: Policy) -> AbstractContextManager[TrainableParts]:
+        """Inside, what this stage trains."""
+        return training(policy, self.trains, self.through, self.second)
+
+    def _settle(self, policy: Policy, folder: Path) -> None:
+        processes.leader_first(lambda: settle(policy, folder / "result", self.trains, self.through, self.second))
 
     def _shares(self, groups: Sequence[EncodedGroup], micro: int, seed: int) -> list[Share]:
         """This stage's micro-batches, behind those of the stages before it in its course."""

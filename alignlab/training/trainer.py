@@ -1,12 +1,12 @@
-"""The one transformers.Trainer of the project: trains any objective, checkpoints what moves, reports to the session."""
+"""The one transformers.Trainer of the project: trains any objective, checkpoints what it trains, reports to the session."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from alignlab.training.preemption import SaveAndLeave
 from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
 from alignlab.training.sharded import Unsharded
-from alignlab.tuners.tuner import Part
+from alignlab.training.trainable import TrainableParts
 
 log = logging.getLogger(__name__)
 OWNED = (
@@ -76,8 +76,11 @@ class FitTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, step: Step, stage: str, part: Part, session: Session, steps: Any, args: TrainingArguments) -> None:
-        self._stage, self._part, self._session = stage, part, session
+    def __init__(
+        self, step: Step, stage: str, parts: TrainableParts, session: Session, steps: Any, args: TrainingArguments
+    ) -> None:
+        self._step, self._stage, self._parts, self._session = step, stage, parts, session
+        self._names = {id(parameter): name for name, parameter in step.named_parameters()}  # sharding replaces parameters
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
@@ -92,7 +95,7 @@ class FitTrainer(Trainer):
         checkpoint = processes.by_leader(lambda: latest(Path(str(self.args.output_dir))))
         if checkpoint:
             log.info("%s: goes on from %s", self._stage, checkpoint.name)
-            self._part.load(checkpoint)
+            self._parts.load(checkpoint)
             self._logged_at = int(checkpoint.name.rpartition("-")[2])
         try:
             with self._session.preemption.between_steps():
@@ -115,15 +118,29 @@ class FitTrainer(Trainer):
         return loss.value * processes.count()  # gradients are averaged over processes, and these are shares of a sum
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's own, and beside it a group without decay for each set of parameters that has its own rate."""
+        """The Trainer's own, its groups made anew: for each part one that decays, and one of biases and norms that does not."""
         if self.optimizer is not None:
             return self.optimizer
-        apart = self._part.rated()
-        with _resting([parameter for rated in apart for parameter in rated.parameters]):
-            made: torch.optim.Optimizer = super().create_optimizer(model)
-        for rated in apart:
-            made.add_param_group({"params": rated.parameters, "lr": rated.rate, "weight_decay": 0.0})
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        made.param_groups = []
+        for group in self._param_groups(model or self._step):
+            made.add_param_group(group)
+        self._rates = [group["lr"] for group in made.param_groups]
         return made
+
+    def _param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Rate and decay of each part, those at the stage's rate first; every learned parameter is in exactly one group."""
+        named, decaying = dict(model.named_parameters()), set(self.get_decay_parameter_names(model))
+        groups: list[dict[str, Any]] = []
+        for part in sorted(self._parts.learned, key=lambda part: part.settings.learning_rate is not None):
+            own, names = part.settings, [self._names[id(parameter)] for parameter in part.parameters]
+            rate = self.args.learning_rate if own.learning_rate is None else own.learning_rate
+            decay = self.args.weight_decay if own.weight_decay is None else own.weight_decay
+            for weight_decay, decays in ((decay, True), (0.0, False)):
+                parameters = [named[name] for name in names if (name in decaying) == decays]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+        return groups
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Loss, rate, gradient norm and the objective's own metrics (means over the steps since the last line)."""
@@ -132,9 +149,10 @@ class FitTrainer(Trainer):
             self._logged_at = self.state.global_step
             own = {name: value / steps for name, value in self._summed().items()}
             # All rates follow one schedule, and the optimiser's own have moved on to the next step already.
-            done = logs["learning_rate"] / self.args.learning_rate
-            for rated in self._part.rated():
-                own["tuner_learning_rate"] = rated.rate * done
+            done = logs["learning_rate"] / self._rates[0]
+            for part in self._parts.learned:
+                if part.settings.learning_rate is not None:
+                    own[f"{part.name}_learning_rate"] = part.settings.learning_rate * done
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)
 
@@ -144,20 +162,20 @@ class FitTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What the stage moves, and no frozen weight (T6)."""
+        """What the stage trains, and no frozen weight (T6)."""
         with self._unsharded.whole() if self._unsharded else nullcontext():
             # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
-            if not all(bool(parameter.isfinite().all()) for parameter in self._part.parameters()):
+            if not all(bool(parameter.isfinite().all()) for parameter in self._parts.parameters()):
                 raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
             if processes.leads():
-                self._part.save(Path(str(output_dir or self.args.output_dir)))
+                self._parts.save(Path(str(output_dir or self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         processes.by_leader(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: `fit` has read what the stage moves, before anything wrapped it."""
+        """Nothing: `fit` has read what the stage trains, before anything wrapped it."""
 
     def _summed(self) -> dict[str, float]:
         """The objective's metrics since they were last asked for, over all processes."""
@@ -217,18 +235,6 @@ def check_extra(extra: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
         if key not in known:
             raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
-
-
-@contextmanager
-def _resting(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, these are not learned, so that an optimiser that takes all that are learned leaves them out."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _first(items: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ModelError
 from alignlab.models.controls import Controls
 from alignlab.models.knob import Strength, Term
-from alignlab.tuners.tuner import Rated, one_pass, setting
+from alignlab.tuners.tuner import one_pass, setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,9 +62,9 @@ class PeftTuner:
         """What is learned."""
         return list(self._learned)
 
-    def rated(self) -> list[Rated]:
-        """None."""
-        return []
+    def parts(self) -> Mapping[str, list[nn.Parameter]]:
+        """None; a tuner of several parts says so."""
+        return {}
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """One pass at this strength."""
@@ -77,12 +78,12 @@ class PeftTuner:
         """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
         return setting("_disable_adapters", True, self.layers)
 
-    def rests_on(self, folder: Path) -> None:
+    def set_base_model(self, folder: Path) -> None:
         """Written into adapter_config.json."""
         for config in self.module.peft_config.values():
             config.base_model_name_or_path = str(folder.resolve())
 
-    def aside(self) -> AbstractContextManager[None]:
+    def detached(self) -> AbstractContextManager[None]:
         """Without the adapter; one whose start depends on the backbone says so."""
         return self.off()
 

@@ -21,4 +21,4 @@ def build(config: JointConfig) -> Method:
     return stages(config, {"joint": first, "second half": second}, ["joint"])
 
 
-ENTRY = Entry(JointConfig, build, needs=words("controls", "float32 weights"), offers=words("training", "labelled training"))
+ENTRY = Entry(JointConfig, build, needs=words("controls"), offers=words("training", "labelled training"))

@@ -19,13 +19,11 @@ def build(config: RahfConfig) -> Method:
 
 
 def needs(config: RahfConfig) -> frozenset[str]:
-    """Pairs; weights that can be trained; a tuner that leaves the blocks where they are, or where nothing is fitted and the
-    model was instructed, a prefix to decode with."""
-    whole = {"sft", "instruct"} if config.update else {"sft", "instruct", "preferred", "dispreferred"}
-    words = {"pairs"} | ({"float32 weights"} if whole & set(config.stages) else set())
+    """Pairs; a tuner that leaves the blocks where they are, or where nothing is fitted and the model was instructed, a prefix
+    to decode with."""
     if "fit" in config.stages:
-        return frozenset(words | {"blocks in place"})
-    return frozenset(words | ({"classes in words"} if "instruct" in config.stages else set()))
+        return frozenset({"pairs", "blocks in place"})
+    return frozenset({"pairs", "classes in words"} if "instruct" in config.stages else {"pairs"})
 
 
 def offers(config: RahfConfig) -> frozenset[str]:
