@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignlab.errors import ConfigError
-from alignlab.evaluation import SUITES
+from alignlab.evaluation import METRICS, SUITES
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.registry import Entry
+from alignlab.registry import Entry, unknown
+from alignlab.training.config import TrainerConfig
 
 NAMED = ("method", "data", "tuner", "model", "control")
 """The groups that a misfit names."""
@@ -54,3 +55,20 @@ def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tup
     missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
     left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
     return tuple(name for name in evaluation.suites if name not in left_out), left_out
+
+
+def check_validation(trainer: TrainerConfig, evaluation: EvaluationConfig, offered: frozenset[str]) -> None:
+    """Raises ConfigError for a suite that the run cannot serve while it trains, and for a metric that is not the suite's."""
+    wanted = trainer.validation
+    if wanted is None:
+        return
+    missing = sorted(SUITES[wanted.suite].needs(evaluation) - offered)
+    if missing:
+        raise ConfigError(
+            f"trainer.validation.suite={wanted.suite} needs {' and '.join(missing)}, which this run does not have; take another"
+            f" of {', '.join(SUITES)}."
+        )
+    if wanted.metric not in METRICS[wanted.suite]:
+        raise ConfigError(unknown(f"trainer.validation.metric of suite {wanted.suite}", wanted.metric, METRICS[wanted.suite]))
+    if trainer.extra.get("fsdp"):
+        raise ConfigError("trainer.validation measures the whole model, and trainer.extra.fsdp spreads it; set one to null.")

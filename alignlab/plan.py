@@ -35,6 +35,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", work.account.sentence())
     if plan.classes:
         table.add_row("classes", _classes(plan))
+    if plan.validated:
+        table.add_row("validation", _validation(plan))
     where = ", ".join(point.asked or f"{point.strength:g}" for point in plan.points)
     suites = ", ".join(config.suites) or "none"
     at = "classes" if plan.classes else "strengths"
@@ -57,6 +59,21 @@ def _classes(plan: Plan) -> str:
     held = Counter(group.members[0].control for group in plan.works[0].groups)
     named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
     return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
+
+
+def _validation(plan: Plan) -> str:
+    """What is measured while which stages train."""
+    wanted = plan.config.trainer.validation
+    assert wanted is not None
+    assert plan.validated is not None
+    every = f"{wanted.every_steps} steps" if wanted.every_steps is not None else f"{wanted.every_epochs:g} epochs"
+    stages = ", ".join(stage.name for stage in plan.method.stages if stage.validated(plan.config.trainer))
+    records = len(plan.validated.source.split("test").records)
+    kept = "; ends with the best" if wanted.keep_best else ""
+    return (
+        f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
+        f" at most {wanted.rows} of {records} records of split {wanted.split}"
+    )
 
 
 def _sheets(config: RunConfig) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
+from alignlab.data.holdout import with_validation
 from alignlab.data.parts import parted
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
@@ -17,9 +19,11 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
+from alignlab.evaluation.validation import Validated, validated
 from alignlab.models.backbone import load_codec, shape_of, skeleton
 from alignlab.models.controls import Controls
 from alignlab.models.text import Codec
+from alignlab.registry import unknown
 from alignlab.training.method import Method, Work
 from alignlab.training.trainable import check_parts
 
@@ -30,7 +34,8 @@ LEAST_TOKENS = 4
 @dataclass(frozen=True)
 class Plan:
     """Everything that can be known before weights are loaded. `points`: where the result is measured. `control`: how classes
-    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone."""
+    are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone. `validated`:
+    what is measured while it trains."""
 
     config: RunConfig
     source: Source
@@ -43,6 +48,7 @@ class Plan:
     classes: Classes | None = None
     control: Any = None
     held_out_items: HeldOut | None = None
+    validated: Validated | None = None
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -51,6 +57,7 @@ def make_plan(config: RunConfig) -> Plan:
     method = GROUPS["method"][config.method.name].build(config.method)
     codec = load_codec(config.model)
     skeletal = skeleton(config.model)
+    source = _with_validation(source, config, method)
     source = parted(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
@@ -69,7 +76,9 @@ def make_plan(config: RunConfig) -> Plan:
     needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
-    _refuse_reserved([*works, *filter(None, (items, pairs))], tuner.controls)
+    watched = _validated(source, config, classes, codec, limits)
+    more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
+    _refuse_reserved([*works, *filter(None, more)], tuner.controls)
     if config.suites:
         source.prompts()
     return Plan(
@@ -84,7 +93,30 @@ def make_plan(config: RunConfig) -> Plan:
         classes=classes,
         control=control,
         held_out_items=items,
+        validated=watched,
     )
+
+
+def _with_validation(source: Source, config: RunConfig, method: Method) -> Source:
+    """The source with the split that is measured on the way, if any. Raises ConfigError where no stage would be measured."""
+    wanted = config.trainer.validation
+    if wanted is None:
+        return source
+    names = [stage.name for stage in method.stages if stage.trains]
+    for name in wanted.stages or ():
+        if name not in names:
+            raise ConfigError(unknown("stage in trainer.validation.stages", name, names))
+    if not any(stage.validated(config.trainer) for stage in method.stages):
+        raise ConfigError(f"method={config.method.name} has no stage that trainer.validation could watch; set it to null.")
+    return with_validation(source, wanted.split, wanted.share, wanted.seed)
+
+
+def _validated(source: Source, config: RunConfig, classes: Classes | None, codec: Codec, limits: Limits) -> Validated | None:
+    wanted = config.trainer.validation
+    if wanted is None:
+        return None
+    apart = replace(source, readers={"test": partial(source.split, wanted.split)}, asked=None, _read={})
+    return validated(wanted.suite, wanted.rows, config.evaluation, config.control, apart, classes, codec, limits)
 
 
 def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:

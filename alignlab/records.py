@@ -31,11 +31,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Preference:
-    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups."""
+    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups; `task`, which of
+    several sources it is from."""
 
     row: str
     prompt: str
     responses: tuple[Response, ...]
+    task: str | None = None
 
     @staticmethod
     def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:

@@ -64,6 +64,10 @@ class CollectStage:
         """Nothing."""
         return {}
 
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Never: it does not train."""
+        return False
+
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""
         groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))

@@ -44,6 +44,9 @@ class Stage(Protocol):
     def stays(self) -> bool:
         """Whether the finished policy needs what it leaves; the others serve the stages behind them only."""
 
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Whether it is measured while it trains."""
+
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Reads and encodes its rows; no weights yet."""
 

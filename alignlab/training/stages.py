@@ -114,8 +114,10 @@ class TrainStage:
         slim = policy.without_activations(session.trainer.gradient_checkpointing)
         with self.training(policy) as parts, policy.only(parts.parameters()), slim:
             step = Step(policy, self.objective)
-            args = arguments(self.fit, session, folder, work.steps)
-            FitTrainer(step, self.name, parts, session, batches, args).fit()
+            watched = session.validation if session.validation and self.validated(session.trainer) else None
+            args = arguments(self.fit, session, folder, work.steps, watched)
+            at = watched.config.steps(work.steps, len(groups), self.fit.batch) if watched else frozenset()
+            FitTrainer(step, self.name, parts, session, batches, args, watched, at).fit()
             policy.model.eval()
             processes.by_leader(lambda: parts.save(folder / "result"))
         self._settle(policy, folder)
@@ -125,6 +127,11 @@ class TrainStage:
         with self.training(policy) as parts:
             parts.load(folder / "result")
         self._settle(policy, folder)
+
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Whether it is measured while it trains."""
+        wanted = trainer.validation
+        return wanted is not None and (self.stays if wanted.stages is None else self.name in wanted.stages)
 
     def training(self, policy: Policy) -> AbstractContextManager[TrainableParts]:
         """Inside, what this stage trains."""

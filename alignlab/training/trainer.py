@@ -18,15 +18,17 @@ from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.registry import unknown
+from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
 from alignlab.training.checkpoint import latest, mark
-from alignlab.training.config import FitConfig
+from alignlab.training.config import FitConfig, ValidationConfig
 from alignlab.training.objectives import Objective
 from alignlab.training.preemption import SaveAndLeave
 from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
 from alignlab.training.sharded import Unsharded
 from alignlab.training.trainable import TrainableParts
+from alignlab.training.validation import BEST, MeasureAt, Validation, undisturbed
 
 log = logging.getLogger(__name__)
 OWNED = (
@@ -43,6 +45,11 @@ OWNED = (
     "save_strategy",
     "save_steps",
     "save_total_limit",
+    "eval_strategy",
+    "eval_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
     "remove_unused_columns",
     "use_cpu",
     "ddp_backend",
@@ -77,21 +84,31 @@ class FitTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, step: Step, stage: str, parts: TrainableParts, session: Session, steps: Any, args: TrainingArguments
+        self,
+        step: Step,
+        stage: str,
+        parts: TrainableParts,
+        session: Session,
+        steps: Any,
+        args: TrainingArguments,
+        validation: Validation | None = None,
+        measured_at: frozenset[int] = frozenset(),
     ) -> None:
         self._step, self._stage, self._parts, self._session = step, stage, parts, session
         self._names = {id(parameter): name for name, parameter in step.named_parameters()}  # sharding replaces parameters
+        self._validation = validation
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
         callbacks = [*([self._progress] if processes.leads() else []), SaveAndLeave(session.preemption)]
         self._unsharded = Unsharded(step) if args.fsdp else None
         callbacks += [self._unsharded] if self._unsharded else []
+        callbacks += [MeasureAt(measured_at)] if validation else []
         super().__init__(model=step, args=args, train_dataset=steps, data_collator=_first, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
     def fit(self) -> None:
-        """Trains from the last complete checkpoint, or from the start."""
+        """Trains from the last complete checkpoint, or from the start; ends with the best, where that is asked for."""
         checkpoint = processes.by_leader(lambda: latest(Path(str(self.args.output_dir))))
         if checkpoint:
             log.info("%s: goes on from %s", self._stage, checkpoint.name)
@@ -104,6 +121,20 @@ class FitTrainer(Trainer):
                 self._unsharded.end()
         finally:
             self._progress.close()
+        if self._validation and self._validation.config.keep_best:
+            self._end_with_best(self._validation.config)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The numbers of the validation's suite, measured by the process that leads; logged as stage/validation/metric."""
+        assert self._validation is not None
+        measure, policy = self._validation.measure, self._step.policy
+        with undisturbed(self._step):
+            found = processes.by_leader(lambda: dict(measure(policy)))
+        self._session.log(self._stage, self.state.global_step, {f"validation/{name}": value for name, value in found.items()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        watched = self._validation.config.metric
+        # A number that was not found is no candidate: transformers compares, and nothing is better than a NaN or worse.
+        return {f"eval_{watched}": found.get(watched, math.nan)}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
@@ -170,6 +201,24 @@ class FitTrainer(Trainer):
             if processes.leads():
                 self._parts.save(Path(str(output_dir or self.args.output_dir)))
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of equal numbers the earliest is the best. A new best is saved, since the training may end with it."""
+        best: bool = super()._determine_best_metric(metrics, trial)
+        self.control.should_save = self.control.should_save or best
+        return best
+
+    def _end_with_best(self, config: ValidationConfig) -> None:
+        """Puts the weights of the best step back, and writes down which it was."""
+        folder, step = Path(str(self.args.output_dir)), self.state.best_global_step
+        if not step:
+            log.warning("%s: %s was never a number, so the stage ends with its last weights", self._stage, config.metric)
+            return
+        self._parts.load(folder / f"checkpoint-{step}")
+        value = float(self.state.best_metric or 0.0)
+        log.info("%s: ends with step %d, the best by %s/%s (%.4g)", self._stage, step, config.suite, config.metric, value)
+        if processes.leads():
+            Ledger(folder).write(BEST, {"metric": f"{config.suite}/{config.metric}", "value": value, "step": step})
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         processes.by_leader(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
@@ -191,9 +240,12 @@ class FitTrainer(Trainer):
         )
 
 
-def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
+def arguments(
+    fit: FitConfig, session: Session, folder: Path, steps: int, validation: Validation | None = None
+) -> TrainingArguments:
     """The Trainer's arguments, every number from a sheet."""
     trainer = session.trainer
+    best = validation.config if validation and validation.config.keep_best else None
     given: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=steps,
@@ -215,7 +267,9 @@ def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> Tra
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=trainer.checkpoint_every_steps,
-        save_total_limit=trainer.keep_checkpoints,
+        save_total_limit=trainer.keep_checkpoints + (1 if best else 0),  # the best is kept beside the others
+        metric_for_best_model=best.metric if best else None,
+        greater_is_better=best.higher_is_better if best else None,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

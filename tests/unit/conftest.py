@@ -128,6 +128,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "log_every_steps": 1,
         "threads": None,
         "extra": {},
+        "validation": None,
     }
     return TrainerConfig(**{**values, **changes})
 
