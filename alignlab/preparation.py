@@ -25,7 +25,7 @@ from alignlab.models.controls import Controls
 from alignlab.models.text import Codec
 from alignlab.registry import unknown
 from alignlab.training.method import Method, Work
-from alignlab.training.trainable import check_parts
+from alignlab.training.parts import check_parts
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, something of a prompt, something of a response, EOS."""

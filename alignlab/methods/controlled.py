@@ -48,8 +48,8 @@ def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequenc
     from alignlab.data.views import labelled
     from alignlab.training.method import Method
     from alignlab.training.objectives import nll
+    from alignlab.training.parts import THE_BACKBONE, THE_TUNER, PartSettings, Trains
     from alignlab.training.stages import Course, TrainStage
-    from alignlab.training.trainable import THE_BACKBONE, THE_TUNER, PartSettings, Trains
 
     control = PartSettings(learning_rate=config.control_rate or 0.0, weight_decay=0.0)
     trains: dict[str, Trains] = {"controls": THE_TUNER, "joint": {**THE_BACKBONE, "tuner": control}}

@@ -67,8 +67,8 @@ def stages(config: PreferenceConfig) -> Method:
     from alignlab.data import views
     from alignlab.training.method import Method
     from alignlab.training.objectives import Preference, nll
+    from alignlab.training.parts import THE_BACKBONE
     from alignlab.training.stages import TrainStage
-    from alignlab.training.trainable import THE_BACKBONE
 
     objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, config.reference, config.likelihood)
     # Where a stage starts is gone after its first step, so `start` is always computed beforehand.

@@ -22,9 +22,9 @@ from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
 from alignlab.training.method import Work
+from alignlab.training.parts import Trains
 from alignlab.training.session import Session
 from alignlab.training.stages import Window
-from alignlab.training.trainable import Trains
 
 PROFILE = "profile.json"
 GROUPS_PER_PASS = 16

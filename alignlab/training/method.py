@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
     from alignlab.training.config import TrainerConfig
+    from alignlab.training.parts import Trains
     from alignlab.training.session import Session
-    from alignlab.training.trainable import Trains
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
 from alignlab.training import processes
+from alignlab.training.arguments import arguments, check_extra
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.objectives import Objective, Shaped
+from alignlab.training.parts import THE_TUNER, Trains, sentence
 from alignlab.training.references import with_references
 from alignlab.training.second_model import SecondModel
 from alignlab.training.session import Session
 from alignlab.training.sharded import check_sharding
-from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, sentence, settle, training
-from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
+from alignlab.training.trainable import TrainableParts, settle, training
+from alignlab.training.trainer import FitTrainer, Step
 from alignlab.tuners.update import UpdateShape
 
 

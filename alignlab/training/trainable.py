@@ -1,14 +1,9 @@
-"""The parts of a policy that a stage trains: by name, each with its own rate, decay and dtype, kept in the stage's folder.
-
-`backbone`: every weight that is not the tuner's. `tuner`: what the tuner adds, or the weights that it tunes in place.
-`tuner.NAME`: a part of the tuner that it names itself. `head`: what a classifier puts on its trunk, wherever it is stored.
-"""
+"""What a stage trains, in its place: the parts of a policy inside, what is kept of them, and what follows from it."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,58 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
-from alignlab.registry import unknown
+from alignlab.training.parts import BACKBONE, HEAD, TUNER, Trained, Trains, check_parts, ids_of, named_parts, own_parts
 from alignlab.training.second_model import SecondModel
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.tuner import TrainableState, Tuner
 from alignlab.tuners.update import Update, UpdateShape
 from alignlab.tuners.weights import BackboneWeights, StoredWeights, digest
 
-BACKBONE, TUNER, HEAD = "backbone", "tuner", "head"
 LM, CONTROL, WHOLE = "lm", "control", "whole"
 """Folders of a result: of a backbone and a tuner that were trained together, and beside it of a backbone moved by a LoRA."""
 HEAD_FILE = "head.safetensors"
-DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class PartSettings:
-    """How a part is trained. `learning_rate` and `weight_decay`: None = the stage's; a rate of 0: the part rests, and is kept
-    beside the others all the same. `dtype`: of its numbers while they are trained and in what is kept of them, None = as they
-    are; behind the stage they are in the model's again."""
-
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    dtype: str | None = None
-
-    def check(self, name: str) -> None:
-        """Raises ConfigError for numbers that cannot train, and for a dtype that does not exist."""
-        for key in ("learning_rate", "weight_decay"):
-            value = getattr(self, key)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{key}={value} of part {name} must be a finite number of at least 0.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ConfigError(f"dtype={self.dtype!r} of part {name} is not known; choose one of {', '.join(DTYPES)}.")
-
-
-Trains = Mapping[str, PartSettings]
-"""The parts that a stage trains, by name."""
-THE_TUNER: Trains = {TUNER: PartSettings()}
-THE_BACKBONE: Trains = {BACKBONE: PartSettings(dtype="float32")}
-"""In half precision the small steps of a whole model round away."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A part with the parameters that are its own: those that no narrower part of the stage has."""
-
-    name: str
-    parameters: tuple[nn.Parameter, ...]
-    settings: PartSettings
 
 
 @dataclass(frozen=True)
@@ -96,41 +51,6 @@ class TrainableParts:
             state.load(folder / place)
 
 
-def sentence(trains: Trains, through: UpdateShape | None = None, second: SecondModel | None = None) -> str:
-    """What a stage trains, for the plan: `backbone and tuner (the tuner at 0.02)`."""
-    moved = [name for name, settings in trains.items() if settings.learning_rate != 0]
-    named = " and ".join("a second model" if second and name == BACKBONE else name for name in moved)
-    rates = [f"the {name} at {trains[name].learning_rate:g}" for name in moved if trains[name].learning_rate is not None]
-    return named + (f" ({', '.join(rates)})" if rates else "") + (", by a LoRA" if through else "")
-
-
-def named_parts(model: PreTrainedModel, tuner: Tuner) -> dict[str, list[nn.Parameter]]:
-    """Every part that this model with this tuner has, wider ones before the narrower ones that they hold."""
-    own = tuner.parameters()
-    added = _ids(own) if tuner.adds_parameters else set()
-    parts = {BACKBONE: [parameter for parameter in model.parameters() if id(parameter) not in added], TUNER: own}
-    head = _head(model, added)
-    if head:
-        parts[HEAD] = head
-    return parts | {f"{TUNER}.{name}": parameters for name, parameters in tuner.parts().items()}
-
-
-def check_parts(trains: Trains, model: PreTrainedModel, tuner: Tuner) -> None:
-    """Raises ConfigError for a part that is not there, for settings without a meaning, and where nothing is learned."""
-    known = named_parts(model, tuner)
-    for name, settings in trains.items():
-        if name == HEAD and name not in known:
-            kind = type(model).__name__
-            raise ConfigError(f"a {kind} has no head to train beside its trunk; train {BACKBONE} or {TUNER}.")
-        if name not in known:
-            raise ConfigError(unknown("part to train", name, known))
-        settings.check(name)
-    if not any(settings.learning_rate != 0 for settings in trains.values()):
-        raise ConfigError(f"every part of {', '.join(trains) or 'none'} rests, so the stage has nothing to learn.")
-    if {BACKBONE, TUNER} <= trains.keys() and not tuner.adds_parameters:
-        raise ConfigError("this tuner is some of the backbone's own weights; a stage trains either backbone or tuner.")
-
-
 @contextmanager
 def training(
     policy: Policy, trains: Trains, through: UpdateShape | None = None, second: SecondModel | None = None
@@ -143,7 +63,7 @@ def training(
     """
     tuner = tuner_of(policy)
     check_parts(trains, policy.backbone.model, tuner)
-    parts = _own(trains, named_parts(policy.backbone.model, tuner))
+    parts = own_parts(trains, named_parts(policy.backbone.model, tuner))
     if through is not None:
         with _updating(policy, through) as update:
             yield TrainableParts((Trained(BACKBONE, tuple(update.parameters()), trains[BACKBONE]),), {"": update})
@@ -184,20 +104,10 @@ def tuner_of(policy: Policy) -> Tuner:
     return tuner  # type: ignore[return-value]
 
 
-def _own(trains: Trains, known: Mapping[str, Sequence[nn.Parameter]]) -> list[Trained]:
-    """The parts of a stage, each with what no narrower one of them has."""
-    taken: set[int] = set()
-    own: dict[str, tuple[nn.Parameter, ...]] = {}
-    for name in reversed([name for name in known if name in trains]):
-        own[name] = tuple(parameter for parameter in known[name] if id(parameter) not in taken)
-        taken |= _ids(own[name])
-    return [Trained(name, own[name], settings) for name, settings in trains.items()]
-
-
 def _kept(trains: Trains, parts: Sequence[Trained], policy: Policy, tuner: Tuner) -> dict[str, TrainableState]:
     """What is saved: the whole backbone, the whole tuner, or each in a folder of its own; and a head that neither has."""
-    held = _ids(tuner.parameters())
-    of_the_tuner = any(part.name.split(".")[0] == TUNER or not held.isdisjoint(_ids(part.parameters)) for part in parts)
+    held = ids_of(tuner.parameters())
+    of_the_tuner = any(part.name.split(".")[0] == TUNER or not held.isdisjoint(ids_of(part.parameters)) for part in parts)
     if BACKBONE in trains:
         backbone = BackboneWeights(policy.model, tuner)
         return {LM: backbone, CONTROL: tuner} if of_the_tuner and tuner.adds_parameters else {"": backbone}
@@ -207,21 +117,6 @@ def _kept(trains: Trains, parts: Sequence[Trained], policy: Policy, tuner: Tuner
         named = {name: parameter for name, parameter in policy.model.named_parameters() if id(parameter) in loose}
         kept[HEAD] = StoredWeights(named, HEAD_FILE)
     return kept
-
-
-def _head(model: PreTrainedModel, added: set[int]) -> list[nn.Parameter]:
-    """What stands outside the trunk and is not the output embedding; where an adapter trains a copy, the copy."""
-    trunk = getattr(model, model.base_model_prefix, None)
-    if not isinstance(trunk, nn.Module):
-        return []
-    output = model.get_output_embeddings()
-    inside = _ids(trunk.parameters()) | (_ids(output.parameters()) if isinstance(output, nn.Module) else set())
-    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
-    return [parameter for parameter in outside if id(parameter) in added] or outside
-
-
-def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
-    return {id(parameter) for parameter in parameters}
 
 
 @contextmanager
@@ -245,8 +140,8 @@ def _in_dtypes(parts: Sequence[Trained], model: nn.Module) -> Iterator[None]:
 
 def _modules(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Module]:
     """The modules that have these parameters as their own."""
-    held = _ids(parameters)
-    return [module for module in model.modules() if held & _ids(module.parameters(recurse=False))]
+    held = ids_of(parameters)
+    return [module for module in model.modules() if held & ids_of(module.parameters(recurse=False))]
 
 
 def _cast_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

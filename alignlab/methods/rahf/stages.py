@@ -14,9 +14,9 @@ from alignlab.methods.rahf.views import Beside, Instructed
 from alignlab.training.collect import CollectStage
 from alignlab.training.method import Method, Stage
 from alignlab.training.objectives import nll
+from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage, Window
-from alignlab.training.trainable import THE_BACKBONE
 from alignlab.tuners.update import UpdateShape
 
 

@@ -17,9 +17,10 @@ from alignlab.methods.rahf.views import Beside
 from alignlab.models.config import LayersConfig
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Encoded, EncodedGroup, Preference
+from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import EVERYTHING, Window
-from alignlab.training.trainable import THE_BACKBONE, training
+from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, learned
 

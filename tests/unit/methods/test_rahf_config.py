@@ -17,8 +17,8 @@ from alignlab.methods.rahf.stimuli import Models, Prefixes, Stored
 from alignlab.methods.rahf.views import Beside, Instructed
 from alignlab.training.collect import CollectStage
 from alignlab.training.objectives import nll
+from alignlab.training.parts import THE_TUNER, sentence
 from alignlab.training.stages import TrainStage, Window
-from alignlab.training.trainable import THE_TUNER, sentence
 from tests.unit.methods.small_runs import BY_LORA, HIR, planned, sheets
 
 GOOD, BAD = "Be good.", "Be bad."

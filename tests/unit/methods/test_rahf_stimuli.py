@@ -17,9 +17,10 @@ from alignlab.methods.rahf.stimuli import Models, Prefixes, Stored
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Preference
+from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import Window
-from alignlab.training.trainable import THE_BACKBONE, training
+from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, plain
 from tests.unit.methods.readings import (

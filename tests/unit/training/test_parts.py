@@ -16,10 +16,12 @@ from alignlab.data.views import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
+from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
+from alignlab.training.parts import PartSettings, Trains, check_parts, named_parts
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainable import PartSettings, Trains, check_parts, named_parts, training, tuner_of
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainable import training, tuner_of
+from alignlab.training.trainer import FitTrainer, Step
 from alignlab.tuners.config import BitfitConfig
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.weights import bitfit

@@ -14,9 +14,10 @@ from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.training.objectives import nll
+from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainable import THE_BACKBONE, training
+from alignlab.training.trainable import training
 from alignlab.tuners.update import UpdateShape
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, batch_of, fit_config, learned, session_in

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from alignlab.models.policy import Policy
+from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainer import FitTrainer, Step
 from tests.conftest import backbone
 from tests.contracts.controls import Case, attach, batch_of, items, learned, totals, trained
 from tests.unit.conftest import session_in
