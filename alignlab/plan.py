@@ -12,6 +12,7 @@ from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
 from alignlab.folders import folder_of
 from alignlab.preparation import Plan
+from alignlab.training.method import Work
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
@@ -33,6 +34,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
         table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
         table.add_row("", work.account.sentence())
+        for task, weight in (work.weights or {}).items():
+            table.add_row("", _task(work, task, weight))
     if plan.classes:
         table.add_row("classes", _classes(plan))
     if plan.validated:
@@ -59,6 +62,13 @@ def _classes(plan: Plan) -> str:
     held = Counter(group.members[0].control for group in plan.works[0].groups)
     named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
     return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
+
+
+def _task(work: Work, task: str, weight: float) -> str:
+    """What a stage has of one of several sources."""
+    own = [group for group in work.groups if group.task == task]
+    tokens = sum(len(member.ids) for group in own for member in group.members)
+    return f"of {task}: {len(own)} rows, {tokens:,} tokens, weight {weight:.3g}"
 
 
 def _validation(plan: Plan) -> str:

@@ -141,4 +141,6 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
         raise ConfigError(
             f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
-    return Limits(min(config.data.max_tokens or room, room), config.data.too_long)
+    room = min(config.data.max_tokens or room, room)
+    of_tasks = {name: (min(sheet.max_tokens or room, room), sheet.too_long) for name, sheet in config.data.tasks().items()}
+    return Limits(room, config.data.too_long, tasks=of_tasks)

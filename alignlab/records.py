@@ -86,11 +86,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group as ids; `reference` holds one log-probability (nats, summed over the response) per member, if cached."""
+    """A group as ids; `reference` holds one log-probability (nats, summed over the response) per member, if cached. `task`: the
+    source that it is from, where there are several."""
 
     row: str
     members: tuple[Encoded, ...]
     reference: tuple[float, ...] | None = None
+    task: str | None = None
 
     @property
     def length(self) -> int:

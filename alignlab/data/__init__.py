@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.data import hh_rlhf, jsonl, summaries, toy_stories, ultrafeedback
+from alignlab.data import hh_rlhf, jsonl, mixture, summaries, toy_stories, ultrafeedback
 from alignlab.data.config import FramedConfig, HhConfig, JsonlConfig, SummariesConfig, ToyConfig
 from alignlab.registry import Entry, Registry
 
@@ -25,5 +25,6 @@ SOURCES = Registry(
         "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
         "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
         "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
+        "mixture": Entry(mixture.MixtureConfig, mixture.build, offers=mixture.offers),
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is about to do: the rows it will see, their account, its optimiser steps and what else is worth saying."""
+    """What a stage is about to do: the rows it will see, their account, its optimiser steps and what else is worth saying.
+    `weights`: the share that it draws from each of several sources."""
 
     groups: Sequence[EncodedGroup]
     account: Account
     steps: int
     note: str
+    weights: Mapping[str, float] | None = None
 
 
 class Stage(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Limits, encode
+from alignlab.data.mixture import drawn_from, shares
 from alignlab.data.source import Source
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
@@ -62,7 +63,8 @@ class TrainStage:
     `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
     `cached_reference`: base (tuner off) or start (the stage's first weights) has its log-probabilities computed beforehand;
     None leaves that to the objective. `through`: a LoRA by which the backbone is moved, None = every weight. `second`: what
-    comes of the backbone is a model of its own, which this gets, and the backbone is put back.
+    comes of the backbone is a model of its own, which this gets, and the backbone is put back. `sources`: those of a mixture
+    that it draws from, with their weights; None = as the data's sheet says.
     """
 
     name: str
@@ -76,6 +78,7 @@ class TrainStage:
     window: Window = EVERYTHING
     through: UpdateShape | None = None
     second: SecondModel | None = None
+    sources: Mapping[str, float] | None = None
 
     @property
     def stays(self) -> bool:
@@ -84,7 +87,8 @@ class TrainStage:
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS."""
-        groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
+        split, mixing = drawn_from(source, self.split, self.sources)
+        groups, account = encode(split, self.view, codec.examples, self.window(limits))
         if self.fit.loss_on == "all":
             groups = [_from_the_start(group) for group in groups]
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
@@ -93,7 +97,7 @@ class TrainStage:
             f" trains {sentence(self.trains, self.through, self.second)}"
         )
         begin, end, _ = self._course(len(groups))
-        return Work(groups, account, end - begin, note)
+        return Work(groups, account, end - begin, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
         """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
@@ -110,7 +114,7 @@ class TrainStage:
         torch.manual_seed(session.seed)  # what a stage draws depends on its seed, not on the stages before it
         groups = self._with_references(work.groups, policy, session)
         micro = session.trainer.micro(self.fit.batch, processes.count())
-        shares = self._shares(groups, micro, session.seed)
+        shares = self._shares(groups, micro, session.seed, work.weights)
         batches = Batches(groups, shares, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
         slim = policy.without_activations(session.trainer.gradient_checkpointing)
@@ -142,10 +146,12 @@ class TrainStage:
     def _settle(self, policy: Policy, folder: Path) -> None:
         processes.leader_first(lambda: settle(policy, folder / "result", self.trains, self.through, self.second))
 
-    def _shares(self, groups: Sequence[EncodedGroup], micro: int, seed: int) -> list[Share]:
+    def _shares(
+        self, groups: Sequence[EncodedGroup], micro: int, seed: int, weights: Mapping[str, float] | None
+    ) -> list[Share]:
         """This stage's micro-batches, behind those of the stages before it in its course."""
         begin, end, steps = self._course(len(groups))
-        every = plan(groups, steps=steps, step_groups=self.fit.batch, micro_groups=micro, seed=seed)
+        every = plan(groups, steps=steps, step_groups=self.fit.batch, micro_groups=micro, seed=seed, weights=weights)
         per_step = self.fit.batch // micro
         return every[begin * per_step : end * per_step]
 
