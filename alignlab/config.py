@@ -23,7 +23,7 @@ from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError
 from alignlab.evaluation import CONTROLS, EVALUATIONS
 from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
-from alignlab.fit import check_fit, fitting_suites
+from alignlab.fit import check_fit, check_validation, fitting_suites
 from alignlab.launching import LocalLaunch, SlurmLaunch
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
@@ -65,7 +65,7 @@ GROUPS: Mapping[str, Registry] = {
     "data": SOURCES,
     "control": CONTROLS,
     "evaluation": EVALUATIONS,
-    "trainer": Registry("trainer", dict.fromkeys(("default", "fsdp", "deepspeed"), Entry(TrainerConfig, _same))),
+    "trainer": Registry("trainer", dict.fromkeys(("default", "validated", "fsdp", "deepspeed"), Entry(TrainerConfig, _same))),
     "tracking": TRACKERS,
     "launch": Registry("launch", {"local": Entry(LocalLaunch, _same), "slurm": Entry(SlurmLaunch, _same)}),
 }
@@ -126,6 +126,7 @@ def parse(raw: DictConfig) -> RunConfig:
     chosen = {group: (GROUPS[group][part.name], part) for group, part in parts.items()}
     offered = check_fit(chosen)
     suites, left_out = fitting_suites(parts["evaluation"], offered)
+    check_validation(parts["trainer"], parts["evaluation"], offered)
     return RunConfig(
         **{key: _simple(plain, key, kind) for key, kind in ALONE.items()},
         paths=typed("paths", plain.get("paths") or {}, PathsConfig),

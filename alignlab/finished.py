@@ -44,7 +44,7 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         labels=None if labels is None else LabelSet(tuple(labels["names"])),
         trainer=parts["trainer"],
     )
-    for stage in filter(lambda stage: stage.lasting, method.stages):
+    for stage in filter(lambda stage: stage.stays, method.stages):
         stage.restore(policy, folder / "stages" / stage.name)
     return policy
 

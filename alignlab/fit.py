@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignlab.errors import ConfigError
-from alignlab.evaluation import SUITES
+from alignlab.evaluation import METRICS, SUITES
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.registry import Entry
+from alignlab.registry import Entry, unknown
+from alignlab.training.config import TrainerConfig
 
 NAMED = ("method", "data", "tuner", "model", "control")
 """The groups that a misfit names."""
@@ -33,8 +34,8 @@ WHO_OFFERS: Mapping[str, str] = {
     "every weight": "take tuner=full",
     "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
     "no training": "tuner.aligned is left as it is, so take method=evaluate",
-    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where the backbone's own"
-    " weights are trained (tuner=full, method.sft_first=true, a joint stage)",
+    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where a tuner is"
+    " some of the backbone's own weights",
 }
 """What to do about a word that is needed and not offered."""
 
@@ -58,3 +59,20 @@ def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tup
     missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
     left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
     return tuple(name for name in evaluation.suites if name not in left_out), left_out
+
+
+def check_validation(trainer: TrainerConfig, evaluation: EvaluationConfig, offered: frozenset[str]) -> None:
+    """Raises ConfigError for a suite that the run cannot serve while it trains, and for a metric that is not the suite's."""
+    wanted = trainer.validation
+    if wanted is None:
+        return
+    missing = sorted(SUITES[wanted.suite].needs(evaluation) - offered)
+    if missing:
+        raise ConfigError(
+            f"trainer.validation.suite={wanted.suite} needs {' and '.join(missing)}, which this run does not have; take another"
+            f" of {', '.join(SUITES)}."
+        )
+    if wanted.metric not in METRICS[wanted.suite]:
+        raise ConfigError(unknown(f"trainer.validation.metric of suite {wanted.suite}", wanted.metric, METRICS[wanted.suite]))
+    if trainer.extra.get("fsdp"):
+        raise ConfigError("trainer.validation measures the whole model, and trainer.extra.fsdp spreads it; set one to null.")

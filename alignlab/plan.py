@@ -12,6 +12,7 @@ from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
 from alignlab.folders import folder_of
 from alignlab.preparation import Plan
+from alignlab.training.method import Work
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
@@ -31,11 +32,15 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     else:
         table.add_row("tuner", "nothing is trained")
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        doing = f"{work.steps} steps, {work.note}; moves {stage.moves}" if stage.moves else work.note
+        doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
         table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
         table.add_row("", work.account.sentence())
+        for task, weight in (work.weights or {}).items():
+            table.add_row("", _task(work, task, weight))
     if plan.classes:
         table.add_row("classes", _classes(plan))
+    if plan.validated:
+        table.add_row("validation", _validation(plan))
     where = ", ".join(point.asked or f"{point.strength:g}" for point in plan.points)
     suites = ", ".join(config.suites) or "none"
     at = "classes" if plan.classes else "strengths"
@@ -63,6 +68,28 @@ def _classes(plan: Plan) -> str:
     held = Counter(group.members[0].control for group in plan.works[0].groups)
     named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
     return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
+
+
+def _task(work: Work, task: str, weight: float) -> str:
+    """What a stage has of one of several sources."""
+    own = [group for group in work.groups if group.task == task]
+    tokens = sum(len(member.ids) for group in own for member in group.members)
+    return f"of {task}: {len(own)} rows, {tokens:,} tokens, weight {weight:.3g}"
+
+
+def _validation(plan: Plan) -> str:
+    """What is measured while which stages train."""
+    wanted = plan.config.trainer.validation
+    assert wanted is not None
+    assert plan.validated is not None
+    every = f"{wanted.every_steps} steps" if wanted.every_steps is not None else f"{wanted.every_epochs:g} epochs"
+    stages = ", ".join(stage.name for stage in plan.method.stages if stage.validated(plan.config.trainer))
+    records = len(plan.validated.source.split("test").records)
+    kept = "; ends with the best" if wanted.keep_best else ""
+    return (
+        f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
+        f" at most {wanted.rows} of {records} records of split {wanted.split}"
+    )
 
 
 def _sheets(config: RunConfig) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
+from alignlab.data.holdout import with_validation
 from alignlab.data.parts import parted
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
@@ -20,6 +22,7 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
+from alignlab.evaluation.validation import Validated, validated
 from alignlab.models.anatomy import context_of, shape_of
 from alignlab.models.backbone import load_codec, skeleton
 from alignlab.models.budget import Budget, Footprint, Need
@@ -29,7 +32,9 @@ from alignlab.models.kinds import KINDS
 from alignlab.models.probes import described, expected
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
+from alignlab.registry import unknown
 from alignlab.training.method import Method, Work
+from alignlab.training.parts import check_parts
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, something of a prompt, something of a response, EOS."""
@@ -41,7 +46,7 @@ class Plan:
     are told to the model, where there are any. `learned`: parameters of the tuner; `parameters`: of the backbone. `labels`:
     what texts are told to be, where the data says so. `decoding`: what sampling the evaluation's texts takes at once, and the
     weights beside it, in bytes; None where no suite samples any. `rows`: how batches should be laid into rows; what is done is
-    decided when there are weights to try."""
+    decided when there are weights to try. `validated`: what is measured while it trains."""
 
     config: RunConfig
     source: Source
@@ -58,6 +63,7 @@ class Plan:
     labels: LabelSet | None = None
     held_out_labels: HeldOut | None = None
     decoding: tuple[Need, int] | None = None
+    validated: Validated | None = None
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -67,6 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     labels = source.labels() if source.labels else None
     codec = load_codec(config.model, labels)
     skeletal = skeleton(config.model, labels)
+    source = _with_validation(source, config, method)
     source = parted(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
@@ -75,6 +82,9 @@ def make_plan(config: RunConfig) -> Plan:
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     learned = sum(parameter.numel() for parameter in tuner.parameters())
+    for stage in method.stages:
+        if stage.trains:
+            check_parts(stage.trains, skeletal, tuner)
     limits = _limits(config, codec, context_of(skeletal), tuner.controls)
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     for stage, work in zip(method.stages, works, strict=True):
@@ -83,7 +93,9 @@ def make_plan(config: RunConfig) -> Plan:
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
     told = held_out(source.split("test"), _choices(config, labels), codec, limits) if labels and "label set" in needed else None
-    _refuse_reserved([*works, *filter(None, (items, pairs))], tuner.controls)
+    watched = _validated(source, config, classes, labels, codec, limits)
+    more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
+    _refuse_reserved([*works, *filter(None, more)], tuner.controls)
     prompts = source.prompts() if config.suites else []
     sampled = any("sampled texts" in SUITES[suite].offers(config.evaluation) for suite in config.suites)
     where = tuple(points(config.control, classes.names if classes else None))
@@ -104,12 +116,38 @@ def make_plan(config: RunConfig) -> Plan:
         labels=labels,
         held_out_labels=told,
         decoding=_decoding(config, codec, prompts, skeletal, tuner, rows_each) if sampled else None,
+        validated=watched,
     )
 
 
 def _choices(config: RunConfig, labels: LabelSet) -> View:
     """How the suite that scores labels sees a record."""
     return KINDS[config.model.found_kind].implementation().choices(labels)
+
+
+def _with_validation(source: Source, config: RunConfig, method: Method) -> Source:
+    """The source with the split that is measured on the way, if any. Raises ConfigError where no stage would be measured."""
+    wanted = config.trainer.validation
+    if wanted is None:
+        return source
+    names = [stage.name for stage in method.stages if stage.trains]
+    for name in wanted.stages or ():
+        if name not in names:
+            raise ConfigError(unknown("stage in trainer.validation.stages", name, names))
+    if not any(stage.validated(config.trainer) for stage in method.stages):
+        raise ConfigError(f"method={config.method.name} has no stage that trainer.validation could watch; set it to null.")
+    return with_validation(source, wanted.split, wanted.share, wanted.seed)
+
+
+def _validated(
+    source: Source, config: RunConfig, classes: Classes | None, labels: LabelSet | None, codec: Codec, limits: Limits
+) -> Validated | None:
+    wanted = config.trainer.validation
+    if wanted is None:
+        return None
+    apart = replace(source, readers={"test": partial(source.split, wanted.split)}, asked=None, _read={})
+    view = _choices(config, labels) if labels else None
+    return validated(wanted.suite, wanted.rows, config.evaluation, config.control, apart, classes, labels, view, codec, limits)
 
 
 def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:
@@ -163,4 +201,6 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
         raise ConfigError(
             f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
-    return Limits(min(config.data.max_tokens or room, room), config.data.too_long)
+    room = min(config.data.max_tokens or room, room)
+    of_tasks = {name: (min(sheet.max_tokens or room, room), sheet.too_long) for name, sheet in config.data.tasks().items()}
+    return Limits(room, config.data.too_long, tasks=of_tasks)

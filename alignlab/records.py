@@ -38,13 +38,15 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Preference:
-    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups. `second`: a
-    second source text, for tasks on pairs of texts; the response is then what is told of both."""
+    """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups; `task`, which of
+    several sources it is from. `second`: a second source text, for tasks on pairs of texts; the response is then what is told
+    of both."""
 
     row: str
     prompt: str
     responses: tuple[Response, ...]
     second: str | None = None
+    task: str | None = None
 
     @staticmethod
     def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:
@@ -99,11 +101,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group as ids; `reference` holds one log-probability (nats, summed over the response) per member, if cached."""
+    """A group as ids; `reference` holds one log-probability (nats, summed over the response) per member, if cached. `task`: the
+    source that it is from, where there are several."""
 
     row: str
     members: tuple[Encoded, ...]
     reference: tuple[float, ...] | None = None
+    task: str | None = None
 
     @property
     def length(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from alignlab.training.method import Stage, Work
 from alignlab.training.session import Session
 from alignlab.training.stage_key import stage_key
 from alignlab.training.stage_store import DONE, METRICS, StageStore
+from alignlab.training.validation import Validation
 
 log = logging.getLogger(__name__)
 WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
@@ -36,6 +38,7 @@ def stage_keys(plan: Plan) -> list[str]:
         "device": device_of(config.trainer.device),
         "processes": processes.count(),
         "seed": config.seed,
+        "validated": plan.validated,
     }
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
@@ -52,6 +55,9 @@ def found(plan: Plan, keys: Sequence[str]) -> set[str]:
 def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> None:
     """Leaves every stage finished, in the run's folder and in the policy."""
     store = StageStore(session.store / "stages")
+    wanted = plan.config.trainer.validation
+    if plan.validated and wanted:
+        session = replace(session, validation=Validation(wanted, plan.validated.measure))
     for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
         folder = session.stage_folder(stage.name)
         if processes.by_leader((folder / DONE).is_file):
@@ -78,7 +84,7 @@ def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
 
 def _compute(stage: Stage, work: Work, policy: Policy, session: Session) -> None:
     """One that learns does so in all processes; what one that looks has seen is read by the others."""
-    if stage.moves is not None:
+    if stage.trains:
         stage.run(policy, work, session)
         return
     processes.by_leader(lambda: stage.run(policy, work, session))

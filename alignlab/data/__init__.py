@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.data import hh_rlhf, jsonl, summaries, text_classification, toy_classes, toy_stories, ultrafeedback
+from alignlab.data import hh_rlhf, jsonl, mixture, summaries, text_classification, toy_classes, toy_stories, ultrafeedback
 from alignlab.data.config import (
     FramedConfig,
     HhConfig,
@@ -36,5 +36,6 @@ SOURCES = Registry(
         "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
         "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
         "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
+        "mixture": Entry(mixture.MixtureConfig, mixture.build, offers=mixture.offers),
     },
 )

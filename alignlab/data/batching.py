@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,22 +25,32 @@ class Share:
     step_tokens: int
 
 
-def plan(groups: Sequence[EncodedGroup], *, steps: int, step_groups: int, micro_groups: int, seed: int) -> list[Share]:
+def plan(
+    groups: Sequence[EncodedGroup],
+    *,
+    steps: int,
+    step_groups: int,
+    micro_groups: int,
+    seed: int,
+    weights: Mapping[str, float] | None = None,
+) -> list[Share]:
     """The micro-batches of a whole training, in order: `steps` times step_groups / micro_groups of them.
 
     Epochs are shuffled one after the other into one stream, and steps are cut from it, so no step is short and no group is
     left out of an epoch. Within a window of steps, groups of like length come together; the steps are then shuffled.
     Groups of several classes are drawn in turn, so that every step has as many of each, and a rare class comes round sooner.
+    `weights`: the share of each task, which add up to 1; at every place of the stream, what has been drawn of a task is within
+    one group of its share, and its classes are drawn in turn.
     """
     generator = random.Random(seed)
-    classes = _by_class(groups)
+    classes, every_turn = _streams(groups, weights, steps * step_groups)
     streams = [_epochs(members, generator) for members in classes]
     shares: list[Share] = []
     done = 0
     while done < steps:
         count = min(WINDOW_STEPS, steps - done)
         begins = range(done * step_groups, (done + count) * step_groups, step_groups)
-        turns = [[place % len(streams) for place in range(begin, begin + step_groups)] for begin in begins]
+        turns = [every_turn[begin : begin + step_groups] for begin in begins]
         drawn = [islice(stream, sum(turn.count(own) for turn in turns)) for own, stream in enumerate(streams)]
         sorted_by_class = [iter(_by_length(groups, members)) for members in drawn]
         cut = [_by_length(groups, (next(sorted_by_class[own]) for own in turn)) for turn in turns]
@@ -111,6 +121,26 @@ class Batches(Dataset[dict[str, Batch]]):
         share = self._shares[index]
         members = [self._groups[member] for member in share.members]
         return {"batch": collate(members, pad=self._pad, step_groups=share.step_groups, step_tokens=share.step_tokens)}
+
+
+def _streams(
+    groups: Sequence[EncodedGroup], weights: Mapping[str, float] | None, places: int
+) -> tuple[list[list[int]], list[int]]:
+    """The groups that are drawn from one another's side, and of which of them each place of the stream is."""
+    if weights is None:
+        classes = _by_class(groups)
+        return classes, [place % len(classes) for place in range(places)]
+    tasks = [[index for index, group in enumerate(groups) if group.task == task] for task in weights]
+    of_task = [[[task[place] for place in own] for own in _by_class([groups[index] for index in task])] for task in tasks]
+    first = [sum(map(len, of_task[:number])) for number in range(len(of_task))]
+    turns: list[int] = []
+    drawn = [0] * len(of_task)
+    for place in range(1, places + 1):
+        # The task that is furthest behind its share; of equal ones the first.
+        task = max(range(len(drawn)), key=lambda number: (list(weights.values())[number] * place - drawn[number], -number))
+        turns.append(first[task] + drawn[task] % len(of_task[task]))
+        drawn[task] += 1
+    return [members for own in of_task for members in own], turns
 
 
 def _by_class(groups: Sequence[EncodedGroup]) -> list[list[int]]:

@@ -67,7 +67,8 @@ def labelled(source: Source, split: str, classes: Classes) -> Split:
         for number, response in enumerate(record.responses):
             name = classes.of(response)
             if name in classes.names:
-                items.append(Preference(f"{record.row}/{number}", record.prompt, (replace(response, label=name),)))
+                item = replace(record, row=f"{record.row}/{number}", responses=(replace(response, label=name),))
+                items.append(item)
             else:
                 left_out[name] += 1
     conflicting = _conflicting(items)

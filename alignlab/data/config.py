@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class HalvesConfig:
         """Raises ConfigError for counts below 1 and a negative seed, which shuffles as its positive one does."""
         if self.seed < 0:
             raise ConfigError(f"data.halves.seed={self.seed} must not be negative.")
-        _refuse_below_one("data.halves", test=self.test, max_prompt=self.max_prompt)
+        refuse_below_one("data.halves", test=self.test, max_prompt=self.max_prompt)
 
 
 @dataclass
@@ -74,7 +75,7 @@ class DataConfig:
         """Raises ConfigError for what can be seen without reading anything."""
         if self.too_long not in TOO_LONG:
             raise ConfigError(f"data.too_long={self.too_long!r} is not known; choose one of {', '.join(TOO_LONG)}.")
-        _refuse_below_one("data", limit=self.limit, test_limit=self.test_limit, max_tokens=self.max_tokens)
+        refuse_below_one("data", limit=self.limit, test_limit=self.test_limit, max_tokens=self.max_tokens)
         self.prefixes.check()
         if not 0 <= self.flipped <= 1:
             raise ConfigError(f"data.flipped={self.flipped} is a share of the training pairs; it must lie between 0 and 1.")
@@ -87,6 +88,10 @@ class DataConfig:
                 f"data.part={self.part} names a half, but data.halves is null; give data.halves={{seed: 42, test: null,"
                 " max_prompt: null}, or data.part=null."
             )
+
+    def tasks(self) -> Mapping[str, DataConfig]:
+        """The sheets of the sources that this is a mixture of, by name; none where it is one source."""
+        return {}
 
     def stamp(self) -> list[str]:
         """What changes when the files behind this sheet change: nothing, where there are none."""
@@ -288,7 +293,8 @@ class ClassesConfig:
             raise ConfigError("control.classes.attributes is empty; name at least one attribute of the responses.")
 
 
-def _refuse_below_one(where: str, **counts: int | None) -> None:
+def refuse_below_one(where: str, **counts: int | None) -> None:
+    """Raises ConfigError for a count of which there must be at least one."""
     for key, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{where}.{key}={value} must be at least 1, or null.")

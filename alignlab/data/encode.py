@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from alignlab.data.source import Split
 from alignlab.errors import DataError
@@ -18,12 +18,20 @@ Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 class Limits:
     """The most tokens of a row (prompt and response), and what happens to a longer one. Where a stage asks for it:
     `prompt_tokens`, to which a longer prompt is cut on the left (BOS and lead stay), and `response_tokens`, of which the first
-    are read."""
+    are read. `tasks`: those of the records of a task, where there are several sources."""
 
     max_tokens: int
     too_long: str
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    tasks: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    def of(self, task: str | None) -> Limits:
+        """Those of a task."""
+        if task is None or task not in self.tasks:
+            return self
+        max_tokens, too_long = self.tasks[task]
+        return replace(self, max_tokens=max_tokens, too_long=too_long)
 
 
 @dataclass(frozen=True)
@@ -56,20 +64,25 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
     """Every record of a split, as ids. Raises DataError, with the row, under `too_long: error` and where nothing is left."""
     dropped = Counter(split.left_out)
     groups: list[Group] = []
+    tasks: list[str | None] = []
     for record in split.records:
         seen = view(record)
         if not seen:
             dropped["nothing in it for this stage"] += 1
         groups += seen
+        tasks += [record.task] * len(seen)
     examples = [example for group in groups for example in group.members]
     flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
-    encoded = [EncodedGroup(group.row, tuple(next(flat) for _ in group.members)) for group in groups]
+    encoded = [
+        EncodedGroup(group.row, tuple(next(flat) for _ in group.members), task=task)
+        for group, task in zip(groups, tasks, strict=True)
+    ]
 
     kept: list[EncodedGroup] = []
     cut = shortened = ended = 0
     for whole in encoded:
         opening = _opening(whole, limits.response_tokens)
-        fitted, reason = _fit(opening, limits)
+        fitted, reason = _fit(opening, limits.of(whole.task))
         if fitted is None:
             dropped[reason] += 1
             continue

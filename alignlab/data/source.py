@@ -43,15 +43,26 @@ Judge = Callable[[str, str], Verdict]
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """How a stage draws from several sources. `weights`: the share of each; None = by its rows, at most `cap` of them."""
+
+    names: tuple[str, ...]
+    weights: Mapping[str, float] | None
+    cap: int | None
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set. Splits are read when they are asked for, once. `asked`: evaluation prompts other than the test split's.
-    `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split."""
+    `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split. `mixing`:
+    of a mixture, whose records have tasks."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
     judge: Judge | None = None
     asked: Callable[[], list[str]] | None = None
     labels: Callable[[], LabelSet] | None = None
+    mixing: Mixing | None = None
     _read: dict[str, Split] = field(default_factory=dict, compare=False)
 
     def split(self, name: str) -> Split:

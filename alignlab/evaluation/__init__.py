@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from alignlab.evaluation.config import (
@@ -57,6 +58,21 @@ SUITES = Registry(
         "classification": Entry(EvaluationConfig, _classification, needs=words("label set")),
     },
 )
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "toy": ("reward", "capability", "consistency", "obedience"),
+    "preference": ("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
+    "fluency": ("perplexity", "distinct_2", "repetition_4", "words"),
+    "classes": (
+        "nats_per_token",
+        "gap",
+        "separation",
+        "class_accuracy",
+        "pair_accuracy",
+        "likelihood_separation",
+    ),
+}
+"""The numbers of each suite."""
 
 
 def _same(config: Any) -> Any:

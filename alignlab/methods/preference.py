@@ -88,8 +88,8 @@ def stages(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
     from alignlab.training.method import Method
-    from alignlab.training.moves import TheBackbone
     from alignlab.training.objectives import Preference, nll
+    from alignlab.training.parts import THE_BACKBONE
     from alignlab.training.reference_models import Base, OtherModel, Reference, Start
     from alignlab.training.stages import TrainStage
 
@@ -103,14 +103,8 @@ def stages(config: PreferenceConfig) -> Method:
     elif config.reference == "base" and config.cache_reference:
         cached = Base()
     prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
-    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, moves=TheBackbone())
+    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, trains=THE_BACKBONE)
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
-
-
-def needs(config: PreferenceConfig) -> frozenset[str]:
-    """Pairs and their likelihood; and weights that can be trained in place where there is an `sft` stage."""
-    words = {"pairs", "token likelihood"}
-    return frozenset(words | {"float32 weights"} if config.sft_first else words)
 
 
 def _check_model(folder: Path) -> None:

@@ -19,13 +19,15 @@ SMALLEST_SPAN = 0.5
 
 
 def draw_curves(ledger: Ledger, path: Path) -> Path:
-    """One panel per stage: loss against optimiser step."""
-    curves = losses_of(ledger)
+    """One panel per stage, loss against optimiser step; and one for each number that was measured on the way."""
+    losses, measured = losses_of(ledger), validation_of(ledger)
+    curves = [(stage, "loss", points) for stage, points in sorted(losses.items())]
+    curves += [(stage, metric, points) for (stage, metric), points in sorted(measured.items())]
     figure, drawn = panels(max(1, len(curves)))
-    for panel, (stage, points) in zip(drawn, sorted(curves.items()), strict=False):
-        steps, losses = zip(*sorted(points), strict=True)
-        panel.plot(steps, losses, linewidth=1.2)
-        panel.set(title=stage, xlabel="optimiser step", ylabel="loss")
+    for panel, (stage, metric, points) in zip(drawn, curves, strict=False):
+        steps, values = zip(*sorted(points), strict=True)
+        panel.plot(steps, values, linewidth=1.2, marker="o" if (stage, metric) in measured else None, markersize=3)
+        panel.set(title=stage, xlabel="optimiser step", ylabel=metric.replace("_", " "))
     return saved(figure, path)
 
 
@@ -36,6 +38,17 @@ def losses_of(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
         for key, value in entry.items():
             if key.endswith("/loss"):
                 curves[key.removesuffix("/loss")].append((entry["step"], value))
+    return curves
+
+
+def validation_of(ledger: Ledger) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """From stage and metric to the metric's values while the stage trained, each with its optimiser step."""
+    curves: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for entry in ledger.history():
+        for key, value in entry.items():
+            stage, found, metric = key.partition("/validation/")
+            if found:
+                curves[stage, metric].append((entry["step"], value))
     return curves
 
 

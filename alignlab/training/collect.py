@@ -22,6 +22,7 @@ from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
 from alignlab.training.method import Work
+from alignlab.training.parts import Trains
 from alignlab.training.session import Session
 from alignlab.training.stages import Window
 
@@ -56,8 +57,16 @@ class CollectStage:
     sample: int
     store: Store | None = None
     store_mib: float = 0.0
-    moves = None
-    lasting = False
+    stays = False
+
+    @property
+    def trains(self) -> Trains:
+        """Nothing."""
+        return {}
+
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Never: it does not train."""
+        return False
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""

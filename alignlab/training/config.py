@@ -9,6 +9,8 @@ from typing import Any
 from alignlab.errors import ConfigError
 
 PACKINGS = ("pairs", "all", "off")
+NOT_FOR_VALIDATION = ("train", "test", "labelled", "labelled_test", "rm", "ppo", "corpus")
+"""Splits that are trained on, or that the report is for."""
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -78,13 +80,61 @@ class FitConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """What is measured while a stage trains. `suite`: of the evaluation's; `metric`: the one of its numbers that is watched.
+    `split`: of the data; where it has none of this name, about `share` of its training records are held out by `seed`, prompts
+    as a whole (null: refused). `rows`: at most so many records or prompts are measured. `every_steps` or `every_epochs`:
+    exactly one, the other null; always behind the last step. `keep_best`: a stage ends with its best weights, of equal ones
+    the earliest. `stages`: which; null = all that train something that stays in the policy."""
+
+    suite: str
+    metric: str
+    higher_is_better: bool
+    keep_best: bool
+    split: str
+    share: float | None
+    seed: int
+    rows: int
+    every_steps: int | None
+    every_epochs: float | None
+    stages: list[str] | None
+
+    def check(self) -> None:
+        """Raises ConfigError for numbers without a meaning, and for a split that is there for something else."""
+        where = "trainer.validation"
+        if (self.every_steps is None) == (self.every_epochs is None):
+            raise ConfigError(
+                f"{where}: give every_steps or every_epochs, and null for the other; now every_steps={self.every_steps} and"
+                f" every_epochs={self.every_epochs}."
+            )
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ConfigError(f"{where}.every_steps={self.every_steps} must be at least 1.")
+        if self.every_epochs is not None and not (math.isfinite(self.every_epochs) and self.every_epochs > 0):
+            raise ConfigError(f"{where}.every_epochs={self.every_epochs} must be a finite number above 0.")
+        if self.rows < 2:
+            raise ConfigError(f"{where}.rows={self.rows} must be at least 2.")
+        if self.seed < 0:
+            raise ConfigError(f"{where}.seed={self.seed} must not be negative.")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ConfigError(f"{where}.share={self.share} is a share of the training records; it must lie between 0 and 1.")
+        if self.split in NOT_FOR_VALIDATION:
+            raise ConfigError(f"{where}.split={self.split!r} is trained on or reported; name another, such as validation.")
+
+    def steps(self, total: int, groups: int, batch: int) -> frozenset[int]:
+        """Behind which of a stage's steps it is measured: the last, and one in every interval before it."""
+        every = float(self.every_steps or float(self.every_epochs or 0) * groups / batch)
+        counted = (math.ceil(number * every) for number in range(1, int(total / every) + 1))
+        return frozenset({total, *(step for step in counted if step < total)})
+
+
+@dataclass
 class TrainerConfig:
     """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
     process has of a batch. `packing`: which batches are laid into one row without padding, each prompt that members share once,
     where the backbone can: pairs (groups with something to share) | all | off. `gradient_checkpointing`: blocks keep no
     activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,
     references, collecting) may take beside the weights; fewer rows run together where more would not fit. `extra`: further
-    transformers.TrainingArguments."""
+    transformers.TrainingArguments. `validation`: what is measured on the way; null = nothing."""
 
     name: str
     device: str
@@ -97,6 +147,7 @@ class TrainerConfig:
     log_every_steps: int
     threads: int | None
     extra: dict[str, Any]
+    validation: ValidationConfig | None
 
     def check(self) -> None:
         """Raises ConfigError for a device or a number that does not exist."""
@@ -113,6 +164,8 @@ class TrainerConfig:
         for key in ("checkpoint_every_steps", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1.")
+        if self.validation is not None:
+            self.validation.check()
         for key in ("micro_batch", "threads"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ConfigError(f"trainer.{key}={getattr(self, key)} must be at least 1, or null.")

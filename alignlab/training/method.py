@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from alignlab.models.text import Codec
     from alignlab.records import EncodedGroup
     from alignlab.training.config import TrainerConfig
-    from alignlab.training.moves import Moves
+    from alignlab.training.parts import Trains
     from alignlab.training.session import Session
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is about to do: the rows it will see, their account, its optimiser steps and what else is worth saying."""
+    """What a stage is about to do: the rows it will see, their account, its optimiser steps and what else is worth saying.
+    `weights`: the share that it draws from each of several sources."""
 
     groups: Sequence[EncodedGroup]
     account: Account
     steps: int
     note: str
+    weights: Mapping[str, float] | None = None
 
 
 class Stage(Protocol):
@@ -37,12 +39,15 @@ class Stage(Protocol):
         """Unique within the method; also its folder and the first half of its metrics' names."""
 
     @property
-    def moves(self) -> Moves | None:
-        """What it learns; None where it only looks."""
+    def trains(self) -> Trains:
+        """The parts that it trains, by name; none where it only looks."""
 
     @property
-    def lasting(self) -> bool:
-        """Whether it leaves something that the finished policy needs; the others serve the stages behind them only."""
+    def stays(self) -> bool:
+        """Whether the finished policy needs what it leaves; the others serve the stages behind them only."""
+
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Whether it is measured while it trains."""
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Reads and encodes its rows; no weights yet."""

@@ -79,7 +79,7 @@ def _rounding(policy: Policy, batches: Batching | None) -> list[object]:
     if batches is None:
         return []
     attention = policy.backbone.model.config._attn_implementation
-    return [policy.shared_prefix, attention, policy.backbone.device.type, [list(batch) for batch in batches]]
+    return [policy.packing, attention, policy.backbone.device.type, [list(batch) for batch in batches]]
 
 
 def _key(groups: Sequence[EncodedGroup], weights: str, rounding: Sequence[object]) -> str:

@@ -10,12 +10,13 @@ from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import Tracker
 from alignlab.training.config import TrainerConfig
 from alignlab.training.preemption import Preemption
+from alignlab.training.validation import Validation
 
 
 @dataclass(frozen=True)
 class Session:
     """One run: where it writes, what it reports to, how it trains, its seed, the store shared by all runs, and
-    whether it was asked to leave."""
+    whether it was asked to leave; and what is measured while it trains, if anything."""
 
     folder: Path
     store: Path
@@ -25,6 +26,7 @@ class Session:
     device: str
     seed: int
     preemption: Preemption = field(default_factory=Preemption)
+    validation: Validation | None = None
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints and its result."""

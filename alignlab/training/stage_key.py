@@ -21,7 +21,9 @@ def stage_key(stage: Stage, work: Work, before: Mapping[str, Any]) -> str:
     Rows count by their ids, so tokenizer, template and data are in it, and what only evaluation reads is not. The sources of
     alignlab and the versions below it count too.
     """
-    digest = hashlib.sha256(json.dumps([described(stage), described(before), work.steps, _code()]).encode())
+    digest = hashlib.sha256(
+        json.dumps([described(stage), described(before), work.steps, described(work.weights), _code()]).encode()
+    )
     digest.update(_rows(work.groups))
     return digest.hexdigest()[:24]
 
@@ -57,7 +59,8 @@ def _name(thing: Any) -> str:
 def _rows(groups: Sequence[EncodedGroup]) -> bytes:
     digest = hashlib.sha256()
     for group in groups:
-        digest.update(json.dumps([group.row, [[m.ids, m.start, m.control, m.target] for m in group.members]]).encode())
+        members = [[m.ids, m.start, m.control, m.target] for m in group.members]
+        digest.update(json.dumps([group.row, group.task, members]).encode())
     return digest.digest()
 
 

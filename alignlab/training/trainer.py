@@ -1,12 +1,10 @@
-"""The one transformers.Trainer of the project: trains any objective, checkpoints what moves, reports to the session."""
+"""The one transformers.Trainer of the project: trains any objective, checkpoints what it trains, reports to the session."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +12,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from alignlab.errors import ConfigError, DivergedError
+from alignlab.errors import DivergedError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
-from alignlab.registry import unknown
+from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
 from alignlab.training.checkpoint import latest, mark
-from alignlab.training.config import FitConfig
+from alignlab.training.config import ValidationConfig
 from alignlab.training.first_step import check_first_loss
 from alignlab.training.objectives import Objective
 from alignlab.training.preemption import SaveAndLeave
 from alignlab.training.progress import ShowProgress
 from alignlab.training.session import Session
 from alignlab.training.sharded import Unsharded
-from alignlab.tuners.tuner import Part
+from alignlab.training.trainable import TrainableParts
+from alignlab.training.validation import BEST, MeasureAt, Validation, undisturbed
 
 log = logging.getLogger(__name__)
-OWNED = (
-    "output_dir",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "activation_checkpointing",
-    "seed",
-    "data_seed",
-    "report_to",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "remove_unused_columns",
-    "use_cpu",
-    "ddp_backend",
-    "ddp_find_unused_parameters",
-    "ddp_timeout",
-    "local_rank",
-)
-"""Arguments that the plan of steps, resuming or the ledger depend on, or that a policy cannot honour."""
 
 
 class Step(nn.Module):
@@ -77,23 +54,36 @@ class FitTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, step: Step, stage: str, part: Part, session: Session, steps: Any, args: TrainingArguments) -> None:
-        self._stage, self._part, self._session, self._step = stage, part, session, step
+    def __init__(
+        self,
+        step: Step,
+        stage: str,
+        parts: TrainableParts,
+        session: Session,
+        steps: Any,
+        args: TrainingArguments,
+        validation: Validation | None = None,
+        measured_at: frozenset[int] = frozenset(),
+    ) -> None:
+        self._step, self._stage, self._parts, self._session = step, stage, parts, session
+        self._names = {id(parameter): name for name, parameter in step.named_parameters()}  # sharding replaces parameters
+        self._validation = validation
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
         callbacks = [*([self._progress] if processes.leads() else []), SaveAndLeave(session.preemption)]
         self._unsharded = Unsharded(step) if args.fsdp else None
         callbacks += [self._unsharded] if self._unsharded else []
+        callbacks += [MeasureAt(measured_at)] if validation else []
         super().__init__(model=step, args=args, train_dataset=steps, data_collator=_first, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
     def fit(self) -> None:
-        """Trains from the last complete checkpoint, or from the start."""
+        """Trains from the last complete checkpoint, or from the start; ends with the best, where that is asked for."""
         checkpoint = processes.by_leader(lambda: latest(Path(str(self.args.output_dir))))
         if checkpoint:
             log.info("%s: goes on from %s", self._stage, checkpoint.name)
-            self._part.load(checkpoint)
+            self._parts.load(checkpoint)
             self._logged_at = int(checkpoint.name.rpartition("-")[2])
         try:
             with self._session.preemption.between_steps():
@@ -102,6 +92,20 @@ class FitTrainer(Trainer):
                 self._unsharded.end()
         finally:
             self._progress.close()
+        if self._validation and self._validation.config.keep_best:
+            self._end_with_best(self._validation.config)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The numbers of the validation's suite, measured by the process that leads; logged as stage/validation/metric."""
+        assert self._validation is not None
+        measure, policy = self._validation.measure, self._step.policy
+        with undisturbed(self._step):
+            found = processes.by_leader(lambda: dict(measure(policy)))
+        self._session.log(self._stage, self.state.global_step, {f"validation/{name}": value for name, value in found.items()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        watched = self._validation.config.metric
+        # A number that was not found is no candidate: transformers compares, and nothing is better than a NaN or worse.
+        return {f"eval_{watched}": found.get(watched, math.nan)}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
@@ -118,15 +122,29 @@ class FitTrainer(Trainer):
         return loss.value * processes.count()  # gradients are averaged over processes, and these are shares of a sum
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's own, and beside it a group without decay for each set of parameters that has its own rate."""
+        """The Trainer's own, its groups made anew: for each part one that decays, and one of biases and norms that does not."""
         if self.optimizer is not None:
             return self.optimizer
-        apart = self._part.rated()
-        with _resting([parameter for rated in apart for parameter in rated.parameters]):
-            made: torch.optim.Optimizer = super().create_optimizer(model)
-        for rated in apart:
-            made.add_param_group({"params": rated.parameters, "lr": rated.rate, "weight_decay": 0.0})
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        made.param_groups = []
+        for group in self._param_groups(model or self._step):
+            made.add_param_group(group)
+        self._rates = [group["lr"] for group in made.param_groups]
         return made
+
+    def _param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Rate and decay of each part, those at the stage's rate first; every learned parameter is in exactly one group."""
+        named, decaying = dict(model.named_parameters()), set(self.get_decay_parameter_names(model))
+        groups: list[dict[str, Any]] = []
+        for part in sorted(self._parts.learned, key=lambda part: part.settings.learning_rate is not None):
+            own, names = part.settings, [self._names[id(parameter)] for parameter in part.parameters]
+            rate = self.args.learning_rate if own.learning_rate is None else own.learning_rate
+            decay = self.args.weight_decay if own.weight_decay is None else own.weight_decay
+            for weight_decay, decays in ((decay, True), (0.0, False)):
+                parameters = [named[name] for name in names if (name in decaying) == decays]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+        return groups
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Loss, rate, gradient norm and the objective's own metrics (means over the steps since the last line)."""
@@ -135,9 +153,10 @@ class FitTrainer(Trainer):
             self._logged_at = self.state.global_step
             own = {name: value / steps for name, value in self._summed().items()}
             # All rates follow one schedule, and the optimiser's own have moved on to the next step already.
-            done = logs["learning_rate"] / self.args.learning_rate
-            for rated in self._part.rated():
-                own["tuner_learning_rate"] = rated.rate * done
+            done = logs["learning_rate"] / self._rates[0]
+            for part in self._parts.learned:
+                if part.settings.learning_rate is not None:
+                    own[f"{part.name}_learning_rate"] = part.settings.learning_rate * done
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)
 
@@ -147,20 +166,38 @@ class FitTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What the stage moves, and no frozen weight (T6)."""
+        """What the stage trains, and no frozen weight (T6)."""
         with self._unsharded.whole() if self._unsharded else nullcontext():
             # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
-            if not all(bool(parameter.isfinite().all()) for parameter in self._part.parameters()):
+            if not all(bool(parameter.isfinite().all()) for parameter in self._parts.parameters()):
                 raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
             if processes.leads():
-                self._part.save(Path(str(output_dir or self.args.output_dir)))
+                self._parts.save(Path(str(output_dir or self.args.output_dir)))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of equal numbers the earliest is the best. A new best is saved, since the training may end with it."""
+        best: bool = super()._determine_best_metric(metrics, trial)
+        self.control.should_save = self.control.should_save or best
+        return best
+
+    def _end_with_best(self, config: ValidationConfig) -> None:
+        """Puts the weights of the best step back, and writes down which it was."""
+        folder, step = Path(str(self.args.output_dir)), self.state.best_global_step
+        if not step:
+            log.warning("%s: %s was never a number, so the stage ends with its last weights", self._stage, config.metric)
+            return
+        self._parts.load(folder / f"checkpoint-{step}")
+        value = float(self.state.best_metric or 0.0)
+        log.info("%s: ends with step %d, the best by %s/%s (%.4g)", self._stage, step, config.suite, config.metric, value)
+        if processes.leads():
+            Ledger(folder).write(BEST, {"metric": f"{config.suite}/{config.metric}", "value": value, "step": step})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         processes.by_leader(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: `fit` has read what the stage moves, before anything wrapped it."""
+        """Nothing: `fit` has read what the stage trains, before anything wrapped it."""
 
     def _summed(self) -> dict[str, float]:
         """The objective's metrics since they were last asked for, over all processes."""
@@ -174,64 +211,6 @@ class FitTrainer(Trainer):
             f"stage {self._stage}: {what}; the last good checkpoint is {kept.name if kept else 'the start'}."
             f" Lower the learning rate{also}."
         )
-
-
-def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
-    """The Trainer's arguments, every number from a sheet."""
-    trainer = session.trainer
-    given: dict[str, Any] = dict(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=fit.batch // processes.count() // trainer.micro(fit.batch, processes.count()),
-        ddp_find_unused_parameters=True,  # a micro-batch may lack a class, and with it that class's control
-        learning_rate=fit.learning_rate,
-        lr_scheduler_type=fit.schedule,
-        warmup_steps=math.ceil(fit.warmup_fraction * steps),
-        weight_decay=fit.weight_decay,
-        adam_beta1=fit.adam_beta1,
-        adam_beta2=fit.adam_beta2,
-        adam_epsilon=fit.adam_epsilon,
-        max_grad_norm=fit.max_grad_norm,
-        optim="adamw_torch",
-        seed=session.seed,
-        data_seed=session.seed,
-        logging_steps=trainer.log_every_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=trainer.checkpoint_every_steps,
-        save_total_limit=trainer.keep_checkpoints,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=session.device == "cpu",
-    )
-    made = TrainingArguments(**{**given, **trainer.extra})
-    if made.n_gpu > 1:
-        made._n_gpu = 1  # several devices mean several processes; the Trainer would wrap the model in DataParallel
-    return made
-
-
-def check_extra(extra: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a key that transformers.TrainingArguments does not have, or that is not for `extra`."""
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    for key in extra:
-        if key in OWNED or key.startswith("dataloader_"):
-            raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
-        if key not in known:
-            raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
-
-
-@contextmanager
-def _resting(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, these are not learned, so that an optimiser that takes all that are learned leaves them out."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _first(items: list[Any]) -> Any:

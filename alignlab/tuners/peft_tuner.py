@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from alignlab.models.controls import Controls
 from alignlab.models.kinds import task_type_of
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.beside import Beside
-from alignlab.tuners.tuner import Rated, one_pass, setting
+from alignlab.tuners.tuner import one_pass, setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,9 +84,9 @@ class PeftTuner:
         """What is learned."""
         return list(self._learned)
 
-    def rated(self) -> list[Rated]:
-        """None."""
-        return []
+    def parts(self) -> Mapping[str, list[nn.Parameter]]:
+        """None; a tuner of several parts says so."""
+        return {}
 
     def terms(self, strength: Strength) -> tuple[Term, ...]:
         """One pass at this strength."""
@@ -129,11 +129,11 @@ class PeftTuner:
         off: AbstractContextManager[None] = setting("_disable_adapters", True, self.layers)
         return _both(off, self.beside.off()) if self.beside.any else off
 
-    def rests_on(self, folder: Path) -> None:
+    def set_base_model(self, folder: Path) -> None:
         """Written into adapter_config.json, from where the adapter is saved: both may move together."""
         self._base = folder.resolve()
 
-    def aside(self) -> AbstractContextManager[None]:
+    def detached(self) -> AbstractContextManager[None]:
         """Without the adapter; one whose start depends on the backbone says so."""
         return self.off()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,22 +14,11 @@ from alignlab.errors import ControlError
 from alignlab.models.knob import Knob, Strength, Term
 
 
-@dataclass(frozen=True)
-class Rated:
-    """Parameters with a learning rate of their own, beside the stage's."""
-
-    parameters: list[nn.Parameter]
-    rate: float
-
-
-class Part(Protocol):
-    """What a stage moves: some parameters, and a folder they can be kept in."""
+class TrainableState(Protocol):
+    """What a stage trains and keeps: some parameters, and a folder they can be kept in."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
-
-    def rated(self) -> list[Rated]:
-        """Those of them that have a rate of their own."""
 
     def save(self, folder: Path) -> None:
         """Writes what is learned, as safetensors."""
@@ -39,7 +27,7 @@ class Part(Protocol):
         """Reads back what `save` wrote."""
 
 
-class Tuner(Knob, Part, Protocol):
+class Tuner(Knob, TrainableState, Protocol):
     """A tuner that is attached. Building one puts it in place, as the identity."""
 
     adds_parameters: bool
@@ -49,10 +37,13 @@ class Tuner(Knob, Part, Protocol):
     def module(self) -> nn.Module:
         """The module that plain tools expect: a PeftModel, or the backbone itself."""
 
-    def rests_on(self, folder: Path) -> None:
+    def parts(self) -> Mapping[str, list[nn.Parameter]]:
+        """Parts of it that a stage may train by themselves, by name; most tuners have none."""
+
+    def set_base_model(self, folder: Path) -> None:
         """What is saved from now on names this checkpoint as its base."""
 
-    def aside(self) -> AbstractContextManager[None]:
+    def detached(self) -> AbstractContextManager[None]:
         """Out of the way while the backbone itself is trained or replaced; what it is on leaving is where the tuner starts."""
 
 

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from alignlab.models.kinds import task_type_of
 from alignlab.tuners.peft_tuner import stores_transposed
-from alignlab.tuners.tuner import Rated
 from alignlab.tuners.weights import read
 
 NAME = "fine_tuning"
@@ -63,10 +62,6 @@ class Update:
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
         return list(self._named.values())
-
-    def rated(self) -> list[Rated]:
-        """None."""
-        return []
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, as peft does."""

@@ -22,7 +22,7 @@ from alignlab.models.kinds import new_head
 from alignlab.models.knob import Strength, Term
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
 from alignlab.tuners.start import PLAIN, Start
-from alignlab.tuners.tuner import Rated, Tuner, between, one_pass, origins
+from alignlab.tuners.tuner import Tuner, between, one_pass, origins
 
 FILE = "weights.safetensors"
 
@@ -69,19 +69,19 @@ class WeightsTuner:
         with self._start.pairs() as pairs, between([*pairs, *more], strength):
             yield
 
-    def rests_on(self, folder: Path) -> None:
+    def set_base_model(self, folder: Path) -> None:
         """Where the weights started is found there from now on; what is saved are weights, without a word about others."""
         self._start.is_in(folder / PLAIN)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def detached(self) -> Iterator[None]:
         """The weights are the backbone's, so they may be trained as such; where that ends, the knob begins."""
         yield
         self._start.is_now()
 
-    def rated(self) -> list[Rated]:
+    def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """None."""
-        return []
+        return {}
 
     def save(self, folder: Path) -> None:
         """Writes the learned tensors, and no others."""
@@ -92,33 +92,37 @@ class WeightsTuner:
         read(self._named, folder)
 
 
-class BackboneWeights:
-    """The backbone itself as what a stage moves, whatever tuner sits in it."""
+class StoredWeights:
+    """Parameters under their names, kept in one file."""
 
-    def __init__(self, model: nn.Module, tuner: Tuner) -> None:
-        added = {id(parameter) for parameter in tuner.parameters()} if tuner.adds_parameters else set()
-        # Named as without a tuner, so that the file does not depend on which one was there.
-        self._named = {
-            name.replace(".base_layer", "").replace(".original_module", "").replace(".token_adapter", ""): parameter
-            for name, parameter in model.named_parameters()
-            if id(parameter) not in added
-        }
+    def __init__(self, named: Mapping[str, nn.Parameter], file: str) -> None:
+        self._named, self._file = dict(named), file
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
         return list(self._named.values())
 
-    def rated(self) -> list[Rated]:
-        """None."""
-        return []
-
     def save(self, folder: Path) -> None:
-        """Writes every tensor of the backbone, under the names of a plain checkpoint."""
-        write(self._named, folder, PLAIN)
+        """Writes them."""
+        write(self._named, folder, self._file)
 
     def load(self, folder: Path) -> None:
         """Reads them back."""
-        read(self._named, folder, PLAIN)
+        read(self._named, folder, self._file)
+
+
+class BackboneWeights(StoredWeights):
+    """The backbone itself as what a stage trains, whatever tuner sits in it, under the names of a plain checkpoint."""
+
+    def __init__(self, model: nn.Module, tuner: Tuner) -> None:
+        added = {id(parameter) for parameter in tuner.parameters()} if tuner.adds_parameters else set()
+        # Named as without a tuner, so that the file does not depend on which one was there.
+        named = {
+            name.replace(".base_layer", "").replace(".original_module", "").replace(".token_adapter", ""): parameter
+            for name, parameter in model.named_parameters()
+            if id(parameter) not in added
+        }
+        super().__init__(named, PLAIN)
 
 
 def write(named: Mapping[str, nn.Parameter], folder: Path, file: str = FILE) -> None:

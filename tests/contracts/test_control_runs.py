@@ -146,7 +146,6 @@ def test_a_trained_control_sets_good_and_bad_stories_apart(tmp_path: Path) -> No
         (["tuner=lora"], ConfigError, "is taken from tuner.joint_rate, which tuner=lora does not have; choose tuner=control"),
         (["control=text"], ConfigError, "method=meet needs learned control.*a phrase has nothing to learn by itself"),
         (["control.classes.by=labels"], ConfigError, "control=soft_prompt needs labels"),
-        (["model.dtype=bfloat16"], ConfigError, "method=meet needs float32 weights"),
         (["method.stages=[joint,controls]"], ConfigError, r"must be \[controls,joint\], \[controls\] or \[joint\]"),
         (["method.controls.batch=4"], ConfigError, "must be the same: both stages cut their steps from one stream"),
     ],

@@ -39,7 +39,7 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
     config = parse(composed(tmp_path, method, *words, *epochs))
 
     plan = preparation.make_plan(config)
-    made = {stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.moves}
+    made = {stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains}
     assert {stage.name: stage.steps for stage in stages_of(config) or ()} == made
 
 

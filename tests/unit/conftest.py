@@ -167,6 +167,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "log_every_steps": 1,
         "threads": None,
         "extra": {},
+        "validation": None,
     }
     return TrainerConfig(**{**values, **changes})
 

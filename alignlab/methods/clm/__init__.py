@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignlab.methods.preference import PreferenceConfig, needs, stages
+from alignlab.methods.preference import PreferenceConfig, stages
 from alignlab.registry import Entry, words
 
-ENTRY = Entry(PreferenceConfig, stages, needs=needs, offers=words("training"))
+ENTRY = Entry(PreferenceConfig, stages, needs=words("pairs"), offers=words("training"))

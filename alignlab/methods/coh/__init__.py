@@ -21,6 +21,4 @@ def build(config: JointConfig) -> Method:
     return stages(config, {"joint": first, "second half": second}, ["joint"])
 
 
-ENTRY = Entry(
-    JointConfig, build, needs=words("controls", "float32 weights", *LIKELIHOOD), offers=words("training", "labelled training")
-)
+ENTRY = Entry(JointConfig, build, needs=words("controls", *LIKELIHOOD), offers=words("training", "labelled training"))

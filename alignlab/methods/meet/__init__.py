@@ -50,11 +50,9 @@ def build(config: MeetConfig) -> Method:
     return stages(config, fits, config.stages)
 
 
-def needs(config: MeetConfig) -> frozenset[str]:
-    """A control with something to learn; and weights that can be trained in place where there is a `joint` stage."""
-    return frozenset(
-        {"controls", "learned control", *LIKELIHOOD} | ({"float32 weights"} if "joint" in config.stages else set())
-    )
-
-
-ENTRY = Entry(MeetConfig, build, needs=needs, offers=words("training", "labelled training"))
+ENTRY = Entry(
+    MeetConfig,
+    build,
+    needs=words("controls", "learned control", *LIKELIHOOD),
+    offers=words("training", "labelled training"),
+)

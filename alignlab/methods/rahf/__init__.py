@@ -19,15 +19,12 @@ def build(config: RahfConfig) -> Method:
 
 
 def needs(config: RahfConfig) -> frozenset[str]:
-    """Pairs; weights that can be trained; a tuner that leaves the blocks where they are, or where nothing is fitted and the
-    model was instructed, a prefix to decode with."""
-    whole = {"sft", "instruct"} if config.update else {"sft", "instruct", "preferred", "dispreferred"}
-    words = {"pairs", "token likelihood", "hidden states", "text in front of prompts"} | (
-        {"float32 weights"} if whole & set(config.stages) else set()
-    )
+    """Pairs, their likelihood, states and prefixes; a tuner that leaves the blocks where they are, or where nothing is fitted
+    and the model was instructed, a prefix to decode with."""
+    words = {"pairs", "token likelihood", "hidden states", "text in front of prompts"}
     if "fit" in config.stages:
-        return frozenset(words | {"blocks in place"})
-    return frozenset(words | ({"classes in words"} if "instruct" in config.stages else set()))
+        return frozenset({*words, "blocks in place"})
+    return frozenset({*words, "classes in words"} if "instruct" in config.stages else words)
 
 
 def offers(config: RahfConfig) -> frozenset[str]:

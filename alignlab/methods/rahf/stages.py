@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from alignlab.data import views
 from alignlab.methods.rahf.config import RahfConfig
@@ -12,9 +13,9 @@ from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli, Stored
 from alignlab.methods.rahf.views import Beside, Instructed
 from alignlab.training.collect import CollectStage
 from alignlab.training.method import Method, Stage
-from alignlab.training.moves import TheBackbone
 from alignlab.training.objectives import nll
-from alignlab.training.second import SecondModel, ThroughLora
+from alignlab.training.parts import THE_BACKBONE
+from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage, Window
 from alignlab.tuners.update import UpdateShape
 
@@ -24,14 +25,14 @@ def method(config: RahfConfig) -> Method:
     second model, on rejected responses. `shift` looks at the difference that `fit` moves the tuner's states by."""
     given = config.update
     through = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
-    second = SecondModel(through)
-    preferred = TheBackbone() if through is None else ThroughLora(through)
-    split, _ = config.splits
+    second = SecondModel()
+    likelihood = partial(TrainStage, split=config.splits[0], objective=nll, trains=THE_BACKBONE)
+    chosen, rejected = partial(likelihood, view=views.chosen), partial(likelihood, view=views.rejected)
     made: dict[str, Callable[[], Stage]] = {
-        "sft": lambda: TrainStage("sft", split, views.chosen, nll, config.sft, moves=TheBackbone()),
+        "sft": lambda: chosen("sft", fit=config.sft),
         "instruct": lambda: _instruct(config),
-        "dispreferred": lambda: TrainStage("dispreferred", split, views.rejected, nll, config.dispreferred, moves=second),
-        "preferred": lambda: TrainStage("preferred", split, views.chosen, nll, config.preferred, moves=preferred),
+        "dispreferred": lambda: rejected("dispreferred", fit=config.dispreferred, through=through, second=second),
+        "preferred": lambda: chosen("preferred", fit=config.preferred, through=through),
     }
     stages = [make() for name, make in made.items() if name in config.stages]
     return Method(config.name, (*stages, *_compared(config, second)))
@@ -40,7 +41,8 @@ def method(config: RahfConfig) -> Method:
 def _instruct(config: RahfConfig) -> TrainStage:
     better, worse = config.leads
     objective = Contrast(config.contrast, config.smoothing)
-    return TrainStage("instruct", config.splits[0], Instructed(better, worse), objective, config.instruct, moves=TheBackbone())
+    view = Instructed(better, worse)
+    return TrainStage("instruct", config.splits[0], view, objective, config.instruct, trains=THE_BACKBONE)
 
 
 def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:

@@ -18,7 +18,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.layout import member_of_tokens
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
-from alignlab.training.second import SecondModel
+from alignlab.training.second_model import SecondModel
 
 FILE = "states.safetensors"
 

@@ -44,7 +44,7 @@ class ClmTuner(PeftTuner):
         return block_at(self.module, setting)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def detached(self) -> Iterator[None]:
         """Without the blocks, which afterwards are copies of the first block as it is then."""
         with self.off():
             yield

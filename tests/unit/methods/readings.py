@@ -17,8 +17,10 @@ from alignlab.methods.rahf.views import Beside
 from alignlab.models.config import LayersConfig
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Encoded, EncodedGroup, Preference
-from alignlab.training.second import SecondModel
+from alignlab.training.parts import THE_BACKBONE
+from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import EVERYTHING, Window
+from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, learned
 
@@ -90,7 +92,7 @@ def moved(kind: str, *, spread: float = 0.05) -> PreTrainedModel:
 def second_of(policy: Policy, model: nn.Module) -> SecondModel:
     """A second model that was trained to the weights of another one."""
     second = SecondModel()
-    with second.moving(policy) as part, torch.no_grad():
+    with training(policy, THE_BACKBONE, second=second) as part, torch.no_grad():
         for mine, theirs in zip(part.parameters(), model.parameters(), strict=True):
             mine.copy_(theirs)
     return second

@@ -13,7 +13,7 @@ from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli
 from alignlab.methods.rahf.views import Beside
 from alignlab.models.backbone import Backbone, block_list
 from alignlab.models.policy import Policy
-from alignlab.training.second import SecondModel
+from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage
 from alignlab.tuners.config import LowerLoraConfig
 from alignlab.tuners.lora import build

@@ -17,8 +17,10 @@ from alignlab.methods.rahf.stimuli import Models, Prefixes, Stored
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Preference
-from alignlab.training.second import SecondModel
+from alignlab.training.parts import THE_BACKBONE
+from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import Window
+from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, plain
 from tests.unit.methods.readings import (
@@ -94,7 +96,7 @@ def test_equal_prefixes_give_no_shift(llama: Backbone, shared_prefix: bool) -> N
 
 def test_two_models_with_the_same_weights_give_no_shift_at_all(llama: Backbone) -> None:
     policy, second = attached("lora", llama), SecondModel()
-    with second.moving(policy):
+    with training(policy, THE_BACKBONE, second=second):
         pass
 
     _, shift = Models(second)(policy, batch_of(PLAIN), LAYERS)

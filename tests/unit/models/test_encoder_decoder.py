@@ -16,8 +16,8 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedMod
 import alignlab
 from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.kinds import KINDS
 from alignlab.models.decode import Sampling
+from alignlab.models.kinds import KINDS
 from alignlab.models.knob import Lead, Strength, Term
 from alignlab.models.policy import Policy
 from alignlab.tuners.lora import LoraTuner

@@ -160,7 +160,7 @@ def test_where_there_is_no_shift_or_a_single_group_there_is_no_cosine(tmp_path: 
 def test_it_moves_nothing_and_the_finished_policy_does_not_need_it() -> None:
     made = stage(Told({}, {}))
 
-    assert (made.moves, made.lasting) == (None, False)
+    assert (made.trains, made.stays) == ({}, False)
 
 
 def test_with_a_store_the_states_of_every_group_are_kept_by_row(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from alignlab.data.source import Source, Split
 from alignlab.data.views import chosen, pair
 from alignlab.models.policy import Policy
 from alignlab.records import Preference
-from alignlab.training.moves import TheBackbone
 from alignlab.training.objectives import Preference as PreferenceObjective
 from alignlab.training.objectives import nll
+from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.reference_models import Base
 from alignlab.training.references import with_references
 from alignlab.training.stages import TrainStage
@@ -29,7 +29,7 @@ RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in en
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
-SFT = TrainStage("sft", "train", chosen, nll, fit_config(steps=3), moves=TheBackbone())
+SFT = TrainStage("sft", "train", chosen, nll, fit_config(steps=3), trains=THE_BACKBONE)
 PREFER = TrainStage("prefer", "train", pair, DPO, fit_config(steps=2), Base())
 
 WRITES = {"llama": ["self_attn.o_proj", "mlp.down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj"]}
@@ -171,7 +171,7 @@ def test_the_result_names_weights_as_the_plain_model_does(tuner: str, kind: str,
 
 def test_other_weights_have_another_fingerprint_and_the_same_weights_the_same(tmp_path: Path) -> None:
     once, again = (fine_tuned("clm", tmp_path / name).backbone.fingerprint for name in ("once", "again"))
-    longer = TrainStage("sft", "train", chosen, nll, fit_config(steps=4), moves=TheBackbone())
+    longer = TrainStage("sft", "train", chosen, nll, fit_config(steps=4), trains=THE_BACKBONE)
 
     other = run(longer, attached("clm", backbone("llama"), spread=0.0), tmp_path / "other").backbone.fingerprint
 

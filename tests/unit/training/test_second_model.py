@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
-from alignlab.training.moves import Moves, TheBackbone
 from alignlab.training.objectives import nll
-from alignlab.training.second import SecondModel, ThroughLora
+from alignlab.training.parts import THE_BACKBONE
+from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage
+from alignlab.training.trainable import training
 from alignlab.tuners.update import UpdateShape
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, batch_of, fit_config, learned, session_in
@@ -30,9 +31,11 @@ every_tuner = pytest.mark.parametrize("tuner", ["lora", "red", "full"])
 both_ways = pytest.mark.parametrize("through", [None, LORA], ids=["every-weight", "by-lora"])
 
 
-def staged(moves: Moves, name: str = "dispreferred") -> TrainStage:
+def staged(second: SecondModel | None, through: UpdateShape | None = None, name: str = "dispreferred") -> TrainStage:
     """Two steps on the rejected responses; or on the chosen ones, where the preferred model is trained."""
-    return TrainStage(name, "train", chosen if name == "preferred" else rejected, nll, fit_config(steps=2), moves=moves)
+    view = chosen if name == "preferred" else rejected
+    fit = fit_config(steps=2)
+    return TrainStage(name, "train", view, nll, fit, trains=THE_BACKBONE, through=through, second=second)
 
 
 def run(stage: TrainStage, policy: Policy, folder: Path) -> Policy:
@@ -84,7 +87,7 @@ def test_the_backbone_and_the_tuner_are_put_back_to_the_bit(tuner: str, through:
     policy = attached(tuner, backbone("llama"))
     before, at_one = named(policy), on(policy)
 
-    run(staged(SecondModel(through)), policy, tmp_path)
+    run(staged(SecondModel(), through), policy, tmp_path)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in named(policy).items())
     assert torch.equal(on(policy), at_one)
@@ -94,7 +97,7 @@ def test_the_backbone_and_the_tuner_are_put_back_to_the_bit(tuner: str, through:
 @every_backbone
 def test_inside_is_the_model_that_the_same_training_makes_of_the_backbone(kind: str, tmp_path: Path) -> None:
     second, policy = SecondModel(), attached("lora", backbone(kind))
-    expected = off(run(staged(TheBackbone()), attached("lora", backbone(kind)), tmp_path / "alone"))
+    expected = off(run(staged(None), attached("lora", backbone(kind)), tmp_path / "alone"))
 
     run(staged(second), policy, tmp_path / "second")
 
@@ -104,9 +107,9 @@ def test_inside_is_the_model_that_the_same_training_makes_of_the_backbone(kind: 
 
 @every_backbone
 def test_by_a_lora_inside_is_base_plus_delta(kind: str, tmp_path: Path) -> None:
-    second, policy = SecondModel(LORA), attached("lora", backbone(kind))
+    second, policy = SecondModel(), attached("lora", backbone(kind))
 
-    run(staged(second), policy, tmp_path)
+    run(staged(second, LORA), policy, tmp_path)
 
     expected = with_delta(kind, tmp_path / "stages" / "dispreferred" / "result")
     with second.inside():
@@ -122,9 +125,9 @@ def test_a_lora_that_was_trained_takes_no_part_in_the_second_models_training(
 ) -> None:
     seconds = []
     for spread in (0.0, 0.1):
-        second, policy = SecondModel(through), attached("lora", backbone("llama"), spread=spread)
+        second, policy = SecondModel(), attached("lora", backbone("llama"), spread=spread)
         torch.manual_seed(int(10 * spread))  # what was drawn before a stage has no say in it either
-        run(staged(second), policy, tmp_path / str(spread))
+        run(staged(second, through), policy, tmp_path / str(spread))
         seconds.append(inside(second, policy))
 
     assert torch.equal(*seconds)
@@ -132,8 +135,8 @@ def test_a_lora_that_was_trained_takes_no_part_in_the_second_models_training(
 
 @both_ways
 def test_after_an_error_inside_the_backbone_is_in_its_place(through: UpdateShape | None, tmp_path: Path) -> None:
-    second = SecondModel(through)
-    policy = run(staged(second), attached("lora", backbone("llama")), tmp_path)
+    second = SecondModel()
+    policy = run(staged(second, through), attached("lora", backbone("llama")), tmp_path)
     before = off(policy)
 
     with pytest.raises(ZeroDivisionError), second.inside():
@@ -143,9 +146,9 @@ def test_after_an_error_inside_the_backbone_is_in_its_place(through: UpdateShape
     assert not torch.equal(inside(second, policy), before)
 
 
-def broken_off(second: SecondModel, policy: Policy) -> None:
+def broken_off(second: SecondModel, through: UpdateShape | None, policy: Policy) -> None:
     """A training that fails when every number has moved."""
-    with second.moving(policy) as part:
+    with training(policy, THE_BACKBONE, through, second) as part:
         for parameter in part.parameters():
             parameter.data += 1.0
         raise ZeroDivisionError
@@ -153,11 +156,11 @@ def broken_off(second: SecondModel, policy: Policy) -> None:
 
 @both_ways
 def test_training_that_fails_leaves_the_backbone_and_no_second_model(through: UpdateShape | None) -> None:
-    second, policy = SecondModel(through), attached("lora", backbone("llama"))
+    second, policy = SecondModel(), attached("lora", backbone("llama"))
     before, at_one = named(policy), on(policy)
 
     with pytest.raises(ZeroDivisionError):
-        broken_off(second, policy)
+        broken_off(second, through, policy)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in named(policy).items())
     assert torch.equal(on(policy), at_one)
@@ -175,11 +178,11 @@ def test_one_that_was_never_trained_is_refused() -> None:
 def test_put_back_into_a_fresh_policy_it_is_the_same_second_model(
     tuner: str, through: UpdateShape | None, tmp_path: Path
 ) -> None:
-    trained, fresh = SecondModel(through), SecondModel(through)
+    trained, fresh = SecondModel(), SecondModel()
     first, second = attached(tuner, backbone("llama")), attached(tuner, backbone("llama"))
-    run(staged(trained), first, tmp_path)
+    run(staged(trained, through), first, tmp_path)
 
-    staged(fresh).restore(second, tmp_path / "stages" / "dispreferred")
+    staged(fresh, through).restore(second, tmp_path / "stages" / "dispreferred")
 
     assert torch.equal(inside(fresh, second), inside(trained, first))
     assert torch.equal(off(second), off(first))
@@ -188,11 +191,11 @@ def test_put_back_into_a_fresh_policy_it_is_the_same_second_model(
 
 @both_ways
 def test_it_stays_what_it_is_when_the_backbone_moves_on(through: UpdateShape | None, tmp_path: Path) -> None:
-    second, policy = SecondModel(through), attached("lora", backbone("llama"))
-    run(staged(second), policy, tmp_path)
+    second, policy = SecondModel(), attached("lora", backbone("llama"))
+    run(staged(second, through), policy, tmp_path)
     before, at_first = inside(second, policy), off(policy)
 
-    run(staged(TheBackbone() if through is None else ThroughLora(through), "preferred"), policy, tmp_path)
+    run(staged(None, through, "preferred"), policy, tmp_path)
 
     assert torch.equal(inside(second, policy), before)
     assert not torch.equal(off(policy), at_first)
@@ -201,7 +204,7 @@ def test_it_stays_what_it_is_when_the_backbone_moves_on(through: UpdateShape | N
 @every_tuner
 @every_backbone
 def test_through_a_lora_the_backbone_becomes_base_plus_delta(tuner: str, kind: str, tmp_path: Path) -> None:
-    policy = run(staged(ThroughLora(LORA), "preferred"), attached(tuner, backbone(kind), spread=0.0), tmp_path)
+    policy = run(staged(None, LORA, "preferred"), attached(tuner, backbone(kind), spread=0.0), tmp_path)
 
     expected = with_delta(kind, tmp_path / "stages" / "preferred" / "result")
     with policy.off():
@@ -213,7 +216,7 @@ def test_through_a_lora_the_backbone_becomes_base_plus_delta(tuner: str, kind: s
 
 @every_backbone
 def test_the_whole_backbone_is_left_beside_it_as_a_checkpoint_that_the_tuner_names(kind: str, tmp_path: Path) -> None:
-    policy = run(staged(ThroughLora(LORA), "preferred"), attached("lora", backbone(kind)), tmp_path)
+    policy = run(staged(None, LORA, "preferred"), attached("lora", backbone(kind)), tmp_path)
     whole = tmp_path / "stages" / "preferred" / "whole"
 
     plain = AutoModelForCausalLM.from_pretrained(whole)
@@ -229,7 +232,7 @@ def test_afterwards_the_tuners_own_lora_is_active_again(tmp_path: Path) -> None:
     policy = attached("lora", backbone("llama"))
     before = [parameter.detach().clone() for parameter in learned(policy)]
 
-    run(staged(ThroughLora(LORA), "preferred"), policy, tmp_path)
+    run(staged(None, LORA, "preferred"), policy, tmp_path)
 
     assert all(torch.equal(*pair) for pair in zip(learned(policy), before, strict=True))
     assert all(parameter.requires_grad for parameter in learned(policy))
@@ -238,10 +241,10 @@ def test_afterwards_the_tuners_own_lora_is_active_again(tmp_path: Path) -> None:
 
 @every_tuner
 def test_put_back_into_a_fresh_policy_it_is_the_same_backbone(tuner: str, tmp_path: Path) -> None:
-    trained = run(staged(ThroughLora(LORA), "preferred"), attached(tuner, backbone("llama")), tmp_path)
+    trained = run(staged(None, LORA, "preferred"), attached(tuner, backbone("llama")), tmp_path)
     fresh = attached(tuner, backbone("llama"))
 
-    staged(ThroughLora(LORA), "preferred").restore(fresh, tmp_path / "stages" / "preferred")
+    staged(None, LORA, "preferred").restore(fresh, tmp_path / "stages" / "preferred")
 
     assert torch.equal(off(fresh), off(trained))
     assert fresh.backbone.fingerprint == trained.backbone.fingerprint

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from alignlab.models.policy import Policy
+from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainer import FitTrainer, Step
 from tests.conftest import backbone
 from tests.contracts.controls import Case, attach, batch_of, items, learned, totals, trained
 from tests.unit.conftest import session_in
@@ -33,8 +34,8 @@ def trainer_of(made: TrainStage, policy: Policy, folder: Path) -> FitTrainer:
     """The trainer of a stage, with its optimiser."""
     session = session_in(folder)
     args = arguments(made.fit, session, folder, steps=4)
-    with made.moves.moving(policy) as part:
-        trainer = FitTrainer(Step(policy, nll), made.name, part, session, [], args)
+    with made.training(policy) as parts:
+        trainer = FitTrainer(Step(policy, nll), made.name, parts, session, [], args)
     trainer.create_optimizer()
     return trainer
 
@@ -87,7 +88,7 @@ def test_in_joint_every_parameter_stands_in_exactly_one_group(
     policy = attach(case, backbone(case.backbone))
     made = stage("joint", control_rate=control_rate, weight_decay=0.1)
 
-    with made.moves.moving(policy) as part, policy.only(part.parameters()):
+    with made.training(policy) as parts, policy.only(parts.parameters()):
         optimizer = trainer_of(made, policy, tmp_path).optimizer
 
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
@@ -101,7 +102,7 @@ def test_in_joint_the_rates_are_those_of_the_sheet_and_the_control_does_not_deca
     policy = attach(case, backbone(case.backbone))
     made = stage("joint", weight_decay=0.1)
 
-    with made.moves.moving(policy) as part, policy.only(part.parameters()):
+    with made.training(policy) as parts, policy.only(parts.parameters()):
         optimizer = trainer_of(made, policy, tmp_path).optimizer
 
     own = {id(parameter) for parameter in learned(policy)}

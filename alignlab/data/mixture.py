@@ -1,0 +1,170 @@
+"""Several data sets as one: each record carries the name of its source as its task, and stages draw from each by a weight."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, zip_longest
+from typing import Any, TypeVar
+
+from alignlab.data.config import DataConfig, refuse_below_one
+from alignlab.data.parts import flipped
+from alignlab.data.source import Mixing, Source, Split
+from alignlab.errors import ConfigError, DataError
+from alignlab.records import EncodedGroup
+from alignlab.registry import unknown
+from alignlab.sheets import typed
+
+T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass
+class MixtureConfig(DataConfig):
+    """`sources`: sheets of the data group by name, which is the task of their records: +data@data.sources.NAME=SHEET. A
+    source's own max_tokens, too_long, limits and flipped hold for its records, the mixture's for all. `weights`: the share
+    that a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`.
+    """
+
+    sources: dict[str, Any]
+    weights: dict[str, float] | None
+    cap: int | None
+
+    def check(self) -> None:
+        """Raises ConfigError for sources that are none, weights without a meaning, and what only the whole can be asked for."""
+        super().check()
+        refuse_below_one("data", cap=self.cap)
+        if not self.sources:
+            raise ConfigError("data.sources is empty; add data sets by name: +data@data.sources.NAME=toy.")
+        if self.limit is not None or self.test_limit is not None:
+            raise ConfigError("data.limit and data.test_limit are the sources' own; set data.sources.NAME.limit instead.")
+        for name, source in self.tasks().items():
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"data.sources: {name!r} is no name for a task; use letters, digits, '.', '_' and '-'.")
+            if isinstance(source, MixtureConfig):
+                raise ConfigError(f"data.sources.{name} is a mixture itself; name its sources beside the others.")
+            if source.halves is not None or source.part is not None:
+                raise ConfigError(f"data.sources.{name}: halves and part are made of the whole; set data.halves and data.part.")
+            try:
+                source.check()
+            except ConfigError as error:
+                raise ConfigError(f"source {name}: {error}") from error
+        if self.weights is not None:
+            check_weights("data.weights", self.weights, self.sources)
+            missing = [name for name in self.sources if name not in self.weights]
+            if missing:
+                raise ConfigError(f"data.weights has none for {', '.join(missing)}; give every source one, or null for all.")
+            if self.cap is not None:
+                raise ConfigError("data.cap bounds what is mixed by size, and data.weights says the shares; give one of them.")
+
+    def tasks(self) -> Mapping[str, DataConfig]:
+        """Each source's sheet. Raises ConfigError for one that is not a sheet of the data group."""
+        from alignlab.data import SOURCES
+
+        found: dict[str, DataConfig] = {}
+        for name, sheet in self.sources.items():
+            if not isinstance(sheet, Mapping) or "name" not in sheet:
+                raise ConfigError(f"data.sources.{name} is no sheet; add one with +data@data.sources.{name}=toy.")
+            found[name] = typed(f"data.sources.{name}", sheet, SOURCES[str(sheet["name"])].config)
+        return found
+
+    def stamp(self) -> list[str]:
+        """What changes with the files of any source."""
+        return [each for source in self.tasks().values() for each in source.stamp()]
+
+    def counted(self, split: str) -> int | None:
+        """Of all sources together."""
+        counts = [source.expected(split) for source in self.tasks().values()]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def build(config: MixtureConfig) -> Source:
+    """The sources as one, with the splits that all of them have."""
+    from alignlab.data import SOURCES
+
+    sheets = config.tasks()
+    sources = {name: SOURCES[sheet.name].build(sheet) for name, sheet in sheets.items()}
+    named = [name for name in next(iter(sources.values())).readers if all(name in each.readers for each in sources.values())]
+    shares = {name: sheet.flipped for name, sheet in sheets.items()}
+    judges = {source.judge for source in sources.values()}
+    return Source(
+        config.name,
+        {name: partial(_merged, sources, name, shares) for name in named},
+        judge=judges.pop() if len(judges) == 1 else None,
+        asked=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in sources.values()]))),
+        mixing=Mixing(tuple(sources), config.weights, config.cap),
+    )
+
+
+def offers(config: MixtureConfig) -> frozenset[str]:
+    """What all sources offer."""
+    from alignlab.data import SOURCES
+
+    return frozenset.intersection(*(SOURCES[sheet.name].offers(sheet) for sheet in config.tasks().values()))
+
+
+def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
+    """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
+    sheet says. Raises ConfigError for a source that is not there and for weights without a meaning."""
+    whole = source.split(split)
+    if wanted is None:
+        return whole, source.mixing
+    known = source.mixing.names if source.mixing else ()
+    check_weights("the stage's sources", wanted, known)
+    others = {*known} - {*wanted}
+    left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
+    records = tuple(record for record in whole.records if record.task in wanted)
+    return Split(records, left_out), Mixing(tuple(wanted), wanted, None)
+
+
+def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:
+    """The share of each source among the groups that a stage draws; they add up to 1. None where there is one source.
+
+    Raises DataError for a source of which no group is left.
+    """
+    if mixing is None:
+        return None
+    counts = Counter(group.task for group in groups)
+    for name in mixing.names:
+        if not counts[name]:
+            raise DataError(f"source {name} has no row left to train on; give it more data, or leave it out of the mixture.")
+    by_size = {name: float(min(counts[name], mixing.cap or counts[name])) for name in mixing.names}
+    weights = by_size if mixing.weights is None else mixing.weights
+    total = math.fsum(weights.values())
+    return {name: weights[name] / total for name in mixing.names}
+
+
+def check_weights(where: str, weights: Mapping[str, float], known: Iterable[str]) -> None:
+    """Raises ConfigError for a source that is not there, and for a weight that is not a positive number."""
+    if not weights:
+        raise ConfigError(f"{where}: no source is named; known are {', '.join(known) or 'none'}.")
+    for name, weight in weights.items():
+        if name not in known:
+            raise ConfigError(unknown(f"source in {where}", name, known))
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"{where}: the weight {weight} of {name} must be a finite number above 0.")
+
+
+def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    """One of each, again and again, so that a beginning holds as much of each as there is."""
+    nothing = object()
+    every: Iterable[Any] = chain.from_iterable(zip_longest(*lists, fillvalue=nothing))
+    return [each for each in every if each is not nothing]
+
+
+def _merged(sources: Mapping[str, Source], split: str, flips: Mapping[str, float]) -> Split:
+    read = {name: source.split(split) for name, source in sources.items()}
+    for name, part in read.items():
+        if not part.records:
+            raise DataError(f"source {name} has no rows in split {split}; look at its files, or leave it out of the mixture.")
+        if split == "train" and flips[name]:
+            read[name] = flipped(part, flips[name])
+    records = [
+        [replace(record, row=f"{name}/{record.row}", task=name) for record in part.records] for name, part in read.items()
+    ]
+    left_out = {f"{name}: {reason}": count for name, part in read.items() for reason, count in part.left_out.items()}
+    return Split(tuple(in_turn(records)), left_out)

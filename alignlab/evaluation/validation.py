@@ -1,0 +1,78 @@
+"""A suite on rows that are neither trained on nor reported: what a run is measured by while it trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignlab.data.classes import LABELLED, Classes, classed
+from alignlab.data.encode import Limits
+from alignlab.data.source import Source
+from alignlab.data.views import labelled, pair
+from alignlab.evaluation import SUITES
+from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
+from alignlab.evaluation.suite import Bench, HeldOut, Point, SuiteAcross, held_out
+from alignlab.models.policy import Policy
+from alignlab.models.text import Codec
+from alignlab.records import LabelSet, View
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for what a suite
+    says of several classes together."""
+
+    suite: str
+    config: EvaluationConfig
+    source: Source
+    points: tuple[Point, ...]
+    classes: Classes | None
+    pairs: HeldOut | None
+    items: HeldOut | None
+    labels: LabelSet | None = None
+    told: HeldOut | None = None
+
+    def described(self) -> list[Any]:
+        """What decides its numbers."""
+        digest = hashlib.sha256()
+        for record in self.source.split("test").records:
+            digest.update(repr((record.prompt, record.second, record.responses)).encode())
+        return [self.suite, self.config, self.points, digest.hexdigest()]
+
+    def measure(self, policy: Policy) -> Mapping[str, float]:
+        """The suite's numbers for the policy as it is now; nothing is kept from one time to the next."""
+        bench = Bench(policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.told)
+        suite = SUITES[self.suite].build(bench)
+        found = suite.measure(self.points[0])
+        if isinstance(suite, SuiteAcross):
+            found = [*found, *suite.across(self.points)]
+        return {measured.metric: measured.value for measured in found}
+
+
+def validated(
+    suite: str,
+    rows: int,
+    config: EvaluationConfig,
+    control: DialConfig | FormConfig,
+    source: Source,
+    classes: Classes | None,
+    labels: LabelSet | None,
+    choices: View | None,
+    codec: Codec,
+    limits: Limits,
+) -> Validated:
+    """At most `rows` records of a source's `test` split, encoded for a suite. `choices`: how labels are scored."""
+    words = SUITES[suite].needs(config)
+    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in words else None
+    if classes:
+        source = classed(source, classes)
+        points = tuple(Point(1.0, name, name) for name in classes.names)
+    else:
+        points = (Point(1.0, control.name),)
+    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in words else None
+    told = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in words else None
+    source.prompts()
+    settled = replace(config, pairs=rows, prompts=rows)
+    return Validated(suite, settled, source, points, classes, pairs, items, labels, told)
