@@ -434,7 +434,7 @@ def _positions(mask_RT: Tensor) -> Tensor:
 
 def _source(ids_BT: Tensor, source_PS: Tensor | None, mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the encoder reads for each row: generate repeats the mask for several answers per prompt, and not the ids."""
-    assert source_PS is not None  # `_refuse` has seen to it
+    assert source_PS is not None  # generate hands it to a function that names it
     source_BS = source_PS.repeat_interleave(len(ids_BT) // len(source_PS), dim=0)
     return source_BS, torch.ones_like(source_BS) if mask_BS is None else mask_BS
 
