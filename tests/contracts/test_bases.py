@@ -37,11 +37,13 @@ def test_a_fine_tuned_base_is_the_reference_and_comes_back_with_the_run(tuner: s
     assert policy.respond(["Tell a story."], strength=1.0, sampling=sampling, seed=0)
 
 
-def test_an_adapter_names_the_fine_tuned_base_it_was_trained_on(tmp_path: Path) -> None:
+def test_an_adapter_names_the_fine_tuned_base_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(composed(tmp_path, "clm", "method.sft_first=true", "method.sft.steps=2", "method.sft.batch=8", "evaluation=off"))
     stages = tmp_path / "run" / "stages"
 
-    alone = AutoPeftModelForCausalLM.from_pretrained(stages / "prefer" / "result")
+    monkeypatch.chdir(stages / "prefer" / "result")  # the base is named from where the adapter is
+
+    alone = AutoPeftModelForCausalLM.from_pretrained(".")
 
     ids = torch.arange(3, 19).reshape(2, 8)
     assert torch.equal(alone(ids).logits, alignlab.load(tmp_path / "run").model(ids).logits)

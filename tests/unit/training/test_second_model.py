@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -223,8 +224,9 @@ def test_the_whole_backbone_is_left_beside_it_as_a_checkpoint_that_the_tuner_nam
 
     with policy.off():
         assert torch.equal(plain(IDS).logits, policy.model(IDS).logits)
-    (config,) = policy.knob.module.peft_config.values()  # type: ignore[attr-defined]
-    assert config.base_model_name_or_path == str(whole.resolve())
+    policy.knob.save(tmp_path / "stages" / "fit" / "result")  # type: ignore[attr-defined]
+    written = json.loads((tmp_path / "stages" / "fit" / "result" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["base_model_name_or_path"] == "../../preferred/whole"
     assert policy.backbone.fingerprint != kind
 
 

@@ -57,6 +57,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "xglm": {**_PLAIN, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
     "bloom": {**_PLAIN, "n_layer": 2, "n_head": 4},
     "falcon": _PLAIN,
+    "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"]},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": VOCABULARY, "expansion_ratio": 2},
 }
 EXPERTS: dict[str, dict[str, Any]] = {
