@@ -136,11 +136,14 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.models.policy import Policy
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
+    from alignlab.training.arguments import arguments
     from alignlab.training.config import FitConfig, TrainerConfig
     from alignlab.training.objectives import Preference
+    from alignlab.training.parts import THE_TUNER
     from alignlab.training.references import with_references
     from alignlab.training.session import Session
-    from alignlab.training.trainer import FitTrainer, Step, arguments
+    from alignlab.training.trainable import training
+    from alignlab.training.trainer import FitTrainer, Step
     from alignlab.tuners.config import LoraConfig
     from alignlab.tuners.lora import build
 
@@ -153,7 +156,19 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     policy = Policy(backbone, tuner)
     if cached:
         groups = with_references(groups, policy, folder, weights="stories260k", inside=policy.off())
-    sheet = TrainerConfig("default", "cpu", None, True, 10**6, 1, 1, None, {"save_strategy": "no"})
+    sheet = TrainerConfig(
+        name="default",
+        device="cpu",
+        micro_batch=None,
+        shared_prefix=True,
+        gradient_checkpointing=False,
+        checkpoint_every_steps=10**6,
+        keep_checkpoints=1,
+        log_every_steps=1,
+        threads=None,
+        extra={"save_strategy": "no"},
+        validation=None,
+    )
     fit = FitConfig(None, steps, BATCH, RATE, "constant", 0.0, 0.0, 0.9, 0.999, 1e-8, 1.0, "response")
     session = Session(folder, folder, Ledger(folder), NoTracker(), sheet, "cpu", 0)
     shares = plan(groups, steps=steps, step_groups=BATCH, micro_groups=BATCH, seed=0)
@@ -161,7 +176,9 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     policy.model.requires_grad_(False)
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
-    trainer = FitTrainer(Step(policy, objective), "prefer", tuner, session, batches, arguments(fit, session, folder, steps))
+    args = arguments(fit, session, folder, steps)
+    with training(policy, THE_TUNER) as parts:
+        trainer = FitTrainer(Step(policy, objective), "prefer", parts, session, batches, args)
     trainer.add_callback(_clock())
     return trainer
 

@@ -72,7 +72,7 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
             "method=rde",
             "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft.",
         ),
-        ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, summaries, toy, ultrafeedback."),
+        ("data=toys", "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, mixture, summaries, toy, ultrafeedback."),
         ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ("~control.figure", "control.figure has no value; its sheet or the command line must give one."),
         ("data.limit=${nowhere}", "data.limit: Interpolation key 'nowhere' not found"),
         ("data.halves={seed: 0, test: 1}", "data.halves.max_prompt has no value; its sheet or the command line must give one."),
-        ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, summaries, jsonl."),
+        ("~data", "data is not chosen; add data=NAME, one of toy, hh_rlhf, ultrafeedback, summaries, jsonl, mixture."),
     ],
 )
 def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, said: str) -> None:
