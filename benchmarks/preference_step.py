@@ -141,9 +141,11 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.models.policy import Policy
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
+    from alignlab.training.arguments import arguments
     from alignlab.training.references import with_references
     from alignlab.training.session import Session
-    from alignlab.training.trainer import FitTrainer, Step, arguments
+    from alignlab.training.trainable import training
+    from alignlab.training.trainer import FitTrainer, Step
 
     folder = Path(tempfile.mkdtemp())
     steps = pairs // BATCH
@@ -162,7 +164,8 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
     args = arguments(stage.fit, session, folder, steps)
-    trainer = FitTrainer(Step(policy, stage.objective), stage.name, tuner, session, batches, args)
+    with training(policy, stage.trains) as parts:
+        trainer = FitTrainer(Step(policy, stage.objective), stage.name, parts, session, batches, args)
     trainer.add_callback(_clock())
     return trainer
 
