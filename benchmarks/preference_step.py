@@ -96,6 +96,7 @@ def _records(pairs: int) -> Any:
             limit=2 * pairs,
             test_limit=None,
             prefixes=PrefixConfig(None, None, ""),
+            records=None,
             flipped=0.0,
             halves=None,
             part=None,
