@@ -310,6 +310,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1"), FUSED),
         **dict.fromkeys(("llama4_text", "llama4", "phimoe"), ROUTER),
     },
+    "lora plan": dict.fromkeys(("mamba", "falcon_h1"), FUSED),
     # The mixer reads the weight of dt_proj itself, so what is attached there works in the merged model only.
     "lora merge": {"jamba": "differs from the tuned one"},
     # The shift becomes a bias, and these layers have none in their configuration.

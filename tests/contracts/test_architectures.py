@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from alignlab.config import parse
 from alignlab.data.batching import whole
 from alignlab.errors import AlignlabError, ModelError
 from alignlab.models.anatomy import block_list, context_of, shape_of
@@ -28,11 +29,13 @@ from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS
 from alignlab.models.knob import Strength, Term
 from alignlab.models.policy import Policy
+from alignlab.preparation import make_plan
 from alignlab.records import Encoded, EncodedGroup
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 from alignlab.tuners.red.config import RedConfig
 from alignlab.tuners.red.tuner import RedTuner
+from tests.conftest import CODEC
 from tests.contracts.architectures import (
     ARCHITECTURES,
     COMMON,
@@ -41,6 +44,7 @@ from tests.contracts.architectures import (
     architecture,
     configured,
 )
+from tests.contracts.test_methods import composed
 
 CAUSAL = [name for name, row in ARCHITECTURES.items() if row.kind == "causal"]
 Attach = Callable[[PreTrainedModel], PeftTuner]
@@ -254,6 +258,17 @@ def test_generation_behind_a_cache_that_is_not_right_is_refused(name: str) -> No
 @pytest.mark.parametrize("name", [name for name in CAUSAL if name not in REFUSED["generation"]])
 def test_a_step_behind_the_cache_is_the_full_pass(name: str) -> None:
     assert untuned(name).abilities.cached == ""
+
+
+@pytest.mark.parametrize("name", ["opt", "bloom", "mpt", "mamba", "llama4", "gemma3", "falcon_h1"])
+def test_a_run_is_planned_or_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
+    configured(name).save_pretrained(tmp_path)
+    CODEC.tokenizer.save_pretrained(tmp_path)
+    words = ("tuner=lora", "model=local", f"model.path={tmp_path}", "data.max_tokens=64", "data.too_long=cut_prompt_left")
+
+    planned = done_or_refused("lora plan", name, lambda: make_plan(parse(composed(tmp_path, "dpo", *words))))
+
+    assert planned is None or planned.learned > 0
 
 
 @every_causal

@@ -135,7 +135,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         (
             "~data",
             "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, hh_rlhf, ultrafeedback,"
-            " ultrafeedback_cleaned, summaries, jsonl.",
+            " ultrafeedback_cleaned, summaries, jsonl, mixture.",
         ),
     ],
 )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli
 from alignlab.methods.rahf.views import Beside
-from alignlab.models.backbone import Backbone, block_list
+from alignlab.models.anatomy import block_list
+from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage
@@ -139,7 +140,6 @@ def test_activations_that_are_computed_again_give_the_same_gradients(
     kind: str, stimuli: str, strength: float, kl: float
 ) -> None:
     policy = attached("lora", backbone(kind))
-    policy.packing = "off"  # as the trainer asks for
     shown, leads = (Prefixes(), LEADS) if stimuli == "prefixes" else (Models(second_of(policy, moved(kind))), PLAIN)
     batch = batch_of(leads)
     calls: list[nn.Module] = []

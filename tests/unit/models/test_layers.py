@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import ConfigError
-from alignlab.models.backbone import Backbone, block_list, shape_of
+from alignlab.models.anatomy import block_list, shape_of
+from alignlab.models.backbone import Backbone
 from alignlab.models.config import LayersConfig, Shape
 from alignlab.models.layout import member_of_tokens
 from alignlab.records import Batch

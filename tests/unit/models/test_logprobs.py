@@ -82,6 +82,47 @@ def test_a_shared_prefix_gives_the_same_gradients(kind: str) -> None:
     torch.testing.assert_close(shared, separate, atol=1e-4, rtol=1e-4)
 
 
+@every_backbone
+@pytest.mark.parametrize("member", [0, 1])
+def test_single_responses_of_unlike_length_in_one_row_give_the_same_numbers_and_gradients(member: int, kind: str) -> None:
+    policy = attached("lora", backbone(kind))
+    batch = batch_of(policy.backbone).member(member)
+    weight_GM = torch.tensor([[1.0], [-0.5], [3.0], [2.0]])
+    padded, padded_gradients = policy.logprobs(batch), gradients(policy, batch, weight_GM)
+
+    policy.packing = "all"
+    packed, packed_gradients = policy.logprobs(batch), gradients(policy, batch, weight_GM)
+
+    torch.testing.assert_close(packed.total_GM, padded.total_GM, atol=1e-5, rtol=1e-5)
+    assert torch.equal(packed.tokens_GM, padded.tokens_GM)
+    torch.testing.assert_close(packed_gradients, padded_gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_single_responses_keep_their_own_rows_unless_all_are_packed(llama: Backbone) -> None:
+    policy = plain(llama)
+    batch = batch_of(llama).member(0)
+    by_default = policy.logprobs(batch).total_GM
+
+    policy.packing = "off"
+
+    assert torch.equal(policy.logprobs(batch).total_GM, by_default)
+
+
+@every_backbone
+def test_rows_that_are_scored_from_their_start_may_be_packed(kind: str) -> None:
+    policy = plain(backbone(kind))
+    batch = batch_of(policy.backbone)
+    batch.start_GM.zero_()
+    batch.prefix_G.zero_()
+    separate = policy.logprobs(batch)
+
+    policy.packing = "all"
+    packed = policy.logprobs(batch)
+
+    torch.testing.assert_close(packed.total_GM, separate.total_GM, atol=1e-5, rtol=1e-5)
+    assert torch.equal(packed.tokens_GM, separate.tokens_GM)
+
+
 def test_pairs_without_a_common_token_are_computed_separately(llama: Backbone) -> None:
     policy = plain(llama)
     batch = batch_of(llama)

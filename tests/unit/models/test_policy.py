@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError, ControlError
-from alignlab.models.backbone import Backbone, block_list
+from alignlab.models.anatomy import block_list
+from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.knob import Knob, Strength, Term
 from alignlab.models.policy import Policy
