@@ -183,7 +183,7 @@ def _decoding(
     budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
     lead = tuner.controls.longest if tuner.controls else 0
     new = config.evaluation.max_new_tokens
-    room = int(skeletal.config.max_position_embeddings) - (0 if skeletal.config.is_encoder_decoder else new)
+    room = context_of(skeletal) - (0 if skeletal.config.is_encoder_decoder else new)
     lengths = [lead + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
     longest = max((length for length in lengths if length <= room), default=0)
     texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))

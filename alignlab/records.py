@@ -45,8 +45,8 @@ class Preference:
     row: str
     prompt: str
     responses: tuple[Response, ...]
-    second: str | None = None
     task: str | None = None
+    second: str | None = None
 
     @staticmethod
     def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:

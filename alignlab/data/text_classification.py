@@ -71,7 +71,7 @@ def _record(config: TextClassificationConfig, row: str, fields: dict[str, Any]) 
     text, label, *second = (str(text) for text in texts)
     if config.task == "number":
         _refuse_other_than_a_number(label, row)
-    return Preference(row, text, (Response(label),), second[0] if second else None)
+    return Preference(row, text, (Response(label),), second=second[0] if second else None)
 
 
 def _text(value: Any, column: str, row: str) -> str | None:

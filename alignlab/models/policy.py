@@ -38,7 +38,7 @@ class Policy:
         self.packing = packing
         with knob.off():
             _ = backbone.abilities  # of the backbone alone, where loading has not asked
-        self.mixed = mixed(backbone, knob) if knob.per_row else ""
+        self.mixed = mixed(backbone, knob) if knob.per_row else str(getattr(knob, "one_strength", ""))
         if self.mixed:
             knob.per_row = False
         if knob.controls is not None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from alignlab.errors import ConfigError
 from alignlab.files import stamps
+from alignlab.models.anatomy import context_of
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
 from alignlab.models.controls import Controls
@@ -85,7 +86,7 @@ class OtherModel:
         model = skeleton(sheet)
         highest = max(max(member.ids) for group in groups for member in group.members)
         known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-        context = int(model.config.max_position_embeddings)
+        context = context_of(model)
         longest = max(groups, key=lambda group: group.length)
         if highest >= known or longest.length > context:
             what = f"has {known} embeddings and the rows hold the id {highest}"

@@ -47,7 +47,7 @@ TUNER_SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "bitfit": {},
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
-    "ia3": {"targets": None},
+    "ia3": {"targets": None, "feedforward": None},
     "red": {"edit": "both", "place": "ffn", "targets": None},
 }
 

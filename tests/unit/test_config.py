@@ -74,7 +74,7 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
         ),
         (
             "data=toys",
-            "unknown data 'toys'; did you mean toy? known: hh_rlhf, jsonl, mixture, summaries, text_classification, toy,"
+            "unknown data 'toys'; did you mean toy or toy_classes? known: hh_rlhf, jsonl, mixture, summaries, text_classification, toy,"
             " toy_classes, ultrafeedback, ultrafeedback_cleaned.",
         ),
         ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
@@ -234,6 +234,7 @@ def test_suites_that_the_data_cannot_serve_are_left_out_with_the_reason(composed
     assert config.left_out == {
         "toy": "needs oracle, which this run does not have",
         "classes": "needs classes, which this run does not have",
+        "classification": "needs label set, which this run does not have",
     }
 
 

@@ -214,7 +214,7 @@ def test_a_file_behind_any_source_changes_the_fingerprint(composed: Compose, tmp
         (["data.sources.a.flipped=2"], "source a: data.flipped=2.0 is a share of the training pairs; it must lie between 0"),
         (["data.sources.a.part=rm"], "data.sources.a: halves and part are made of the whole; set data.halves and data.part."),
         (["+data.sources.c=3"], "data.sources.c is no sheet; add one with +data@data.sources.c=toy."),
-        (["+data.sources.c={name: toys}"], "unknown data 'toys'; did you mean toy?"),
+        (["+data.sources.c={name: toys}"], "unknown data 'toys'; did you mean toy or toy_classes?"),
         (["+data.sources.a.colour=red"], "unknown key data.sources.a.colour; did you mean corpus?"),
     ],
 )

@@ -26,6 +26,7 @@ from transformers import (
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling, _drawn
+from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec, Template
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL, backbone
@@ -113,7 +114,7 @@ def other(config: PreTrainedConfig) -> Policy:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.config.max_position_embeddings = 128
-    return plain(Backbone("other", model, CODEC, "other"))
+    return plain(Backbone("other", model, CODEC, "other", KINDS["causal"].implementation()))
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from alignlab.data.batching import collate, whole
 from alignlab.models.backbone import Backbone
+from alignlab.models.kinds import token_nll
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
@@ -29,6 +31,8 @@ DPO = Preference("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", referenc
 
 class Made:
     """A policy that answers with made-up numbers: other ones while it is off."""
+
+    backbone = SimpleNamespace(kind=SimpleNamespace(nll=token_nll))
 
     def __init__(self) -> None:
         self.total_GM, self.base_GM, self.passes = TOTAL_GM.clone().requires_grad_(), REFERENCE_GM.clone().requires_grad_(), 0

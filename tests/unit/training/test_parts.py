@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from alignlab.data.views import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
+from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
 from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
@@ -54,9 +55,12 @@ def classifier(tuner: str = "lora") -> Policy:
     )
     model = BertForSequenceClassification(config).eval().requires_grad_(False)
     if tuner == "bitfit":
-        return Policy(Backbone("bert", model, CODEC, "bert"), bitfit(BitfitConfig("bitfit", 1e-3, 1e-3), model))
+        return Policy(
+            Backbone("bert", model, CODEC, "bert", KINDS["classifier"].implementation()),
+            bitfit(BitfitConfig("bitfit", 1e-3, 1e-3), model),
+        )
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], modules_to_save=["classifier"])
-    return Policy(Backbone("bert", model, CODEC, "bert"), LoraTuner(model, lora))
+    return Policy(Backbone("bert", model, CODEC, "bert", KINDS["classifier"].implementation()), LoraTuner(model, lora))
 
 
 def halved() -> Policy:

@@ -142,9 +142,9 @@ def test_below_float32_a_group_is_computed_in_the_batch_that_trains_it_first(pol
     referenced = with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
     again = with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
     with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches[:1])
-    policy.shared_prefix = False
+    policy.packing = "off"
     with_references(groups, policy, tmp_path, weights="w", inside=policy.off(), trained_in=batches)
-    policy.shared_prefix = True
+    policy.packing = "pairs"
 
     with policy.off(), torch.no_grad():
         expected = policy.logprobs(whole([groups[row] for row in batches[0]], policy.backbone.codec.pad)).total_GM

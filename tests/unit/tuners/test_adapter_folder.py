@@ -65,7 +65,7 @@ def test_a_base_in_the_run_is_named_from_the_adapter_and_moves_with_it(
     run = tmp_path / "run"
     tuner = attached(name, "")
     backbone("llama").model.save_pretrained(run / "sft")
-    tuner.rests_on(run / "sft")
+    tuner.set_base_model(run / "sft")
     tuner.save(run / "fit" / "result")
     shutil.move(run, tmp_path / "moved")
 

@@ -147,8 +147,7 @@ def test_exactly_the_named_blocks_learn(kind: str, side: str, count: int, chosen
 def test_the_second_block_is_not_mistaken_for_the_eleventh(llama: Backbone) -> None:
     config = copy.deepcopy(llama.model.config)
     config.num_hidden_layers = 12
-    with torch.device("meta"):
-        deep = replace(llama, model=LlamaForCausalLM(config))
+    deep = replace(llama, model=LlamaForCausalLM(config).requires_grad_(False))
 
     policy = policy_of("blocks", deep, side="bottom", count=2)
 

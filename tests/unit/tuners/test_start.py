@@ -107,12 +107,12 @@ def test_half_way_lies_between_start_and_now(folder: Path) -> None:
 def test_behind_a_fine_tuned_base_the_start_is_that_base(folder: Path, tmp_path: Path) -> None:
     model = loaded(folder)
     tuner = full(SHEET, model)
-    with tuner.aside():
+    with tuner.detached():
         train(model)
         BackboneWeights(model, tuner).save(tmp_path / "sft")
     base = outputs(model)
     between = held(tuner)
-    tuner.rests_on(tmp_path / "sft")
+    tuner.set_base_model(tmp_path / "sft")
     train(model, seed=2)
 
     assert between > 0
