@@ -12,8 +12,8 @@ from alignlab.tuners.peft_hook import install
 
 if TYPE_CHECKING:
     from alignlab.finished import load
-    from alignlab.models.decode import Sampling
     from alignlab.models.policy import Policy
+    from alignlab.models.sampling import Sampling
     from alignlab.tuners.clm import ClmConfig
     from alignlab.tuners.control import ControlConfig
     from alignlab.tuners.dial import at_class, at_strength
@@ -26,7 +26,7 @@ _HOMES = {
     "ControlConfig": "alignlab.tuners.control",
     "Policy": "alignlab.models.policy",
     "RedConfig": "alignlab.tuners.red",
-    "Sampling": "alignlab.models.decode",
+    "Sampling": "alignlab.models.sampling",
     "at_class": "alignlab.tuners.dial",
     "at_strength": "alignlab.tuners.dial",
     "load": "alignlab.finished",

@@ -36,14 +36,13 @@ from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.controls import led_rows
 from alignlab.models.knob import Knob, Lead, Strength, Term
-from alignlab.models.sampling import Sampling
-
-__all__ = ["CustomGenerate", "Sampling", "Streams", "answers", "decoding"]
+from alignlab.models.sampling import Sampling, drawn
 
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
 
 CustomGenerate = Callable[..., Any]
+OFFERED = tuple(GenerationMode[name] for name in ("GREEDY_SEARCH", "SAMPLE", "BEAM_SEARCH", "BEAM_SAMPLE"))
 Terms = Callable[[int, int, torch.device], Sequence[Term]]
 """(rows, answers or beams per prompt, device) -> the passes."""
 
@@ -169,7 +168,7 @@ class _Search:
             elif uniform_BT is None:
                 token_B = torch.multinomial(scores_BV.softmax(-1), num_samples=1)[:, 0]
             else:
-                token_B = _drawn(scores_BV, top_p, uniform_BT[:, step])
+                token_B = drawn(scores_BV, top_p, uniform_BT[:, step])
             step_BT = (torch.where(alive_B, token_B, pad) if ends else token_B)[:, None]
             ids_BT = torch.cat([ids_BT, step_BT], dim=1)
             mask_BT = torch.cat([mask_BT, torch.ones_like(step_BT)], dim=1)
@@ -296,9 +295,7 @@ class Streams:
             output = self._model(**given, **{self._cache_name: stream.cache}, use_cache=True, **self._last_only)
         stream.cache = getattr(output, self._cache_name, None)
         if stream.cache is None:
-            raise ModelError(
-                f"a {type(self._model).__name__} hands out no cache, so its passes cannot run side by side; use another model."
-            )
+            raise ModelError(f"a {type(self._model).__name__} hands out no cache for passes side by side; use another model.")
         logits_RV: Tensor = output.logits[:, -1].float()
         return logits_RV
 
@@ -346,18 +343,6 @@ def _laid(terms: Sequence[Term], texts: int, together: bool, device: torch.devic
     return [_Stream((owner_R, weight_R), setting_R, lead_R) for owner_R, weight_R, setting_R, lead_R in rows if len(owner_R)]
 
 
-def _drawn(scores_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
-    """One draw per row, by inverting the cumulative distribution over descending probabilities."""
-    sorted_BV, order_BV = scores_BV.sort(dim=-1, descending=True, stable=True)
-    cumulative_BV = sorted_BV.double().softmax(-1).cumsum(-1)
-    # top_p keeps the smallest set whose mass reaches it; the draw is scaled to that mass.
-    inside_BV = (cumulative_BV - sorted_BV.double().softmax(-1)) < top_p
-    mass_B = torch.where(inside_BV, cumulative_BV, 0.0).amax(-1)
-    drawn_B1 = torch.searchsorted(cumulative_BV, (uniform_B.double() * mass_B)[:, None], right=True)
-    last_B1 = inside_BV.sum(-1, keepdim=True) - 1
-    return order_BV.gather(1, torch.minimum(drawn_B1, last_B1))[:, 0]
-
-
 def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, Any]:
     """Arguments of `generate`; None turns off what the model's generation_config may ask for. top_p is the draw's own."""
     codec, drawn = backbone.codec, sampling.temperature > 0
@@ -391,9 +376,7 @@ class _InAnswer(StopStringCriteria):
         try:
             super().__init__(backbone.codec.tokenizer, list(stop))
         except ValueError as error:
-            raise ConfigError(
-                f"no token of this tokenizer can end any of stop={list(stop)}; choose texts it can say."
-            ) from error
+            raise ConfigError(f"no token of this tokenizer ends any of stop={list(stop)}; choose texts it says.") from error
         self._begin = begin
 
     def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:
@@ -452,12 +435,7 @@ def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], leads: Seque
 
 def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[str, Any]) -> None:
     mode = config.get_generation_mode()
-    if mode not in (
-        GenerationMode.GREEDY_SEARCH,
-        GenerationMode.SAMPLE,
-        GenerationMode.BEAM_SEARCH,
-        GenerationMode.BEAM_SAMPLE,
-    ):
+    if mode not in OFFERED:
         raise ControlError(
             f"a dial decodes by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so leave"
             " assistants and other ways of searching out."

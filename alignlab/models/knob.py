@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -57,6 +57,28 @@ class Knob(Protocol):
 
     def off(self) -> AbstractContextManager[None]:
         """Makes the model the backbone as it is without the tuner, bit for bit, for the passes inside."""
+
+
+class Untuned:
+    """The knob of a model that carries nothing."""
+
+    per_row = True
+    controls: Controls | None = None
+    starts_as_base = True
+
+    def terms(self, strength: Strength) -> tuple[Term, ...]:
+        """One pass, whatever the strength."""
+        del strength
+        return (Term(1.0, 1.0),)
+
+    def at(self, setting: Strength) -> AbstractContextManager[None]:
+        """Nothing to set."""
+        del setting
+        return nullcontext()
+
+    def off(self) -> AbstractContextManager[None]:
+        """Nothing to switch off."""
+        return nullcontext()
 
 
 def as_strength(values: Sequence[float], device: torch.device) -> Strength:

@@ -261,6 +261,11 @@ class Policy:
 
     def _pass(self, layout: Layout, term: Term) -> Pass:
         """One term's hidden states at the positions that predict the response tokens."""
+        weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
+        if self.mixed and isinstance(term.setting, Tensor):
+            # The head, too, may not see rows of several settings.
+            logits_KV = self._by_pieces(layout, term, lambda rows: self.backbone.kind.outputs(self.backbone, rows), dim=0)
+            return Pass(weight, lambda some_kV: some_kV, logits_KV)
         hidden_KD = self._by_pieces(layout, term, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
 
         def head(some_kD: Tensor) -> Tensor:
@@ -268,7 +273,6 @@ class Policy:
             with self.knob.at(term.setting):
                 return self.backbone.kind.head(self.backbone, some_kD)
 
-        weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
         return Pass(weight, head, hidden_KD)
 
     def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[Term]:

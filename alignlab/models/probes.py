@@ -18,7 +18,7 @@ from alignlab.errors import ModelError
 from alignlab.models.anatomy import text_config
 from alignlab.models.controls import WITHOUT
 from alignlab.models.cut import CUTS, Cut
-from alignlab.models.knob import Knob
+from alignlab.models.knob import Knob, Term, Untuned
 from alignlab.models.layout import Layout, one_row_per_member, without_padding
 from alignlab.records import Batch
 
@@ -186,30 +186,18 @@ def _cut(name: str, model: PreTrainedModel, batch: Batch, right_TV: Tensor) -> C
 
 def _stepped(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits after the last token of each row, R,V, which is fed alone behind a cache of the others, padded on the left."""
+    # The decoder stands on backbones, which ask for probes when they are loaded.
+    from alignlab.models.decode import Streams
+
     length_R = batch.length_GM.flatten()
     width = batch.ids_GMT.shape[2]
     ids_RT = torch.stack(
         [ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)]
     )
     mask_RT = (torch.arange(width, device=ids_RT.device) >= width - length_R[:, None]).long()
-    place_RT = (mask_RT.cumsum(1) - 1).clamp(min=0)
-    before = model(
-        input_ids=ids_RT[:, :-1],
-        attention_mask=mask_RT[:, :-1],
-        position_ids=place_RT[:, :-1],
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    after = model(
-        input_ids=ids_RT[:, -1:],
-        attention_mask=mask_RT,
-        position_ids=place_RT[:, -1:],
-        past_key_values=before.past_key_values,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits_RV: Tensor = after.logits[:, -1]
-    return logits_RV
+    with Streams(model, Untuned(), (Term(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
+        streams.step(ids_RT[:, :-1], mask_RT[:, :-1])
+        return streams.step(ids_RT[:, -1:], mask_RT)
 
 
 def _objection(compute: Callable[[], Tensor], right_KV: Tensor, allowed: float | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,7 @@ from alignlab.files import stamps
 from alignlab.models.anatomy import context_of
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
-from alignlab.models.controls import Controls
-from alignlab.models.knob import Strength, Term
+from alignlab.models.knob import Untuned
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup
@@ -126,25 +125,3 @@ class OtherModel:
     def _sheet(self, dtype: str, attention: str) -> ModelConfig:
         template = TemplateConfig(format="{prompt}", chat=False, bos=None)  # nothing is rendered: the rows are ids
         return ModelConfig("reference", None, "folder", str(self.folder), None, dtype, attention, False, template)
-
-
-class Untuned:
-    """The knob of a model that carries nothing."""
-
-    per_row = True
-    controls: Controls | None = None
-    starts_as_base = True
-
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        """One pass, whatever the strength."""
-        del strength
-        return (Term(1.0, 1.0),)
-
-    def at(self, setting: Strength) -> AbstractContextManager[None]:
-        """Nothing to set."""
-        del setting
-        return nullcontext()
-
-    def off(self) -> AbstractContextManager[None]:
-        """Nothing to switch off."""
-        return nullcontext()

@@ -74,8 +74,8 @@ def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> Non
         ),
         (
             "data=toys",
-            "unknown data 'toys'; did you mean toy or toy_classes? known: hh_rlhf, jsonl, mixture, summaries, text_classification, toy,"
-            " toy_classes, ultrafeedback, ultrafeedback_cleaned.",
+            "unknown data 'toys'; did you mean toy or toy_classes? known: hh_rlhf, jsonl, mixture, summaries,"
+            " text_classification, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
         ),
         ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
     ],

@@ -25,9 +25,9 @@ from transformers import (
 
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling, _drawn
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling, drawn
 from alignlab.models.text import Codec, Template
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL, backbone
 from tests.unit.conftest import Heard, attached, plain
@@ -36,7 +36,7 @@ PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3]])
 
 
 def chosen(uniform: float, top_p: float = 1.0) -> int:
-    return int(_drawn(PROBABILITIES.log(), top_p, torch.tensor([uniform])))
+    return int(drawn(PROBABILITIES.log(), top_p, torch.tensor([uniform])))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_and_shares_the_draw_among_
 
 
 def test_each_row_has_its_own_draw() -> None:
-    tokens_B = _drawn(PROBABILITIES.log().expand(3, 3), 1.0, torch.tensor([0.1, 0.6, 0.9]))
+    tokens_B = drawn(PROBABILITIES.log().expand(3, 3), 1.0, torch.tensor([0.1, 0.6, 0.9]))
 
     assert tokens_B.tolist() == [1, 2, 0]
 
@@ -135,7 +135,7 @@ def test_a_model_that_hands_out_no_cache_is_refused() -> None:
         **SMALL,
     )
 
-    with pytest.raises(ModelError, match="a RecurrentGemmaForCausalLM hands out no cache"):
+    with pytest.raises(ModelError, match=r"cannot generate here: .*a RecurrentGemmaForCausalLM hands out no cache"):
         other(gemma).respond(PROMPTS, sampling=GREEDY, seed=0)
 
 

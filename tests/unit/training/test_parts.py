@@ -128,9 +128,9 @@ def test_a_tuner_alone_takes_its_head_with_it(tmp_path: Path) -> None:
     [
         ("lora", {"tuner": SETTINGS, "head": SETTINGS}, {"adapter_model.safetensors"}),
         ("lora", {"head": SETTINGS}, {"adapter_model.safetensors"}),
-        ("bitfit", {"tuner": SETTINGS, "head": SETTINGS}, {"weights.safetensors", "head/head.safetensors"}),
-        # The head's bias is one of the biases that the tuner tunes.
-        ("bitfit", {"head": SETTINGS}, {"weights.safetensors", "head/head.safetensors"}),
+        # The head is one of the weights that the tuner tunes.
+        ("bitfit", {"tuner": SETTINGS, "head": SETTINGS}, {"weights.safetensors"}),
+        ("bitfit", {"head": SETTINGS}, {"weights.safetensors"}),
         ("lora", {"backbone": SETTINGS}, {"model.safetensors"}),
         ("lora", {"backbone": SETTINGS, "head": SETTINGS}, {"lm/model.safetensors", "control/adapter_model.safetensors"}),
     ],
