@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 from preference_step import ALPHA, BATCH, RANK, RATE, _backbone, _records
 
 ORDERS = ("by length", "drawn")
 PACKINGS = ("off", "all")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Both layouts in both orders; the medians and the ratios with their range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     for order in ORDERS:
         batches, padding = _batches(given.rows, order)
-        step = _step()
+        step = _step(given.rows)
         seconds: dict[str, list[float]] = {packing: [] for packing in PACKINGS}
         for packing in PACKINGS:
             step(packing, batches[0])
@@ -61,14 +65,14 @@ def _batches(rows: int, order: str) -> tuple[list[Any], float]:
     return made, 1 - tokens / held
 
 
-def _step() -> Callable[[str, Any], None]:
+def _step(rows: int) -> Callable[[str, Any], None]:
     """A function that makes one step of training under a packing."""
     from alignlab.models.policy import Policy
     from alignlab.training.objectives import nll
     from alignlab.tuners.config import LoraConfig
     from alignlab.tuners.lora import build
 
-    backbone = _backbone()
+    backbone = _backbone(rows)
     torch.manual_seed(0)
     tuner = build(LoraConfig("lora", RATE, RATE, RANK, ALPHA, 0.0, []), backbone.model)
     policy = Policy(backbone, tuner)

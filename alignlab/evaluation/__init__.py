@@ -71,6 +71,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "pair_accuracy",
         "likelihood_separation",
     ),
+    "classification": ("accuracy", "nats", "squared_error"),
 }
 """The numbers of each suite."""
 

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,12 @@ class Backbone:
     def abilities(self) -> Abilities:
         """What the model can do, tried once, before anything is trained."""
         return self.kind.abilities(self)
+
+    def moved(self, fingerprint: str) -> Backbone:
+        """The same model with other weights. What it can do was tried without a tuner, and stays as it was found."""
+        made = replace(self, fingerprint=fingerprint)
+        made.__dict__["abilities"] = self.abilities
+        return made
 
     @property
     def context(self) -> int:

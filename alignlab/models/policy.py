@@ -139,6 +139,8 @@ class Policy:
         for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
         passes, and a streamer for several prompts or beams.
         """
+        if not self.backbone.model.can_generate():
+            raise ModelError(f"model={self.backbone.name} writes no text; ask a classifier for its class_scores.")
         if self.backbone.abilities.cached:
             raise ModelError(
                 f"model={self.backbone.name} cannot generate here: a step behind its cache is not the full pass"

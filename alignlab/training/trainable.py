@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -177,4 +177,4 @@ def _set_base_model(policy: Policy, folder: Path) -> None:
     """The backbone's weights are those in `folder` now. Others get another fingerprint, by which references are cached."""
     policy.backbone.describe(folder)
     tuner_of(policy).set_base_model(folder)
-    policy.backbone = replace(policy.backbone, fingerprint=digest(folder))
+    policy.backbone = policy.backbone.moved(digest(folder))

@@ -285,7 +285,7 @@ ARCHITECTURES: Mapping[str, Row] = {
 
 NO_PLACE = "has no place for"
 STATE = "logits differ from those of rows alone"
-NO_CACHE = "no attribute 'past_key_values'"
+NO_CACHE = "hands out no cache"
 FUSED = "is incompatible with Mamba-based models"
 ROUTER = "does not run with this tuner in it"
 
@@ -302,7 +302,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     # The cache has another name, or left padding runs into the state.
     "generation": {
-        **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "rwkv"), NO_CACHE),
+        **dict.fromkeys(("recurrent_gemma", "rwkv"), NO_CACHE),
         "minimax": STATE,
     },
     # peft refuses maps that fused kernels read past it; a router is a Linear that answers with a tuple.

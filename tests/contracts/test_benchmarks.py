@@ -52,7 +52,7 @@ def composes(words: list[str]) -> bool:
 
 
 def test_every_benchmark_has_its_test() -> None:
-    tried = {"dial", "gpu", "killed_sweep", "preference_step", "rahf_step", "startup", "sweep"}
+    tried = {"dial", "gpu", "killed_sweep", "packed_rows", "preference_step", "rahf_step", "startup", "sweep"}
 
     assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} == tried
 
@@ -78,6 +78,13 @@ def test_dial_knows_the_weights_of_each_side(side: str) -> None:
     model = 8 * block + 2 * 4096 * 32 + 32
     counts = {"plain": model, "clm": model + block, "two-models": 2 * model, "dera": 2 * model}
     assert sum(tensor.numel() for tensor in held) == counts[side]
+
+
+@pytest.mark.usefixtures("shared")
+def test_packed_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("packed_rows").main(["--rows", "16", "--rounds", "1"])
+
+    assert capsys.readouterr().out.count("packed / padded") == 2
 
 
 def test_rahf_step(capsys: pytest.CaptureFixture[str]) -> None:

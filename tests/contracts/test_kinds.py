@@ -13,6 +13,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS, kind_of
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.records import Example
 from alignlab.training.objectives import nll
 from tests.contracts.kinds import (
@@ -177,6 +178,8 @@ def test_verbs_that_a_kind_does_not_have_are_refused_in_a_sentence() -> None:
 
     with pytest.raises(ModelError, match="gives texts no likelihood"):
         classifier.logprobs(batch(classifier, CLASSIFIER))
+    with pytest.raises(ModelError, match="writes no text"):
+        classifier.respond(["Tom."], sampling=Sampling(4, 0.0, 1.0), seed=0)
     with pytest.raises(ModelError, match="has no class scores"):
         seq2seq.class_scores(batch(seq2seq, SEQ2SEQ))
     with pytest.raises(ModelError, match="two stacks"):

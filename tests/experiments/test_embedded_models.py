@@ -13,7 +13,7 @@ from run import run
 from tests.contracts.test_methods import composed
 
 LARGEST_BYTES = 1_500_000
-every_model = pytest.mark.parametrize("name", ["tiny", "tiny_gpt2"])
+every_model = pytest.mark.parametrize("name", ["tiny", "tiny_gpt2", "tiny_roberta", "tiny_t5"])
 
 
 @every_model
@@ -28,7 +28,7 @@ def test_the_weights_are_small_safetensors(name: str) -> None:
 def test_the_committed_shape_is_the_blueprint(name: str) -> None:
     committed = json.loads((EMBEDDED / name / "config.json").read_text())
 
-    blueprint = blueprints()[name].to_diff_dict()
+    blueprint = blueprints()[name].config.to_diff_dict()
 
     assert {key: committed[key] for key in blueprint if key != "transformers_version"} == {
         key: value for key, value in blueprint.items() if key != "transformers_version"

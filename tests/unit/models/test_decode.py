@@ -249,7 +249,7 @@ def test_a_stop_string_that_the_tokenizer_cannot_say_is_refused(llama: Backbone)
     )
     policy = plain(replace(llama, codec=Codec(made, Template("{prompt}", chat=False, bos=False))))
 
-    with pytest.raises(ConfigError, match="no token of this tokenizer can end any of stop="):
+    with pytest.raises(ConfigError, match="no token of this tokenizer ends any of stop="):
         policy.respond(["a"], sampling=replace(GREEDY, stop=("é",)), seed=0)
 
 
