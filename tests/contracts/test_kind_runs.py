@@ -58,10 +58,10 @@ def test_a_run_trains_evaluates_loads_and_exports(data: tuple[str, ...], tuner: 
         assert auto.from_pretrained(tmp_path / "plain").config.architectures
 
 
-def test_a_classifier_learns_moods_and_keeps_its_head_at_every_strength(tmp_path: Path) -> None:
-    words = ("tuner=lora", "data.told=mood", "data.pairs=400", "control.strengths=[0.0,1.0]")
+def test_a_classifier_learns_moods(tmp_path: Path) -> None:
+    words = ("tuner=full", "data.told=mood", "data.pairs=400")
 
-    run(composed(tmp_path, "sft", *words, data=CLASSES, steps=60, batch=32))
+    run(composed(tmp_path, "sft", *words, data=CLASSES, steps=150, batch=32))
 
     assert results(tmp_path)["classification", "accuracy", 1.0]["value"] > 0.9
 
@@ -69,7 +69,7 @@ def test_a_classifier_learns_moods_and_keeps_its_head_at_every_strength(tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("method=dpo", "model=tiny_roberta"), "method=dpo needs token likelihood"),
+        (("method=dpo", "model=tiny_roberta"), "model=tiny_roberta needs label set"),
         (("method=sft", "model=tiny_roberta"), "model=tiny_roberta needs label set, which none of .* data=toy"),
         (("method=rahf", "model=tiny_t5"), "method=rahf needs hidden states and text in front of prompts"),
         (("method=meet", "model=tiny_t5"), "method=meet needs text in front of prompts"),
