@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
+from alignlab.models.kinds import new_head
 from alignlab.models.knob import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
@@ -124,8 +125,15 @@ def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
         lora_dropout=config.dropout,
         fan_in_fan_out=stores_transposed(model),
         target_modules=targets,
+        exclude_modules=_new_head(model),
         layers_to_transform=None if written_out else blocks,
     )
+
+
+def _new_head(model: PreTrainedModel) -> str | None:
+    """A pattern for the modules of a classifier's head, which is trained whole and takes no update; None without one."""
+    parts = sorted({name.partition(".")[0] for name in new_head(model)})
+    return rf"({'|'.join(parts)})(\..*)?" if parts else None
 
 
 def _targets(config: LoraConfig, model: PreTrainedModel, blocks: list[int] | None) -> list[str] | str | None:

@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    MT5Config,
+    MT5ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -64,6 +74,11 @@ class Made:
 
 
 CASES = (Made("classifier", "roberta"), Made("classifier", "bert"), Made("seq2seq", "t5"))
+MORE = (
+    *(Made("classifier", family) for family in ("distilbert", "electra", "deberta")),
+    *(Made("seq2seq", family) for family in ("mt5", "bart")),
+)
+"""Families that are held to transformers' own answers, with LoRA."""
 
 
 def backbone(made: Made) -> Backbone:
@@ -109,12 +124,12 @@ def groups(policy: Policy, made: Made) -> list[EncodedGroup]:
 
 
 def outputs(policy: Policy, made: Made) -> Tensor:
-    """What the policy says of the batch: class scores, or the likelihood of each response."""
+    """What the policy says of the batch: class scores, or the nats per token of each response."""
     of_batch = batch(policy, made)
     with torch.no_grad():
         if made.kind == "classifier":
             return policy.class_scores(of_batch)
-        return policy.logprobs(of_batch).total_GM
+        return policy.logprobs(of_batch).mean_GM
 
 
 def _tokenizer(made: Made) -> PreTrainedTokenizerFast:
@@ -150,4 +165,53 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return T5ForConditionalGeneration(shape)
 
 
-_MODELS = {"roberta": _roberta, "bert": _bert, "t5": _t5}
+def _distilbert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, **_special(tokenizer), initializer_range=WIDE)
+    shape.num_labels = 3
+    return _quiet(DistilBertForSequenceClassification(shape))
+
+
+def _electra(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = ElectraConfig(**SIZE, embedding_size=32, **_special(tokenizer), initializer_range=WIDE, num_labels=3)
+    return _quiet(ElectraForSequenceClassification(shape))
+
+
+def _deberta(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = DebertaV2Config(**SIZE, **_special(tokenizer), initializer_range=WIDE, num_labels=3)
+    return _quiet(DebertaV2ForSequenceClassification(shape))
+
+
+def _mt5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    # At mT5's own spread of weights, logits are so large that fp32 has no 1e-5 left.
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 0.1}
+    shape = MT5Config(**size, decoder_start_token_id=0, **_special(tokenizer))
+    return MT5ForConditionalGeneration(shape)
+
+
+def _bart(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = BartConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        decoder_start_token_id=2,
+        init_std=WIDE,
+        **_special(tokenizer),
+    )
+    return _quiet(BartForConditionalGeneration(shape))
+
+
+_MODELS = {
+    "roberta": _roberta,
+    "bert": _bert,
+    "t5": _t5,
+    "distilbert": _distilbert,
+    "electra": _electra,
+    "deberta": _deberta,
+    "mt5": _mt5,
+    "bart": _bart,
+}

@@ -18,6 +18,7 @@ from alignlab.records import Example
 from alignlab.training.objectives import nll
 from tests.contracts.kinds import (
     CASES,
+    MORE,
     STORIES,
     TEXTS,
     TUNER_SETTINGS,
@@ -53,11 +54,11 @@ def one_by_one(policy: Policy, made: Made) -> Tensor:
             first = policy.backbone.model.config.decoder_start_token_id
             read = torch.cat([torch.tensor([[first]]), target[:, :-1]], dim=1)
             logprobs = policy.backbone.model(source, decoder_input_ids=read).logits.log_softmax(-1)
-            rows.append(logprobs.gather(2, target[..., None]).sum().reshape(1))
+            rows.append(logprobs.gather(2, target[..., None]).mean().reshape(1))
     return torch.stack(rows)
 
 
-@every_kind
+@pytest.mark.parametrize("made", [*CASES, *MORE], ids=str)
 def test_a_padded_batch_says_what_transformers_says_of_each_row(made: Made) -> None:
     policy = attached(made, "lora")
 
@@ -211,3 +212,15 @@ def test_the_texts_of_the_table_are_of_different_lengths() -> None:
     lengths = {len(group.members[0].ids) for group in groups(attached(CLASSIFIER, "lora"), CLASSIFIER)}
 
     assert len(lengths) == len(TEXTS)
+
+
+@pytest.mark.parametrize("made", MORE, ids=str)
+def test_an_adapter_in_further_families_is_read_back_to_the_bit_and_merges(made: Made, tmp_path: Path) -> None:
+    policy = trained(made, "lora")
+    policy.knob.save(tmp_path / "adapter")  # type: ignore[attr-defined]
+
+    again = attached(made, "lora")
+    again.knob.load(tmp_path / "adapter")  # type: ignore[attr-defined]
+
+    assert torch.equal(outputs(again, made), outputs(policy, made))
+    assert export_plain(policy.knob.module, None, tmp_path / "plain") <= 1e-4  # type: ignore[attr-defined]
