@@ -32,7 +32,6 @@ from tests.contracts.kinds import (
 )
 
 CLASSIFIER, SEQ2SEQ = CASES[0], CASES[2]
-every_kind = pytest.mark.parametrize("made", CASES, ids=str)
 WITHOUT_BIASES = {("seq2seq", "bitfit"): "a T5 has no biases", ("seq2seq", "red-export"): "nor a place for RED's shift"}
 PAIRS = [(made, tuner) for made in CASES for tuner in TUNER_SETTINGS if (made.kind, tuner) not in WITHOUT_BIASES]
 every_pair = pytest.mark.parametrize(("made", "tuner"), PAIRS, ids=lambda value: str(value))
