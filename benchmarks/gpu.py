@@ -1,6 +1,7 @@
 """One card, measured in one go: preference steps with LoRA and RED, packed and padded, beside TRL, and two-stream decoding.
 
     python benchmarks/gpu.py [--to FILE.md] [--steps 8] [--minutes 7.5]
+    python benchmarks/gpu.py --rows "DPO, lora, packed" --cudnn
     python benchmarks/gpu.py --tiny --steps 2      # anywhere, to see that it runs
 
 A random Llama of the shape of Llama-3.2-1B in bfloat16; pairs of random ids that share a prompt, with lengths as drawn from
@@ -8,7 +9,7 @@ the seed. Every training row is DPO with the base as reference, asked anew in ea
 activation checkpointing. `TRL` is its DPOTrainer with the same LoRA, left out by name where it is not installed. Tokens are
 those of both members of a pair, each with its prompt, whatever a layout computes of them. The share is that of all matrix
 products of one step, counted by torch, in what a large product reached on the card just before. Attention is what ran, by
-torch's own names. Without a card all is measured on the CPU, in float32, at the tiny size. Needs neither hydra nor datasets.
+torch's own names. Without a card all is measured on the CPU, in float32, at the tiny size. TRL needs datasets.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Size:
     square: int
 
 
-LARGE = Size(2048, 8192, 16, 32, 8, 128_256, 4, (64, 384), (32, 256), 32, 128, 128, 8192)
+LARGE = Size(2048, 8192, 16, 32, 8, 128_256, 16, (64, 384), (32, 256), 32, 128, 128, 8192)
 TINY = Size(32, 64, 2, 4, 2, 64, 2, (3, 8), (2, 6), 2, 4, 3, 64)
 
 
@@ -85,17 +86,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed, behind two that are not")
     parser.add_argument("--minutes", type=float, default=7.5, help="rows that would begin later are left out by name")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rows", nargs="*", help="names of the rows to measure; default: all")
+    parser.add_argument("--cudnn", action="store_true", help="let torch take cuDNN's attention, which plans each shape anew")
     given = parser.parse_args(words)
     begun = time.monotonic()
     on_card = torch.cuda.is_available()
     size = LARGE if on_card and not given.tiny else TINY
     device, dtype = ("cuda", torch.bfloat16) if on_card else ("cpu", torch.float32)
     card = torch.cuda.get_device_name() if on_card else f"CPU, {torch.get_num_threads()} threads"
+    torch.backends.cuda.enable_cudnn_sdp(given.cudnn)
     rate = matmul_rate(device, dtype, size.square)
     here = Here(device, dtype, size, given.steps, begun + 60 * given.minutes, rate)
     lines = [f"# {card}", "", about(here), "", row(COLUMNS), row(["---"] * len(COLUMNS))]
     print("\n".join(lines), flush=True)
-    for name, measure in rows().items():
+    for name, measure in {name: row for name, row in rows().items() if not given.rows or name in given.rows}.items():
         lines.append(row([name, *_measured(measure, here)]))
         print(lines[-1], flush=True)
     target = given.to or Path(f"gpu-{card.replace(' ', '-').replace(',', '')}.md")
@@ -256,7 +260,7 @@ def of_steps(here: Here, step: Callable[[int], None], *, most: int | None = None
         torch.cuda.reset_peak_memory_stats()
     step(0)
     ran: list[str] = []
-    with attention(ran), FlopCounterMode(display=False) as counter:
+    with attention(ran), FlopCounterMode(display=False, custom_mapping=products_of_attention()) as counter:
         step(1)
     products = counter.get_total_flops()
     seconds: list[float] = []
@@ -270,6 +274,33 @@ def of_steps(here: Here, step: Callable[[int], None], *, most: int | None = None
     share = products / (tokens or _tokens(here, 1)) * speed / here.rate
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if here.device == "cuda" else "not measured"
     return [f"{speed:,.0f}", f"{1000 * second:.1f}", f"{100 * share:.0f} %", peak, ", ".join(ran) or "plain products"]
+
+
+def products_of_attention() -> dict[Any, Callable[..., int]]:
+    """FLOP of what torch's own count refuses: fused attentions where the queries' heads share fewer heads of keys (forward: two
+    products of each query with each key; backward: five), and sums with a product whose type is given.
+    """
+    import torch
+
+    def products(count: int, query_BHQD: Sequence[int], key_BhKD: Sequence[int], value_BhKD: Sequence[int]) -> int:
+        rows, heads, asks, width = query_BHQD
+        return count * rows * heads * asks * key_BhKD[2] * (width + value_BhKD[3])
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return products(2, query, key, value)
+
+    def backward(_gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return products(5, query, key, value)
+
+    def addmm(_bias: Any, a_MK: Sequence[int], b_KN: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * a_MK[0] * a_MK[1] * b_KN[1]
+
+    names = ("flash", "efficient", "cudnn")
+    fused = [f"_scaled_dot_product_{name}_attention" for name in names]
+    counts = {
+        getattr(torch.ops.aten, name + end): count for name in fused for end, count in (("", forward), ("_backward", backward))
+    }
+    return {**counts, torch.ops.aten.addmm: addmm}
 
 
 @contextmanager
