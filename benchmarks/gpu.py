@@ -1,6 +1,6 @@
 """One card, measured in one go: preference steps with LoRA and RED, packed and padded, beside TRL, and two-stream decoding.
 
-    python benchmarks/gpu.py [--to FILE.md] [--steps 8] [--minutes 7.5]
+    python benchmarks/gpu.py [--to FILE.md] [--steps 8] [--minutes 7.5] [--pairs 8]
     python benchmarks/gpu.py --rows "DPO, lora, packed" --cudnn
     python benchmarks/gpu.py --tiny --steps 2      # anywhere, to see that it runs
 
@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Size:
     square: int
 
 
-LARGE = Size(2048, 8192, 16, 32, 8, 128_256, 16, (64, 384), (32, 256), 32, 128, 128, 8192)
+LARGE = Size(2048, 8192, 16, 32, 8, 128_256, 8, (64, 384), (32, 256), 32, 128, 128, 8192)
 TINY = Size(32, 64, 2, 4, 2, 64, 2, (3, 8), (2, 6), 2, 4, 3, 64)
 
 
@@ -86,12 +86,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed, behind two that are not")
     parser.add_argument("--minutes", type=float, default=7.5, help="rows that would begin later are left out by name")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--pairs", type=int, help="in a step; default: 8, tiny: 2")
     parser.add_argument("--rows", nargs="*", help="names of the rows to measure; default: all")
     parser.add_argument("--cudnn", action="store_true", help="let torch take cuDNN's attention, which plans each shape anew")
     given = parser.parse_args(words)
     begun = time.monotonic()
     on_card = torch.cuda.is_available()
     size = LARGE if on_card and not given.tiny else TINY
+    size = replace(size, pairs=given.pairs or size.pairs)
     device, dtype = ("cuda", torch.bfloat16) if on_card else ("cpu", torch.float32)
     card = torch.cuda.get_device_name() if on_card else f"CPU, {torch.get_num_threads()} threads"
     torch.backends.cuda.enable_cudnn_sdp(given.cudnn)
