@@ -1,4 +1,4 @@
-"""One run: compose the sheets, build the parts, run the stages, evaluate, report. `python run.py --help` lists the groups."""
+"""One run: compose the configs, build the parts, run the stages, evaluate, report. `python run.py --help` lists the groups."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def run(raw: DictConfig) -> float | None:
 
 
 def _once(config: RunConfig) -> float | None:
-    done = processes.by_leader(lambda: finished(config))
+    done = processes.by_main_process(lambda: finished(config))
     if done is None:
         from alignlab import preparation
 
         planned = preparation.make_plan(config)  # bad data ends here, with nothing written
         lock = folder_of(config) / LOCK
-        with alone(lock, "waits for another process that is at the same run") if processes.leads() else nullcontext():
-            done = processes.by_leader(lambda: finished(config))
+        with alone(lock, "waits for another process that is at the same run") if processes.is_main_process() else nullcontext():
+            done = processes.by_main_process(lambda: finished(config))
             if done is None:
                 return _run(planned)
     print("this run is finished; force=true repeats it")
@@ -79,7 +79,7 @@ def _run(planned: Plan) -> float | None:
         policy = assembly.policy_of(planned, session)
         running.run_stages(planned, keys, policy, session)
         processes.disband()
-        if not processes.leads():
+        if not processes.is_main_process():
             return None
         rows = assembly.evaluate(planned, policy, session)
         made = assembly.report(planned, rows, session)
@@ -97,15 +97,15 @@ def _freeze_libraries() -> None:
 
 def _end(said: str) -> NoReturn:
     """One sentence, from the process that leads."""
-    if not processes.leads():
+    if not processes.is_main_process():
         processes.wait_for_the_end()
     sys.exit(f"error: {said}")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
-    show_words(logging.INFO if processes.leads() else logging.ERROR)
-    if not processes.leads():
+    show_words(logging.INFO if processes.is_main_process() else logging.ERROR)
+    if not processes.is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         sys.argv[1:] = expanded(sys.argv[1:], Path(__file__).parent / "experiments")

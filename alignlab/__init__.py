@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from alignlab.finished import load
     from alignlab.models.policy import Policy
     from alignlab.models.sampling import Sampling
+    from alignlab.tuners.at_strength import at_class, at_strength
     from alignlab.tuners.clm import ClmConfig
     from alignlab.tuners.control import ControlConfig
-    from alignlab.tuners.dial import at_class, at_strength
     from alignlab.tuners.red import RedConfig
 
 __all__ = ["ClmConfig", "ControlConfig", "Policy", "RedConfig", "Sampling", "at_class", "at_strength", "load"]
@@ -27,8 +27,8 @@ _HOMES = {
     "Policy": "alignlab.models.policy",
     "RedConfig": "alignlab.tuners.red",
     "Sampling": "alignlab.models.sampling",
-    "at_class": "alignlab.tuners.dial",
-    "at_strength": "alignlab.tuners.dial",
+    "at_class": "alignlab.tuners.at_strength",
+    "at_strength": "alignlab.tuners.at_strength",
     "load": "alignlab.finished",
 }
 

@@ -17,7 +17,7 @@ import yaml
 from alignlab.config import GROUPS, RunConfig
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.evaluation.report import Report, write_report
-from alignlab.evaluation.suite import Bench
+from alignlab.evaluation.suite import EvaluationContext
 from alignlab.evaluation.sweep import Row, sweep
 from alignlab.folders import STORE, folder_of
 from alignlab.models.policy import Policy
@@ -43,8 +43,8 @@ LABELS = "labels.json"
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
     """The run folder with its ledger and tracker, closed as done or as failed, or left to be gone on with."""
-    if not processes.leads():
-        with _following(config) as following:
+    if not processes.is_main_process():
+        with _worker(config) as following:
             yield following
         return
     folder = folder_of(config)
@@ -82,8 +82,8 @@ def open_session(config: RunConfig) -> Iterator[Session]:
 
 
 @contextmanager
-def _following(config: RunConfig) -> Iterator[Session]:
-    """The session of a process that does not lead. It begins behind the leader's, and writes nothing but that it failed."""
+def _worker(config: RunConfig) -> Iterator[Session]:
+    """The session of a process that is a worker. It begins behind the main process's, and writes nothing but that it failed."""
     processes.meet()
     folder = folder_of(config)
     ledger = processes.SilentLedger(folder)
@@ -95,7 +95,7 @@ def _following(config: RunConfig) -> Iterator[Session]:
         with session.preemption.heeded(lambda: None):
             yield session
     except AlignlabError:
-        raise  # the leader's too, who writes it down
+        raise  # the main process's too, who writes it down
     except Exception as error:
         processes.failed(Ledger(folder), error)
         raise
@@ -115,8 +115,8 @@ def build_policy(
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device, labels=labels)
     torch.manual_seed(seed)
-    knob = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
-    policy = Policy(backbone, knob, packing=trainer.packing, pass_gib=trainer.pass_gib)
+    tuner = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
+    policy = Policy(backbone, tuner, packing=trainer.packing, pass_gib=trainer.pass_gib)
     log.info("rows: %s", policy.layout_reason)
     return policy
 
@@ -125,9 +125,9 @@ def policy_of(plan: Plan, session: Session) -> Policy:
     """The policy that a plan asks for."""
     config = plan.config
     start = plan.method.start
-    if plan.control is not None and processes.leads():
+    if plan.control is not None and processes.is_main_process():
         plan.control.save_pretrained(session.folder / CONTROL)
-    if plan.labels is not None and processes.leads():
+    if plan.labels is not None and processes.is_main_process():
         session.ledger.write(LABELS, asdict(plan.labels))
     return build_policy(
         config.model,
@@ -144,7 +144,7 @@ def policy_of(plan: Plan, session: Session) -> Policy:
 def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
     """Every fitting suite at every point of the control."""
     config = plan.config
-    bench = Bench(
+    context = EvaluationContext(
         policy,
         plan.source,
         plan.held_out,
@@ -156,7 +156,7 @@ def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
     )
     if not config.suites:
         return []
-    return sweep(bench, config.suites, plan.points, _log_row(session))
+    return sweep(context, config.suites, plan.points, _log_row(session))
 
 
 def report(plan: Plan, rows: list[Row], session: Session) -> Report:

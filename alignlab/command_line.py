@@ -43,7 +43,7 @@ def sentence(error: Exception) -> str | None:
         cause = error.__cause__ or error.__context__
         return _unknown_key(cause) if isinstance(cause, OmegaConfBaseException) else str(error)
     if isinstance(error, ValueError) and _raised_in(error).startswith("omegaconf."):
-        return f"a key on the command line does not fit the sheets: {error}."
+        return f"a key on the command line does not fit the configs: {error}."
     return " ".join(str(error).split()) if isinstance(error, HydraException) else None
 
 
@@ -54,18 +54,18 @@ def _raised_in(error: Exception) -> str:
 
 
 def _missing_choice(error: MissingConfigException) -> str:
-    """A group choice that has no sheet."""
+    """A group choice that has no config."""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
     if not options:
-        return f"no sheet {error.missing_cfg_file!r}; `python run.py --help` lists the groups."
+        return f"no config {error.missing_cfg_file!r}; `python run.py --help` lists the groups."
     close = nearest(name, options)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"unknown {group} {name!r}; {hint}known: {', '.join(options)}."
 
 
 def _unknown_key(cause: OmegaConfBaseException) -> str:
-    """A key that the sheets do not have, or a value of the wrong type."""
+    """A key that the configs do not have, or a value of the wrong type."""
     key = str(cause.full_key)
     known = _siblings(cause.parent_node)
     if not known or str(cause.key) in known:

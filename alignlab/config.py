@@ -1,6 +1,6 @@
-"""The typed run: sheets laid on top of each other come in as one mapping and go out as dataclasses that fit together.
+"""The typed run: configs laid on top of each other come in as one mapping and go out as dataclasses that fit together.
 
-`parse` is the only door. It refuses keys that no sheet has, values of the wrong type, and parts that do not fit each
+`parse` is the only door. It refuses keys that no config has, values of the wrong type, and parts that do not fit each
 other, each in one sentence and before torch is imported.
 """
 
@@ -22,7 +22,7 @@ from alignlab.data import SOURCES
 from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError
 from alignlab.evaluation import CONTROLS, EVALUATIONS
-from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
+from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
 from alignlab.fit import check_fit, check_validation, fitting_suites
 from alignlab.launching import LocalLaunch, SlurmLaunch
 from alignlab.methods import METHODS
@@ -47,7 +47,7 @@ class PathsConfig:
 
 @dataclass
 class SizingConfig:
-    """Which sizing sheets were laid over the tuner's, the control's and the method's own numbers; null = none."""
+    """Which sizing configs were laid over the tuner's, the control's and the method's own numbers; null = none."""
 
     tuner: str | None
     control: str | None
@@ -91,7 +91,7 @@ class RunConfig:
     tuner: TunerConfig
     model: ModelConfig
     data: DataConfig
-    control: DialConfig | FormConfig
+    control: StrengthConfig | FormConfig
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     tracking: Any
@@ -104,8 +104,8 @@ class RunConfig:
     def fingerprint(self) -> str:
         """Eight characters that change with anything that changes the result, the seed aside."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
-        decisive["contents"] = [self.model.stamp(), self.data.stamp(), self.tuner.stamp()]
-        decisive["contents"] += [self.method.stamp()] if self.method.stamp() else []
+        decisive["contents"] = [self.model.cache_key(), self.data.cache_key(), self.tuner.cache_key()]
+        decisive["contents"] += [self.method.cache_key()] if self.method.cache_key() else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -158,14 +158,14 @@ def _resolved(raw: DictConfig) -> dict[str, Any]:
 
 
 def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
-    """The sentence for a value that one sheet takes from another, which has no such key."""
+    """The sentence for a value that one config takes from another, which has no such key."""
     found = re.search(r"'((\w+)\.[\w.]+)'", str(error))
     if found is None or found.group(2) not in GROUPS:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     key, group = found.groups()
     table, _, row = key.rpartition(".")[0].rpartition(".")
     rows = OmegaConf.select(raw, table) if row and OmegaConf.select(raw, f"{table}.{row}") is None else None
-    if isinstance(rows, DictConfig):  # a row of a table that its sheet holds: method.presets.paper
+    if isinstance(rows, DictConfig):  # a row of a table that its config holds: method.presets.paper
         return unknown(table, row, [str(name) for name in rows])
     choice = OmegaConf.select(raw, f"{group}.name")
     field = key.split(".")[1]
@@ -176,10 +176,10 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
-    sheet = plain.get(group)
-    if not isinstance(sheet, dict) or "name" not in sheet:
+    config = plain.get(group)
+    if not isinstance(config, dict) or "name" not in config:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    return typed(group, sheet, registry[str(sheet["name"])].config)
+    return typed(group, config, registry[str(config["name"])].config)
 
 
 def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:

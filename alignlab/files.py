@@ -16,7 +16,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without `flock` answers."""
 
 
-def stamps(files: Iterable[Path]) -> list[str]:
+def file_keys(files: Iterable[Path]) -> list[str]:
     """Name, size in bytes and time of change of each file: another list where a file was replaced."""
     return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
 

@@ -57,12 +57,12 @@ def export(folder: Path, to: Path, dtype: str, control: str | None = None) -> fl
     is missing, unknown, or asked of a run without any.
     """
     policy = load(folder, device="cpu")
-    controls = policy.knob.controls
+    controls = policy.tuner.controls
     if controls is not None:
         if control is None:
             raise ControlError(f"{folder} has a class to choose: --control {', '.join(controls.names)} or {NO_CLASS}.")
         return export_class(policy, control, to, getattr(torch, dtype))
     if control is not None:
         raise ControlError(f"{folder} has no classes; leave --control out.")
-    tuned = getattr(policy.knob, "module", policy.model)
+    tuned = getattr(policy.tuner, "module", policy.model)
     return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))

@@ -14,7 +14,7 @@ from alignlab.training.config import TrainerConfig
 NAMED = ("method", "data", "tuner", "model", "control")
 """The groups that a misfit names."""
 
-WHO_OFFERS: Mapping[str, str] = {
+WHO_PROVIDES: Mapping[str, str] = {
     "pairs": "try data=toy, hh_rlhf, ultrafeedback or summaries",
     "chosen": "try data=toy, hh_rlhf, ultrafeedback or summaries",
     "labels": "set control.classes.by to what the data has",
@@ -42,12 +42,12 @@ WHO_OFFERS: Mapping[str, str] = {
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
     """All words that the choices of a run offer. Raises ConfigError for a need that none of them meets."""
-    offered = frozenset[str]().union(*(entry.offers(part) for entry, part in chosen.values()))
+    offered = frozenset[str]().union(*(entry.provides(part) for entry, part in chosen.values()))
     for group, (entry, part) in chosen.items():
-        missing = entry.needs(part) - offered
+        missing = entry.requires(part) - offered
         if missing:
             others = ", ".join(f"{other}={chosen[other][1].name}" for other in NAMED if other != group)
-            advice = "; ".join(dict.fromkeys(WHO_OFFERS.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
+            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
             raise ConfigError(
                 f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers; {advice}."
             )
@@ -56,7 +56,7 @@ def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
 
 def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """The suites that a run can serve, and for the others what is missing."""
-    missing = {name: sorted(SUITES[name].needs(evaluation) - offered) for name in evaluation.suites}
+    missing = {name: sorted(SUITES[name].requires(evaluation) - offered) for name in evaluation.suites}
     left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
     return tuple(name for name in evaluation.suites if name not in left_out), left_out
 
@@ -66,7 +66,7 @@ def check_validation(trainer: TrainerConfig, evaluation: EvaluationConfig, offer
     wanted = trainer.validation
     if wanted is None:
         return
-    missing = sorted(SUITES[wanted.suite].needs(evaluation) - offered)
+    missing = sorted(SUITES[wanted.suite].requires(evaluation) - offered)
     if missing:
         raise ConfigError(
             f"trainer.validation.suite={wanted.suite} needs {' and '.join(missing)}, which this run does not have; take another"

@@ -1,4 +1,4 @@
-"""Schemas of the `launch` sheets: where the jobs of a sweep run."""
+"""Schemas of the `launch` configs: where the jobs of a sweep run."""
 
 from __future__ import annotations
 

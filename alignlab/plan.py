@@ -27,7 +27,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     if plan.method.stages:
         share = 100 * plan.learned / plan.parameters
         table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
-        table.add_row("sheets", _sheets(config))
+        table.add_row("configs", _configs(config))
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
@@ -41,7 +41,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("classes", _classes(plan))
     if plan.validated:
         table.add_row("validation", _validation(plan))
-    where = ", ".join(point.asked or f"{point.strength:g}" for point in plan.points)
+    where = ", ".join(point.mixture or f"{point.strength:g}" for point in plan.points)
     suites = ", ".join(config.suites) or "none"
     at = "classes" if plan.classes else "strengths"
     table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
@@ -92,7 +92,7 @@ def _validation(plan: Plan) -> str:
     )
 
 
-def _sheets(config: RunConfig) -> str:
+def _configs(config: RunConfig) -> str:
     """Where the tuner's and the method's numbers came from, the command line aside."""
     rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
     if isinstance(config.control, FormConfig):

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits
+from alignlab.data.halves import with_halves
 from alignlab.data.holdout import with_validation
-from alignlab.data.parts import parted
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
 from alignlab.errors import ConfigError, DataError
@@ -74,7 +74,7 @@ def make_plan(config: RunConfig) -> Plan:
     codec = load_codec(config.model, labels)
     skeletal = skeleton(config.model, labels)
     source = _with_validation(source, config, method)
-    source = parted(source, config.data, codec.examples)
+    source = with_halves(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
     rows = skeletal.get_input_embeddings().num_embeddings
@@ -89,7 +89,7 @@ def make_plan(config: RunConfig) -> Plan:
     works = tuple(stage.prepare(source, codec, limits) for stage in method.stages)
     for stage, work in zip(method.stages, works, strict=True):
         stage.check(work, config.trainer, shape)
-    needed = frozenset().union(*(SUITES[suite].needs(config.evaluation) for suite in config.suites))
+    needed = frozenset().union(*(SUITES[suite].requires(config.evaluation) for suite in config.suites))
     items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
     told = held_out(source.split("test"), _choices(config, labels), codec, limits) if labels and "label set" in needed else None
@@ -97,7 +97,7 @@ def make_plan(config: RunConfig) -> Plan:
     more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
     _refuse_reserved([*works, *filter(None, more)], tuner.controls)
     prompts = source.prompts() if config.suites else []
-    sampled = any("sampled texts" in SUITES[suite].offers(config.evaluation) for suite in config.suites)
+    sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
     where = tuple(points(config.control, classes.names if classes else None))
     rows_each = _rows_each(config, tuner, where)
     return Plan(
@@ -145,7 +145,7 @@ def _validated(
     wanted = config.trainer.validation
     if wanted is None:
         return None
-    apart = replace(source, readers={"test": partial(source.split, wanted.split)}, asked=None, _read={})
+    apart = replace(source, readers={"test": partial(source.split, wanted.split)}, evaluation_prompts=None, _read={})
     view = _choices(config, labels) if labels else None
     return validated(wanted.suite, wanted.rows, config.evaluation, config.control, apart, classes, labels, view, codec, limits)
 
@@ -163,16 +163,16 @@ def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | Non
 
 def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
     """Rows that a text is decoded in at most. Raises ConfigError for beams where passes are mixed."""
-    asked = [(point, tuner.controls.asked(point.asked, 1) if point.asked else None) for point in where]
-    terms = {point: len(tuner.controls.terms(each) if each else tuner.terms(point.strength)) for point, each in asked}
+    asked = [(point, tuner.controls.mixtures(point.mixture, 1) if point.mixture else None) for point in where]
+    passes = {point: len(tuner.controls.passes(each) if each else tuner.passes(point.strength)) for point, each in asked}
     beams = config.evaluation.beams
-    mixed = [point.asked or f"strength {point.strength:g}" for point, count in terms.items() if count > 1]
+    mixed = [point.mixture or f"strength {point.strength:g}" for point, count in passes.items() if count > 1]
     if beams > 1 and mixed:
         raise ConfigError(
             f"evaluation.beams={beams} follow one pass, and at {', '.join(mixed)} passes are mixed; set evaluation.beams=1, or"
             " control.strengths to those of one pass."
         )
-    return beams * max(terms.values())
+    return beams * max(passes.values())
 
 
 def _decoding(
@@ -181,10 +181,10 @@ def _decoding(
     """What decoding the evaluation's texts takes at once, within the trainer's budget; and the weights, in bytes."""
     itemsize = getattr(torch, config.model.dtype).itemsize
     budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
-    lead = tuner.controls.longest if tuner.controls else 0
+    prefix = tuner.controls.longest if tuner.controls else 0
     new = config.evaluation.max_new_tokens
     room = context_of(skeletal) - (0 if skeletal.config.is_encoder_decoder else new)
-    lengths = [lead + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
+    lengths = [prefix + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
     longest = max((length for length in lengths if length <= room), default=0)
     texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
     return budget.need(texts, longest, new, rows_each), budget.footprint.weights
@@ -202,5 +202,5 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
             f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
     room = min(config.data.max_tokens or room, room)
-    of_tasks = {name: (min(sheet.max_tokens or room, room), sheet.too_long) for name, sheet in config.data.tasks().items()}
+    of_tasks = {name: (min(config.max_tokens or room, room), config.too_long) for name, config in config.data.tasks().items()}
     return Limits(room, config.data.too_long, tasks=of_tasks)

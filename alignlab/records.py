@@ -1,6 +1,6 @@
 """The words that everyone uses: what a data set yields, how a stage sees it, and what reaches the model.
 
-`Preference -> View -> Group -> Batch`. Shapes ride in the names: G groups, M members of a group, T time.
+`Record -> View -> Group -> Batch`. Shapes ride in the names: G groups, M members of a group, T time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LabelSet:
 
 
 @dataclass(frozen=True)
-class Preference:
+class Record:
     """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups; `task`, which of
     several sources it is from. `second`: a second source text, for tasks on pairs of texts; the response is then what is told
     of both."""
@@ -49,9 +49,9 @@ class Preference:
     second: str | None = None
 
     @staticmethod
-    def pair(row: str, prompt: str, chosen: str, rejected: str) -> Preference:
+    def pair(row: str, prompt: str, chosen: str, rejected: str) -> Record:
         """A record of two answers of which the first is preferred."""
-        return Preference(row, prompt, (Response(chosen, label="chosen"), Response(rejected, label="rejected")))
+        return Record(row, prompt, (Response(chosen, label="chosen"), Response(rejected, label="rejected")))
 
     def labelled(self, label: str) -> Response | None:
         """The first response that carries this label."""
@@ -60,14 +60,15 @@ class Preference:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes. `lead`: a
-    text in front of the prompt, behind BOS; it is tokenised by itself, so the rest has the same ids with every lead.
+    """One prompt and response to encode. `control`: the class that it is an example of, where a stage learns classes.
+    `prefix`: a
+    text in front of the prompt, behind BOS; it is tokenised by itself, so the rest has the same ids with every prefix.
     `second`: a second source text."""
 
     prompt: str
     response: str
     control: str | None = None
-    lead: str = ""
+    prefix: str = ""
     second: str | None = None
 
 
@@ -79,15 +80,15 @@ class Group:
     members: tuple[Example, ...]
 
 
-View = Callable[[Preference], Sequence[Group]]
+View = Callable[[Record], Sequence[Group]]
 """How a stage sees a record: its groups. None of them: the record has nothing for this view, which is counted."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as ids. `start`: position of the first response token. `moved`: the response would merge with the prompt, so
-    it is tokenised apart. `head`: leading tokens that a cut leaves alone, BOS and the lead. Of a classifier, whose ids are the
-    source alone: `target`, the number of the class, or the number itself; `types`, which source text each token belongs to,
+    """One example as ids. `start`: position of the first response token. `moved`: the response would merge with the prompt,
+    so it is tokenised apart. `head`: leading tokens that a cut leaves alone, BOS and the prefix. Of a classifier, whose ids are
+    the source alone: `target`, the number of the class, or the number itself; `types`, which source text each token belongs to,
     where the model asks."""
 
     ids: tuple[int, ...]

@@ -9,27 +9,27 @@ from typing import Any
 
 from alignlab.errors import ConfigError
 
-Words = Callable[[Any], frozenset[str]]
-"""From a choice's own config to the words that it needs, or offers."""
+Capabilities = Callable[[Any], frozenset[str]]
+"""From a choice's own config to the capabilities that it requires, or provides."""
 
 
-def words(*fixed: str) -> Words:
-    """The same words whatever the config says."""
+def capabilities(*fixed: str) -> Capabilities:
+    """The same capabilities whatever the config says."""
     return lambda _config: frozenset(fixed)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice: its config class (the schema of its sheet), how to build it, and what it needs of the others.
+    """One choice: its config class (the schema of its config), how to build it, and what it requires of the others.
 
-    `needs` and `offers` read from the choice's own config which words it needs of the chosen data, model or tuner (`pairs`,
-    `oracle`, ...), and which it offers. A need that nobody offers is refused before any weight is loaded.
+    `requires` and `provides` read from the choice's own config which capabilities it requires of the chosen data, model or
+    tuner (`pairs`, `oracle`, ...), and which it provides. A need that nobody provides is refused before any weight is loaded.
     """
 
     config: type
     build: Callable[..., Any]
-    needs: Words = field(default=words())
-    offers: Words = field(default=words())
+    requires: Capabilities = field(default=capabilities())
+    provides: Capabilities = field(default=capabilities())
 
 
 class Registry(Mapping[str, Entry]):

@@ -24,15 +24,15 @@ from alignlab.training.validation import Validation
 
 log = logging.getLogger(__name__)
 WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
-"""Keys of the trainer's sheet that change what is written, and not what is computed."""
+"""Keys of the trainer's config that change what is written, and not what is computed."""
 
 
 def stage_keys(plan: Plan) -> list[str]:
     """A key for each stage, in order; each depends on those before it."""
     config = plan.config
     shared: dict[str, Any] = {
-        "model": [config.model, config.model.stamp(), plan.method.start],
-        "tuner": [config.tuner, config.tuner.stamp()],
+        "model": [config.model, config.model.cache_key(), plan.method.start],
+        "tuner": [config.tuner, config.tuner.cache_key()],
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
         "device": device_of(config.trainer.device),
@@ -60,16 +60,16 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
         session = replace(session, validation=Validation(wanted, plan.validated.measure))
     for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
         folder = session.stage_folder(stage.name)
-        if processes.by_leader((folder / DONE).is_file):
+        if processes.by_main_process((folder / DONE).is_file):
             log.info("%s: done before, restored", stage.name)
             stage.restore(policy, folder)
             continue
-        with store.alone(key) if processes.leads() else nullcontext():
-            if not plan.config.force and processes.by_leader(partial(_fetch, stage, key, store, session)):
+        with store.alone(key) if processes.is_main_process() else nullcontext():
+            if not plan.config.force and processes.by_main_process(partial(_fetch, stage, key, store, session)):
                 stage.restore(policy, folder)
             else:
                 _compute(stage, work, policy, session)
-                processes.by_leader(partial(_keep, stage, work, key, store, session))
+                processes.by_main_process(partial(_keep, stage, work, key, store, session))
 
 
 def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
@@ -87,8 +87,8 @@ def _compute(stage: Stage, work: Work, policy: Policy, session: Session) -> None
     if stage.trains:
         stage.run(policy, work, session)
         return
-    processes.by_leader(lambda: stage.run(policy, work, session))
-    if not processes.leads():
+    processes.by_main_process(lambda: stage.run(policy, work, session))
+    if not processes.is_main_process():
         stage.restore(policy, session.stage_folder(stage.name))
 
 

@@ -1,4 +1,4 @@
-"""A sheet as its dataclass: no key that the dataclass lacks, every value of its type."""
+"""A config as its dataclass: no key that the dataclass lacks, every value of its type."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from alignlab.errors import ConfigError
 from alignlab.registry import nearest
 
 
-def typed(where: str, sheet: Mapping[str, Any], schema: type) -> Any:
-    """The sheet as an instance of its schema. Raises ConfigError for a stray key, a missing value and one of another type.
+def typed(where: str, config: Mapping[str, Any], schema: type) -> Any:
+    """The config as an instance of its schema. Raises ConfigError for a stray key, a missing value and one of another type.
 
-    A sweep asks for the same sheets with other numbers again and again. Which numbers they are decides neither whether a sheet
-    is well formed nor what types come out, so one check serves all sheets that differ in numbers only.
+    A sweep asks for the same configs with other numbers again and again. Which numbers they are decides neither whether a
+    config is well formed nor what types come out, so one check serves all configs that differ in numbers only.
     """
     try:
-        example = _checked(where, json.dumps(_with_one_number(sheet)), schema)
+        example = _checked(where, json.dumps(_with_one_number(config)), schema)
     except ConfigError:
-        return _checked(where, json.dumps(sheet), schema)  # says it of the number that was given
-    return _with_numbers(copy.deepcopy(example), sheet)
+        return _checked(where, json.dumps(config), schema)  # says it of the number that was given
+    return _with_numbers(copy.deepcopy(example), config)
 
 
 def refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any], schema: type | None = None) -> None:
-    """Raises ConfigError for a key that no sheet has, however it came in (`+key=value` included)."""
+    """Raises ConfigError for a key that no config has, however it came in (`+key=value` included)."""
     hints = typing.get_type_hints(schema) if schema else {}
     for key, value in given.items():
         path = f"{where}.{key}" if where else str(key)
@@ -46,14 +46,14 @@ def refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any]
 
 @lru_cache(maxsize=256)
 def _checked(where: str, written: str, schema: type) -> Any:
-    sheet = json.loads(written)
-    refuse_strays(where, sheet, {field.name: field for field in dataclasses.fields(schema)}, schema)
+    config = json.loads(written)
+    refuse_strays(where, config, {field.name: field for field in dataclasses.fields(schema)}, schema)
     try:
         laid_over = OmegaConf.structured(schema)
-        laid_over.merge_with(sheet)
+        laid_over.merge_with(config)
         return OmegaConf.to_object(laid_over)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{where}.{error.full_key} has no value; its sheet or the command line must give one.") from error
+        raise ConfigError(f"{where}.{error.full_key} has no value; its config or the command line must give one.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from error
 

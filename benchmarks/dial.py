@@ -141,7 +141,7 @@ def stepper(side: str, batch: int, size: Size, held: list[Any] | None = None) ->
     else:
         policy = _policy(side, size)
         begin = lambda: _streams(policy, 0.5, batch)  # noqa: E731
-        weights = [*policy.model.parameters(), *(origin for _, origin in _start(policy.knob))]
+        weights = [*policy.model.parameters(), *(origin for _, origin in _start(policy.tuner))]
     if held is not None:
         held.extend(weights)
 
@@ -198,14 +198,14 @@ def _imports() -> None:
 def _streams(policy: Any, strength: float, batch: int) -> Any:
     from alignlab.models.decode import Streams
 
-    return Streams(policy.model, policy.knob, policy.knob.terms(strength), batch, policy.backbone.device)
+    return Streams(policy.model, policy.tuner, policy.tuner.passes(strength), batch, policy.backbone.device)
 
 
-def _start(knob: Any) -> Any:
+def _start(tuner: Any) -> Any:
     """What `dera` keeps of the other model; the others keep nothing."""
-    if not hasattr(knob, "_start"):
+    if not hasattr(tuner, "_start"):
         return []
-    with knob._start.pairs() as pairs:
+    with tuner._start.pairs() as pairs:
         return list(pairs)
 
 

@@ -158,12 +158,12 @@ def train(here: Here, tuner: str, shared: bool) -> list[str]:
 
     from alignlab.data.batching import whole
     from alignlab.models.policy import Policy
-    from alignlab.training.objectives import Preference
+    from alignlab.training.objectives import PreferenceLoss
 
-    knob, backbone = tuned(here, tuner)
-    policy = Policy(backbone, knob, packing="pairs" if shared else "off")
-    objective = Preference(loss="sigmoid", beta=BETA, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
-    optimiser = torch.optim.AdamW(knob.parameters(), RATE)
+    tuner, backbone = tuned(here, tuner)
+    policy = Policy(backbone, tuner, packing="pairs" if shared else "off")
+    objective = PreferenceLoss(loss="sigmoid", beta=BETA, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
+    optimiser = torch.optim.AdamW(tuner.parameters(), RATE)
     batches = [whole(groups(here, step), PAD).to(here.device) for step in range(here.steps + 2)]
 
     def step(number: int) -> None:
@@ -231,7 +231,7 @@ def decode(here: Here, strength: float | None) -> list[str]:
     """New tokens, greedily: by transformers alone (None), or through the dial of a CLM block."""
     import torch
 
-    from alignlab.tuners.dial import at_strength
+    from alignlab.tuners.at_strength import at_strength
 
     size = here.size
     drawn = torch.Generator().manual_seed(0)
@@ -240,9 +240,9 @@ def decode(here: Here, strength: float | None) -> list[str]:
     if strength is None:
         model = random_llama(here)
     else:
-        knob, backbone = tuned(here, "clm")
+        tuner, backbone = tuned(here, "clm")
         model = backbone.model
-        given["custom_generate"] = at_strength(knob.module, strength)
+        given["custom_generate"] = at_strength(tuner.module, strength)
 
     def step(_number: int) -> None:
         with torch.inference_mode():
@@ -336,7 +336,7 @@ def attention(ran: list[str]) -> Iterator[None]:
 
 
 def tuned(here: Here, tuner: str) -> tuple[Any, Any]:
-    """A tuner as its sheet has it, and the backbone that it sits in."""
+    """A tuner as its config has it, and the backbone that it sits in."""
     import torch
 
     from alignlab.models.backbone import Backbone
@@ -351,11 +351,11 @@ def tuned(here: Here, tuner: str) -> tuple[Any, Any]:
     backbone = Backbone("random", random_llama(here), NoText(), "random", KINDS["causal"].implementation())  # type: ignore[arg-type]  # no text here
     torch.manual_seed(0)
     config = TUNERS[tuner].config(name=tuner, likelihood_rate=RATE, preference_rate=RATE, **settings[tuner])
-    knob = TUNERS[tuner].build(config, backbone.model)
+    tuner = TUNERS[tuner].build(config, backbone.model)
     backbone.model.requires_grad_(False)
-    for parameter in knob.parameters():
+    for parameter in tuner.parameters():
         parameter.requires_grad_(True)
-    return knob, backbone
+    return tuner, backbone
 
 
 def random_llama(here: Here) -> Any:

@@ -93,7 +93,7 @@ def same_losses(pairs: int) -> dict[str, float]:
 
 
 def _run(pairs: int) -> Any:
-    """The run as its sheets say it, but for what is named here."""
+    """The run as its configs say it, but for what is named here."""
     from hydra import compose, initialize_config_dir
 
     from alignlab.config import parse

@@ -129,8 +129,8 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     import torch
 
     from alignlab.data.batching import whole
+    from alignlab.methods.rahf.directions import Prefixes
     from alignlab.methods.rahf.match import Match
-    from alignlab.methods.rahf.stimuli import Prefixes
     from alignlab.models.backbone import Backbone
     from alignlab.models.config import LayersConfig
     from alignlab.models.kinds import KINDS
@@ -159,8 +159,10 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     policy = Policy(backbone, tuner)
     groups = []
     for number, (good, bad, prompt, response) in enumerate(zip(*_rows(given.vocabulary, given.batch), strict=True)):
-        leads = ([], good, bad)
-        members = [Encoded((1, *lead, *prompt, *response), 1 + len(lead) + PROMPT, head=1 + len(lead)) for lead in leads]
+        prefixes = ([], good, bad)
+        members = [
+            Encoded((1, *prefix, *prompt, *response), 1 + len(prefix) + PROMPT, head=1 + len(prefix)) for prefix in prefixes
+        ]
         groups.append(EncodedGroup(str(number), tuple(members)))
     batch = whole(groups, 0).to(given.device)
     objective = Match(layers, Prefixes(), ALPHA, "norm", 0.0)
@@ -191,9 +193,9 @@ def _official(given: argparse.Namespace) -> Callable[[], float]:
     good, bad, prompts, responses = _rows(given.vocabulary, given.batch)
     empty: list[list[int]] = [[]] * given.batch
     plain, better, worse = (
-        torch.tensor([[1, *lead, *prompt, *response] for lead, prompt, response in zip(leads, prompts, responses, strict=True)])
-        .to(given.device)
-        for leads in (empty, good, bad)
+        torch.tensor([[1, *prefix, *prompt, *response] for prefix, prompt, response in zip(prefixes, prompts, responses,
+        strict=True)]) .to(given.device)
+        for prefixes in (empty, good, bad)
     )  # fmt: skip
     optimiser = torch.optim.AdamW([parameter for parameter in tuned.parameters() if parameter.requires_grad], RATE)
 

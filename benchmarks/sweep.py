@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--repeats 3] [--jobs 1000]
 
-plan: wall time of `plan=true` for 1,000 jobs (`--jobs`) that all differ, also of the longest sheet, and for a tenth as many
+plan: wall time of `plan=true` for 1,000 jobs (`--jobs`) that all differ, also of the longest config, and for a tenth as many
 settings x 10 seeds, in a new process each.
 frame: wall time of a job of one step without evaluation, from the second job of a multirun on: everything but training and
 evaluation, and one step of both.

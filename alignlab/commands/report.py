@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alignlab.commands.words import Commands, add_sweep, asked, write
+from alignlab.commands.words import Commands, add_sweep, selection, write
 
 
 def add(commands: Commands) -> None:
@@ -24,5 +24,5 @@ def run(given: argparse.Namespace) -> None:
     from alignlab.tables.lines import table_of
     from alignlab.tables.published import published_for
 
-    table = table_of(read_sweep(given.runs, given.name), asked(given))
+    table = table_of(read_sweep(given.runs, given.name), selection(given))
     write(given.to, page_of(table, published_for(given.name, given.experiments), given.experiments))

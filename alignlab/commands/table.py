@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alignlab.commands.words import Commands, add_sweep, add_where, asked, refuse, settings, write
+from alignlab.commands.words import Commands, add_sweep, add_where, refuse, selection, settings, write
 
 FOLDER_ONLY, SWEEP_ONLY = ("means", "against", "where"), ("metrics", "strength", "baseline", "form", "to", "obtained")
 
@@ -56,15 +56,15 @@ def _of_sweep(given: argparse.Namespace) -> None:
     from alignlab.tables.forms import form_for, latex, long_csv, markdown
     from alignlab.tables.jobs import read_sweep
     from alignlab.tables.lines import table_of
-    from alignlab.tables.obtained import obtained
     from alignlab.tables.published import published_for
+    from alignlab.tables.results import obtained
 
     sweep = read_sweep(given.runs, given.name)
     if given.obtained:
         refuse(given, ("metrics", "strength", "baseline", "form", "to"), "--obtained writes every number, as CSV")
         write(given.obtained, obtained(sweep))
         return
-    table = table_of(sweep, asked(given))
+    table = table_of(sweep, selection(given))
     published = published_for(given.name, given.experiments)
     form = form_for(given.form, given.to)
     if form == "csv":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignlab.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
-    from alignlab.tables.lines import Asked
+    from alignlab.tables.lines import Selection
 
 Commands = Any
 """What `argparse` returns for sub-commands; its class has no public name."""
@@ -45,17 +45,17 @@ def add_sweep(options: Options) -> None:
     options.add_argument("--baseline", default="", metavar="ROW", help="what every row is compared with; default: the first")
 
 
-def asked(given: argparse.Namespace) -> Asked:
+def selection(given: argparse.Namespace) -> Selection:
     """The numbers asked for. Raises ConfigError for a strength that is no number."""
-    from alignlab.tables.lines import Asked
+    from alignlab.tables.lines import Selection
 
     if given.strength == ["all"]:
-        return Asked(tuple(given.metrics), None, given.baseline)
+        return Selection(tuple(given.metrics), None, given.baseline)
     try:
         strengths = tuple(float(word) for word in given.strength or ["1"])
     except ValueError:
         raise ConfigError(f"--strength {' '.join(given.strength)}: give numbers, or all.") from None
-    return Asked(tuple(given.metrics), strengths, given.baseline)
+    return Selection(tuple(given.metrics), strengths, given.baseline)
 
 
 def write(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from alignlab.data.config import (
     ToyClassesConfig,
     ToyConfig,
 )
-from alignlab.registry import Entry, Registry, words
+from alignlab.registry import Entry, Registry, capabilities
 
 
 def _pairs(_config: Any) -> frozenset[str]:
@@ -28,14 +28,16 @@ def _toy(_config: Any) -> frozenset[str]:
 SOURCES = Registry(
     "data",
     {
-        "toy": Entry(ToyConfig, toy_stories.build, offers=_toy),
-        "toy_classes": Entry(ToyClassesConfig, toy_classes.build, offers=words("chosen", "label set")),
-        "text_classification": Entry(TextClassificationConfig, text_classification.build, offers=words("chosen", "label set")),
-        "hh_rlhf": Entry(HhConfig, hh_rlhf.build, offers=_pairs),
-        "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
-        "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, offers=_pairs),
-        "summaries": Entry(SummariesConfig, summaries.build, offers=_pairs),
-        "jsonl": Entry(JsonlConfig, jsonl.build, offers=jsonl.offers),
-        "mixture": Entry(mixture.MixtureConfig, mixture.build, offers=mixture.offers),
+        "toy": Entry(ToyConfig, toy_stories.build, provides=_toy),
+        "toy_classes": Entry(ToyClassesConfig, toy_classes.build, provides=capabilities("chosen", "label set")),
+        "text_classification": Entry(
+            TextClassificationConfig, text_classification.build, provides=capabilities("chosen", "label set")
+        ),
+        "hh_rlhf": Entry(HhConfig, hh_rlhf.build, provides=_pairs),
+        "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, provides=_pairs),
+        "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, provides=_pairs),
+        "summaries": Entry(SummariesConfig, summaries.build, provides=_pairs),
+        "jsonl": Entry(JsonlConfig, jsonl.build, provides=jsonl.offers),
+        "mixture": Entry(mixture.MixtureConfig, mixture.build, provides=mixture.offers),
     },
 )

@@ -11,7 +11,7 @@ from alignlab.data.config import ClassesConfig
 from alignlab.data.source import Source, Split
 from alignlab.data.views import LIKED
 from alignlab.errors import DataError
-from alignlab.records import ACROSS, NO_CLASS, Preference, Response
+from alignlab.records import ACROSS, NO_CLASS, Record, Response
 
 LABELLED = {"train": "labelled", "test": "labelled_test"}
 """Split -> the split that holds each of its responses that has a class as a record of its own."""
@@ -32,7 +32,7 @@ class Classes:
 
 
 def find(config: ClassesConfig, source: Source) -> Classes:
-    """The classes that a sheet asks for, with what the training split decides: names that are not given, and edges.
+    """The classes that a config asks for, with what the training split decides: names that are not given, and edges.
 
     Raises DataError where that leaves fewer than two.
     """
@@ -62,7 +62,7 @@ def labelled(source: Source, split: str, classes: Classes) -> Split:
     Raises DataError where a class of the training split has no response.
     """
     left_out: Counter[str] = Counter(source.split(split).left_out)
-    items: list[Preference] = []
+    items: list[Record] = []
     for record in source.split(split).records:
         for number, response in enumerate(record.responses):
             name = classes.of(response)
@@ -135,7 +135,7 @@ _FINDERS: Mapping[str, Callable[[ClassesConfig, Sequence[Response]], Classes]] =
 }
 
 
-def _conflicting(items: Sequence[Preference]) -> set[str]:
+def _conflicting(items: Sequence[Record]) -> set[str]:
     """The rows whose prompt and text stand under several classes."""
     seen: dict[tuple[str, str], dict[str, str | None]] = {}
     for item in items:
@@ -143,7 +143,7 @@ def _conflicting(items: Sequence[Preference]) -> set[str]:
     return {row for rows in seen.values() if len(set(rows.values())) > 1 for row in rows}
 
 
-def _refuse_empty(classes: Classes, kept: Sequence[Preference], left_out: Mapping[str, int]) -> None:
+def _refuse_empty(classes: Classes, kept: Sequence[Record], left_out: Mapping[str, int]) -> None:
     held = Counter(item.responses[0].label for item in kept)
     empty = [name for name in classes.names if not held[name]]
     if empty:

@@ -1,4 +1,4 @@
-"""The sheets of the `data` group. What is common: where the text is, and what happens to a row that does not fit."""
+"""The configs of the `data` group. What is common: where the text is, and what happens to a row that does not fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 
 CLASSED_BY = ("pairs", "labels", "scores", "attributes")
 TOO_LONG = ("error", "drop", "cut_prompt_left", "cut_response")
@@ -90,11 +90,11 @@ class DataConfig:
             )
 
     def tasks(self) -> Mapping[str, DataConfig]:
-        """The sheets of the sources that this is a mixture of, by name; none where it is one source."""
+        """The configs of the sources that this is a mixture of, by name; none where it is one source."""
         return {}
 
-    def stamp(self) -> list[str]:
-        """What changes when the files behind this sheet change: nothing, where there are none."""
+    def cache_key(self) -> list[str]:
+        """What changes when the files behind this config change: nothing, where there are none."""
         return []
 
     def expected(self, split: str) -> int | None:
@@ -158,10 +158,10 @@ class FilesConfig(DataConfig):
             self.files(self.train)
             self.files(self.test)
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """Name, size and time of every local file that would be read."""
         found = [*self.files(self.train), *self.files(self.test)] if self.path else []
-        return stamps(found)
+        return file_keys(found)
 
     def files(self, pattern: str) -> list[Path]:
         """The files that a pattern names; raises ConfigError where there are none."""

@@ -17,8 +17,8 @@ Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 @dataclass(frozen=True)
 class Limits:
     """The most tokens of a row (prompt and response), and what happens to a longer one. Where a stage asks for it:
-    `prompt_tokens`, to which a longer prompt is cut on the left (BOS and lead stay), and `response_tokens`, of which the first
-    are read. `tasks`: those of the records of a task, where there are several sources."""
+    `prompt_tokens`, to which a longer prompt is cut on the left (BOS and prefix stay), and `response_tokens`, of which the
+    first are read. `tasks`: those of the records of a task, where there are several sources."""
 
     max_tokens: int
     too_long: str

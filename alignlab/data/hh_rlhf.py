@@ -12,7 +12,7 @@ from alignlab.data.config import HhConfig
 from alignlab.data.rows import dialogue_pair, read, text
 from alignlab.data.source import Source, Split
 from alignlab.errors import UnusablePairError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def build(config: HhConfig) -> Source:
@@ -28,7 +28,7 @@ def build(config: HhConfig) -> Source:
 
 def pairs(lines: Iterable[tuple[str, dict[str, Any]]], unusable_pairs: str) -> Split:
     """Records of dialogue pairs; those that cannot be used are an error, or are left out and counted by reason."""
-    records: list[Preference] = []
+    records: list[Record] = []
     left_out: Counter[str] = Counter()
     for row, fields in lines:
         try:

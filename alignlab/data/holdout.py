@@ -9,7 +9,7 @@ from random import Random
 
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def with_validation(source: Source, split: str, share: float | None, seed: int) -> Source:
@@ -48,7 +48,7 @@ def _cut(source: Source, share: float, seed: int) -> tuple[Split, Split]:
     return replace(whole, records=train), Split(validation)
 
 
-def _held(records: Sequence[Preference], share: float, generator: Random) -> set[str]:
+def _held(records: Sequence[Record], share: float, generator: Random) -> set[str]:
     """The rows of so many prompts that together have the share."""
     by_prompt: dict[str, list[str]] = {}
     for record in records:

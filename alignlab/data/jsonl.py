@@ -11,7 +11,7 @@ from alignlab.data.hh_rlhf import pairs as dialogue_pairs
 from alignlab.data.rows import pointwise, read, text
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def build(config: JsonlConfig) -> Source:
@@ -42,10 +42,10 @@ def _split(config: JsonlConfig, pattern: str, limit: int | None) -> Split:
     return Split(tuple(_records(lines)))
 
 
-def _records(lines: Iterable[tuple[str, dict[str, Any]]]) -> Iterable[Preference]:
+def _records(lines: Iterable[tuple[str, dict[str, Any]]]) -> Iterable[Record]:
     for row, fields in lines:
         if "chosen" in fields:
-            yield Preference.pair(row, text(fields, "prompt", row), text(fields, "chosen", row), text(fields, "rejected", row))
+            yield Record.pair(row, text(fields, "prompt", row), text(fields, "chosen", row), text(fields, "rejected", row))
         elif "response" in fields:
             yield pointwise(row, fields)
         else:

@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
 from alignlab.data.config import DataConfig, refuse_below_one
-from alignlab.data.parts import flipped
+from alignlab.data.halves import flipped
 from alignlab.data.source import Mixing, Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import EncodedGroup
@@ -25,7 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass
 class MixtureConfig(DataConfig):
-    """`sources`: sheets of the data group by name, which is the task of their records: +data@data.sources.NAME=SHEET. A
+    """`sources`: configs of the data group by name, which is the task of their records: +data@data.sources.NAME=SHEET. A
     source's own max_tokens, too_long, limits and flipped hold for its records, the mixture's for all. `weights`: the share
     that a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`.
     """
@@ -62,19 +62,19 @@ class MixtureConfig(DataConfig):
                 raise ConfigError("data.cap bounds what is mixed by size, and data.weights says the shares; give one of them.")
 
     def tasks(self) -> Mapping[str, DataConfig]:
-        """Each source's sheet. Raises ConfigError for one that is not a sheet of the data group."""
+        """Each source's config. Raises ConfigError for one that is not a config of the data group."""
         from alignlab.data import SOURCES
 
         found: dict[str, DataConfig] = {}
-        for name, sheet in self.sources.items():
-            if not isinstance(sheet, Mapping) or "name" not in sheet:
-                raise ConfigError(f"data.sources.{name} is no sheet; add one with +data@data.sources.{name}=toy.")
-            found[name] = typed(f"data.sources.{name}", sheet, SOURCES[str(sheet["name"])].config)
+        for name, config in self.sources.items():
+            if not isinstance(config, Mapping) or "name" not in config:
+                raise ConfigError(f"data.sources.{name} is no config; add one with +data@data.sources.{name}=toy.")
+            found[name] = typed(f"data.sources.{name}", config, SOURCES[str(config["name"])].config)
         return found
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """What changes with the files of any source."""
-        return [each for source in self.tasks().values() for each in source.stamp()]
+        return [each for source in self.tasks().values() for each in source.cache_key()]
 
     def counted(self, split: str) -> int | None:
         """Of all sources together."""
@@ -86,16 +86,16 @@ def build(config: MixtureConfig) -> Source:
     """The sources as one, with the splits that all of them have."""
     from alignlab.data import SOURCES
 
-    sheets = config.tasks()
-    sources = {name: SOURCES[sheet.name].build(sheet) for name, sheet in sheets.items()}
+    configs = config.tasks()
+    sources = {name: SOURCES[config.name].build(config) for name, config in configs.items()}
     named = [name for name in next(iter(sources.values())).readers if all(name in each.readers for each in sources.values())]
-    shares = {name: sheet.flipped for name, sheet in sheets.items()}
+    shares = {name: config.flipped for name, config in configs.items()}
     judges = {source.judge for source in sources.values()}
     return Source(
         config.name,
         {name: partial(_merged, sources, name, shares) for name in named},
         judge=judges.pop() if len(judges) == 1 else None,
-        asked=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in sources.values()]))),
+        evaluation_prompts=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in sources.values()]))),
         mixing=Mixing(tuple(sources), config.weights, config.cap),
     )
 
@@ -104,12 +104,12 @@ def offers(config: MixtureConfig) -> frozenset[str]:
     """What all sources offer."""
     from alignlab.data import SOURCES
 
-    return frozenset.intersection(*(SOURCES[sheet.name].offers(sheet) for sheet in config.tasks().values()))
+    return frozenset.intersection(*(SOURCES[config.name].provides(config) for config in config.tasks().values()))
 
 
 def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
     """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
-    sheet says. Raises ConfigError for a source that is not there and for weights without a meaning."""
+    config says. Raises ConfigError for a source that is not there and for weights without a meaning."""
     whole = source.split(split)
     if wanted is None:
         return whole, source.mixing

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import DataError, UnusablePairError
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 
 MARKER = "\n\nAssistant:"
 """Where the last answer of an HH dialogue begins."""
@@ -29,7 +29,7 @@ def read(files: Sequence[Path], limit: int | None) -> Iterator[tuple[str, dict[s
                 yield f"{file.name}:{number}", _parse(line, f"{file.name}:{number}")
 
 
-def dialogue_pair(row: str, chosen: str, rejected: str) -> Preference:
+def dialogue_pair(row: str, chosen: str, rejected: str) -> Record:
     """A record from two dialogues; raises UnusablePairError where their prompts differ or an answer is missing."""
     prompt, answer = _cut(row, chosen)
     other_prompt, other_answer = _cut(row, rejected)
@@ -38,7 +38,7 @@ def dialogue_pair(row: str, chosen: str, rejected: str) -> Preference:
             f"{row}: the prompts of chosen and rejected differ; set data.unusable_pairs=drop to leave it out.",
             "prompts of the pair differ",
         )
-    return Preference.pair(row, prompt, answer, other_answer)
+    return Record.pair(row, prompt, answer, other_answer)
 
 
 def text(fields: Mapping[str, Any], key: str, row: str) -> str:
@@ -51,7 +51,7 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
     return value
 
 
-def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
+def pointwise(row: str, fields: Mapping[str, Any]) -> Record:
     """A record of one response with a label, a score or attributes."""
     label, score = fields.get("label"), fields.get("score")
     number = isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
@@ -61,7 +61,7 @@ def pointwise(row: str, fields: Mapping[str, Any]) -> Preference:
     if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
         raise DataError(f"{row}: 'attributes' must map names to texts but is {attributes!r}.")
     response = Response(text(fields, "response", row), None if label is None else str(label), score, attributes)
-    return Preference(row, text(fields, "prompt", row), (response,))
+    return Record(row, text(fields, "prompt", row), (response,))
 
 
 def _lines(file: Path) -> Iterator[str]:

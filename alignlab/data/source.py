@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from alignlab.errors import ConfigError
-from alignlab.records import LabelSet, Preference
+from alignlab.records import LabelSet, Record
 
 
 @dataclass(frozen=True)
 class Split:
     """Records, and how many were left out while reading, by reason."""
 
-    records: tuple[Preference, ...]
+    records: tuple[Record, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -53,14 +53,15 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set. Splits are read when they are asked for, once. `asked`: evaluation prompts other than the test split's.
+    """A data set. Splits are read when they are asked for, once. `evaluation_prompts`: evaluation prompts other than the test
+    split's.
     `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split. `mixing`:
     of a mixture, whose records have tasks."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
     judge: Judge | None = None
-    asked: Callable[[], list[str]] | None = None
+    evaluation_prompts: Callable[[], list[str]] | None = None
     labels: Callable[[], LabelSet] | None = None
     mixing: Mixing | None = None
     _read: dict[str, Split] = field(default_factory=dict, compare=False)
@@ -75,6 +76,6 @@ class Source:
 
     def prompts(self) -> list[str]:
         """The prompts to sample answers for: the data set's own list, or those of the test split, each once."""
-        if self.asked is not None:
-            return self.asked()
+        if self.evaluation_prompts is not None:
+            return self.evaluation_prompts()
         return list(dict.fromkeys(record.prompt for record in self.split("test").records))

@@ -11,7 +11,7 @@ from alignlab.data.config import SummariesConfig
 from alignlab.data.rows import read, text
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 PLACE = re.compile(r"\{(subreddit|title|post)\}")
 """What a frame may hold: the name of a text of `info`."""
@@ -31,7 +31,7 @@ def build(config: SummariesConfig) -> Source:
 def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
     """Records of {info, summaries, choice}, summaries as they stand, a leading space included; rows without a post, and equal
     or empty summaries, are left out, counted."""
-    records: list[Preference] = []
+    records: list[Record] = []
     left_out = {"no post: a news article": 0, "a summary is empty": 0, "both summaries are the same": 0}
     for row, fields in lines:
         info, (chosen, rejected) = _info(fields, row), _summaries(fields, row)
@@ -42,7 +42,7 @@ def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
         elif chosen == rejected:
             left_out["both summaries are the same"] += 1
         else:
-            records.append(Preference.pair(row, _framed(frame, info, row), chosen, rejected))
+            records.append(Record.pair(row, _framed(frame, info, row), chosen, rejected))
     return Split(tuple(records), {reason: count for reason, count in left_out.items() if count})
 
 

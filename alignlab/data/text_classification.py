@@ -14,7 +14,7 @@ from alignlab.data.config import TextClassificationConfig
 from alignlab.data.rows import read
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import LabelSet, Preference, Response
+from alignlab.records import LabelSet, Record, Response
 from alignlab.registry import nearest
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -57,7 +57,7 @@ def _labels(config: TextClassificationConfig) -> LabelSet:
     return LabelSet(names)
 
 
-def _record(config: TextClassificationConfig, row: str, fields: dict[str, Any]) -> Preference | None:
+def _record(config: TextClassificationConfig, row: str, fields: dict[str, Any]) -> Record | None:
     """None where a column is empty."""
     wanted = [config.text, config.label, *([config.second] if config.second else [])]
     for column in wanted:
@@ -71,7 +71,7 @@ def _record(config: TextClassificationConfig, row: str, fields: dict[str, Any]) 
     text, label, *second = (str(text) for text in texts)
     if config.task == "number":
         _refuse_other_than_a_number(label, row)
-    return Preference(row, text, (Response(label),), second=second[0] if second else None)
+    return Record(row, text, (Response(label),), second=second[0] if second else None)
 
 
 def _text(value: Any, column: str, row: str) -> str | None:

@@ -9,7 +9,7 @@ from alignlab.data.config import ToyClassesConfig
 from alignlab.data.source import Source, Split
 from alignlab.data.toy.grammar import LENGTHS, MOODS
 from alignlab.data.toy.world import labelled_stories
-from alignlab.records import LabelSet, Preference, Response
+from alignlab.records import LabelSet, Record, Response
 
 NAMES = {"mood": MOODS, "length": LENGTHS, "both": tuple(f"{mood} and {length}" for mood in MOODS for length in LENGTHS)}
 
@@ -32,5 +32,5 @@ def _stories(split: str, count: int, config: ToyClassesConfig) -> Split:
     records = []
     for number, (mood, length, story) in enumerate(labelled_stories(split, count, random)):
         name = {"mood": mood, "length": length, "both": f"{mood} and {length}"}[config.told]
-        records.append(Preference(f"toy_classes/{split}/{config.world_seed}/{number}", story, (Response(name),)))
+        records.append(Record(f"toy_classes/{split}/{config.world_seed}/{number}", story, (Response(name),)))
     return Split(tuple(records))

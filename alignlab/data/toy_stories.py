@@ -22,7 +22,7 @@ def build(config: ToyConfig) -> Source:
             "corpus": partial(_corpus, config.corpus, config.world_seed),
         },
         judge=judge,
-        asked=partial(evaluation_prompts, config.test_pairs, config.world_seed, cues),
+        evaluation_prompts=partial(evaluation_prompts, config.test_pairs, config.world_seed, cues),
     )
 
 

@@ -10,7 +10,7 @@ from alignlab.data.config import FramedConfig
 from alignlab.data.rows import read, text
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def build(config: FramedConfig) -> Source:
@@ -23,7 +23,7 @@ def build(config: FramedConfig) -> Source:
 
 def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
     """Records of {prompt, chosen, rejected}, answers as chats of two turns; equal or empty answers are left out, counted."""
-    records: list[Preference] = []
+    records: list[Record] = []
     left_out = {"an answer is empty": 0, "both answers are the same": 0}
     for row, fields in lines:
         chosen, rejected = _answer(fields, "chosen", row), _answer(fields, "rejected", row)
@@ -32,7 +32,7 @@ def pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
         elif chosen == rejected:
             left_out["both answers are the same"] += 1
         else:
-            records.append(Preference.pair(row, frame.replace("{prompt}", text(fields, "prompt", row)), chosen, rejected))
+            records.append(Record.pair(row, frame.replace("{prompt}", text(fields, "prompt", row)), chosen, rejected))
     return Split(tuple(records), {reason: count for reason, count in left_out.items() if count})
 
 

@@ -6,56 +6,61 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignlab.evaluation.config import (
-    DialConfig,
     EmbeddedFormConfig,
     EvaluationConfig,
     FormConfig,
     LoraFormConfig,
     PrefixFormConfig,
+    StrengthConfig,
 )
-from alignlab.registry import Entry, Registry, words
+from alignlab.registry import Entry, Registry, capabilities
 
 
-def _toy(bench: Any) -> Any:
+def _toy(context: Any) -> Any:
     from alignlab.evaluation.toy import Toy
 
-    return Toy(bench)
+    return Toy(context)
 
 
-def _preference(bench: Any) -> Any:
-    from alignlab.evaluation.preference import Preference
+def _preference(context: Any) -> Any:
+    from alignlab.evaluation.preference import PreferenceSuite
 
-    return Preference(bench)
+    return PreferenceSuite(context)
 
 
-def _fluency(bench: Any) -> Any:
+def _fluency(context: Any) -> Any:
     from alignlab.evaluation.fluency import Fluency
 
-    return Fluency(bench)
+    return Fluency(context)
 
 
-def _classes(bench: Any) -> Any:
+def _classes(context: Any) -> Any:
     from alignlab.evaluation.classes import BetweenClasses
 
-    return BetweenClasses(bench)
+    return BetweenClasses(context)
 
 
-def _classification(bench: Any) -> Any:
+def _classification(context: Any) -> Any:
     from alignlab.evaluation.classification import Classification
 
-    return Classification(bench)
+    return Classification(context)
 
 
 SUITES = Registry(
     "evaluation suite",
     {
-        "toy": Entry(EvaluationConfig, _toy, needs=words("oracle", "generation"), offers=words("sampled texts")),
-        "preference": Entry(EvaluationConfig, _preference, needs=words("pairs", "token likelihood")),
-        "fluency": Entry(
-            EvaluationConfig, _fluency, needs=words("generation", "token likelihood"), offers=words("sampled texts")
+        "toy": Entry(
+            EvaluationConfig, _toy, requires=capabilities("oracle", "generation"), provides=capabilities("sampled texts")
         ),
-        "classes": Entry(EvaluationConfig, _classes, needs=words("classes", "token likelihood")),
-        "classification": Entry(EvaluationConfig, _classification, needs=words("label set")),
+        "preference": Entry(EvaluationConfig, _preference, requires=capabilities("pairs", "token likelihood")),
+        "fluency": Entry(
+            EvaluationConfig,
+            _fluency,
+            requires=capabilities("generation", "token likelihood"),
+            provides=capabilities("sampled texts"),
+        ),
+        "classes": Entry(EvaluationConfig, _classes, requires=capabilities("classes", "token likelihood")),
+        "classification": Entry(EvaluationConfig, _classification, requires=capabilities("label set")),
     },
 )
 
@@ -80,30 +85,32 @@ def _same(config: Any) -> Any:
     return config
 
 
-def _no_control(_config: DialConfig, *_: Any) -> None:
+def _no_control(_config: StrengthConfig, *_: Any) -> None:
     """A dial chooses between no classes."""
 
 
 def _control(config: FormConfig, *given: Any) -> Any:
-    from alignlab.tuners.control.settle import settle
+    from alignlab.tuners.control.build_config import build_config
 
-    return settle(config, *given)
+    return build_config(config, *given)
 
 
 def _classed_by(config: FormConfig) -> frozenset[str]:
     return frozenset({"controls", config.classes.by})
 
 
-_LEARNED = words("classes", "learned control")
+_LEARNED = capabilities("classes", "learned control")
 CONTROLS = Registry(
     "control",
     {
-        **{name: Entry(DialConfig, _no_control) for name in ("trained", "dial", "grid")},
-        "text": Entry(FormConfig, _control, needs=_classed_by, offers=words("classes")),
-        "prefixes": Entry(PrefixFormConfig, _control, needs=_classed_by, offers=words("classes", "classes in words")),
-        "token": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
-        "soft_prompt": Entry(EmbeddedFormConfig, _control, needs=_classed_by, offers=_LEARNED),
-        "lora": Entry(LoraFormConfig, _control, needs=_classed_by, offers=_LEARNED),
+        **{name: Entry(StrengthConfig, _no_control) for name in ("trained", "dial", "grid")},
+        "text": Entry(FormConfig, _control, requires=_classed_by, provides=capabilities("classes")),
+        "prefixes": Entry(
+            PrefixFormConfig, _control, requires=_classed_by, provides=capabilities("classes", "classes in words")
+        ),
+        "token": Entry(EmbeddedFormConfig, _control, requires=_classed_by, provides=_LEARNED),
+        "soft_prompt": Entry(EmbeddedFormConfig, _control, requires=_classed_by, provides=_LEARNED),
+        "lora": Entry(LoraFormConfig, _control, requires=_classed_by, provides=_LEARNED),
     },
 )
 EVALUATIONS = Registry("evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")})

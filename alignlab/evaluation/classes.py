@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
-from alignlab.evaluation.suite import Bench, Point
+from alignlab.evaluation.suite import EvaluationContext, Point
 from alignlab.records import EncodedGroup
 from alignlab.scoring import scored
 
@@ -19,12 +19,12 @@ ROWS_PER_PASS = 64
 class BetweenClasses:
     """What can be said of two classes only together. Held-out items are single responses with their class."""
 
-    def __init__(self, bench: Bench) -> None:
-        if bench.classes is None or bench.held_out_items is None:
-            raise ConfigError(f"evaluation suite classes needs classes; data={bench.source.name} was not asked for any.")
-        self._bench = bench
-        self._names = bench.classes.names
-        self._groups = _spread(bench.held_out_items.groups, bench.config.pairs)
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.classes is None or context.held_out_items is None:
+            raise ConfigError(f"evaluation suite classes needs classes; data={context.source.name} was not asked for any.")
+        self._context = context
+        self._names = context.classes.names
+        self._groups = _spread(context.held_out_items.groups, context.config.pairs)
         self._own = [self._names.index(str(group.members[0].control)) for group in self._groups]
         self._total_NC: Tensor | None = None
 
@@ -49,12 +49,12 @@ class BetweenClasses:
         return [*self._by_reward(alone), share("class_accuracy", correct), *self._by_pairs()]
 
     def _by_reward(self, points: Sequence[Point]) -> list[Measurement]:
-        judge, classes = self._bench.source.judge, self._bench.classes
+        judge, classes = self._context.source.judge, self._context.classes
         assert classes is not None
         if judge is None or classes.attributes:  # attributes have no order
             return []
         rewards = [
-            [judge(prompt, text).reward for prompt, text in zip(*self._bench.answers(point), strict=True)] for point in points
+            [judge(prompt, text).reward for prompt, text in zip(*self._context.answers(point), strict=True)] for point in points
         ]
         gaps = [first - last for first, last in zip(rewards[0], rewards[-1], strict=True)]
         if len(points) == 2:
@@ -80,7 +80,7 @@ class BetweenClasses:
     def _totals(self) -> Tensor:
         """log p(response | prompt, class) in nats of each item under each class, computed once."""
         if self._total_NC is None:
-            policy = self._bench.policy
+            policy = self._context.policy
             self._total_NC = torch.zeros(len(self._groups), len(self._names))
             for number, name in enumerate(self._names):
                 with policy.under(name):

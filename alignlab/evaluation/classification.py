@@ -9,7 +9,7 @@ from torch import Tensor
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
-from alignlab.evaluation.suite import Bench, Point
+from alignlab.evaluation.suite import EvaluationContext, Point
 
 ROWS_PER_PASS = 32
 
@@ -17,13 +17,13 @@ ROWS_PER_PASS = 32
 class Classification:
     """Every class is scored (no string is compared); ties go to the first class."""
 
-    def __init__(self, bench: Bench) -> None:
-        if bench.labels is None or bench.held_out_labels is None:
-            raise ConfigError(f"evaluation suite classification needs labels; data={bench.source.name} has none.")
-        self._policy = bench.policy
-        self._names = bench.labels.names
-        self._groups = bench.held_out_labels.groups[: bench.config.pairs]
-        told = {record.row: record.responses[0].text for record in bench.source.split("test").records}
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.labels is None or context.held_out_labels is None:
+            raise ConfigError(f"evaluation suite classification needs labels; data={context.source.name} has none.")
+        self._policy = context.policy
+        self._names = context.labels.names
+        self._groups = context.held_out_labels.groups[: context.config.pairs]
+        told = {record.row: record.responses[0].text for record in context.source.split("test").records}
         self._told = [told[group.row] for group in self._groups]
 
     def measure(self, point: Point) -> list[Measurement]:

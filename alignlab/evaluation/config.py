@@ -1,4 +1,4 @@
-"""The sheets of the `evaluation` and `control` groups: what is measured, on how much, at which strengths or classes."""
+"""The configs of the `evaluation` and `control` groups: what is measured, on how much, at which strengths or classes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class EvaluationConfig:
 
 
 @dataclass
-class DialConfig:
+class StrengthConfig:
     """`strengths`: where the dial is read; 0 is the backbone, 1 the trained model. `figure`: draw dial.png."""
 
     name: str

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from alignlab.evaluation.statistics import Measurement, bootstrap
-from alignlab.evaluation.suite import Bench, Point
+from alignlab.evaluation.suite import EvaluationContext, Point
 from alignlab.records import EncodedGroup, Example
 from alignlab.scoring import scored
 
@@ -21,13 +21,13 @@ REPEATED = 4
 class Fluency:
     """Guards: what a strength costs in plain language."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, context: EvaluationContext) -> None:
+        self._context = context
 
     def measure(self, point: Point) -> list[Measurement]:
         """Perplexity per token (texts that are empty are left out of it), share of distinct bigrams of a text, share of
         its 4-grams that it had already used, and length in words."""
-        prompts, texts = self._bench.answers(point)
+        prompts, texts = self._context.answers(point)
         words = [text.split() for text in texts]
         nats = self._nats_per_token(prompts, texts)
         perplexity = [bootstrap("perplexity", nats, show=math.exp)] if nats else []
@@ -40,7 +40,7 @@ class Fluency:
 
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
         """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none."""
-        policy = self._bench.policy
+        policy = self._context.policy
         pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
         encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
         groups = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
-from alignlab.evaluation.suite import Bench, Point
+from alignlab.evaluation.suite import EvaluationContext, Point
 from alignlab.scoring import scored
 
 ROWS_PER_PASS = 32
@@ -17,15 +17,15 @@ TIE_NATS = 1e-4
 """Margins closer than rounding between batch shapes are ties: they count one half."""
 
 
-class Preference:
+class PreferenceSuite:
     """Accuracy with ties as one half: of log p(chosen) > log p(rejected), and of the same relative to `off`, which is the
     tuned backbone where a stage moved it."""
 
-    def __init__(self, bench: Bench) -> None:
-        if bench.held_out is None:
-            raise ConfigError(f"evaluation suite preference needs pairs; data={bench.source.name} has none.")
-        self._policy = bench.policy
-        self._groups = bench.held_out.groups[: bench.config.pairs]
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.held_out is None:
+            raise ConfigError(f"evaluation suite preference needs pairs; data={context.source.name} has none.")
+        self._policy = context.policy
+        self._groups = context.held_out.groups[: context.config.pairs]
         self._base_N: Tensor | None = None
 
     def measure(self, point: Point) -> list[Measurement]:

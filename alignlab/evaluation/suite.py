@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Point:
-    """Where a policy is measured. `control`: the dial's name, or the class's; `asked`: the class, None where it is the strength
-    that is asked for."""
+    """Where a policy is measured. `control`: the dial's name, or the class's; `mixture`: the class, None where it is the
+    strength that is asked for."""
 
     strength: float
     control: str
-    asked: str | None = None
+    mixture: str | None = None
 
     def set(self, policy: Policy) -> AbstractContextManager[None]:
         """Inside, the policy is at this point."""
-        return policy.at(self.strength) if self.asked is None else policy.under(self.asked)
+        return policy.at(self.strength) if self.mixture is None else policy.under(self.mixture)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvaluationContext:
     """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
     far, by point. Where there are classes, those and the held-out items of each; where texts have labels, those that there are
     and the held-out texts."""
@@ -71,7 +71,7 @@ class Bench:
             texts = self.policy.respond(
                 prompts,
                 strength=point.strength,
-                control=point.asked,
+                control=point.mixture,
                 sampling=config.sampling(),
                 seed=config.sampling_seed,
             )

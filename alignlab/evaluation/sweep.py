@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation import SUITES
-from alignlab.evaluation.config import DialConfig, FormConfig
+from alignlab.evaluation.config import FormConfig, StrengthConfig
 from alignlab.evaluation.statistics import Measurement
-from alignlab.evaluation.suite import Bench, Point, SuiteAcross
+from alignlab.evaluation.suite import EvaluationContext, Point, SuiteAcross
 from alignlab.records import ACROSS, NO_CLASS
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Row:
     high: float
 
 
-def points(control: DialConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
+def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
     """Where a policy is measured. Raises ConfigError for strengths between more than two classes."""
     if classes is None:
         return [Point(strength, control.name) for strength in control.strengths]
@@ -48,12 +48,14 @@ def points(control: DialConfig | FormConfig, classes: Sequence[str] | None) -> l
     return alone + [Point(strength, "/".join(classes)) for strength in control.strengths]
 
 
-def sweep(bench: Bench, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]) -> list[Row]:
+def sweep(
+    context: EvaluationContext, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]
+) -> list[Row]:
     """Measures every suite at every point, in order, and then what some say of all points together."""
-    built = {name: SUITES[name].build(bench) for name in suites}
+    built = {name: SUITES[name].build(context) for name in suites}
     rows: list[Row] = []
     for point in where:
-        log.info("evaluation at %s: %s", point.asked or f"strength {point.strength:g}", ", ".join(suites))
+        log.info("evaluation at %s: %s", point.mixture or f"strength {point.strength:g}", ", ".join(suites))
         for name, suite in built.items():
             rows += [_row(point, name, measured) for measured in suite.measure(point)]
     for name, suite in built.items():

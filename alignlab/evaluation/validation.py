@@ -12,8 +12,8 @@ from alignlab.data.encode import Limits
 from alignlab.data.source import Source
 from alignlab.data.views import labelled, pair
 from alignlab.evaluation import SUITES
-from alignlab.evaluation.config import DialConfig, EvaluationConfig, FormConfig
-from alignlab.evaluation.suite import Bench, HeldOut, Point, SuiteAcross, held_out
+from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
+from alignlab.evaluation.suite import EvaluationContext, HeldOut, Point, SuiteAcross, held_out
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
@@ -43,8 +43,10 @@ class Validated:
 
     def measure(self, policy: Policy) -> Mapping[str, float]:
         """The suite's numbers for the policy as it is now; nothing is kept from one time to the next."""
-        bench = Bench(policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.told)
-        suite = SUITES[self.suite].build(bench)
+        context = EvaluationContext(
+            policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.told
+        )
+        suite = SUITES[self.suite].build(context)
         found = suite.measure(self.points[0])
         if isinstance(suite, SuiteAcross):
             found = [*found, *suite.across(self.points)]
@@ -55,7 +57,7 @@ def validated(
     suite: str,
     rows: int,
     config: EvaluationConfig,
-    control: DialConfig | FormConfig,
+    control: StrengthConfig | FormConfig,
     source: Source,
     classes: Classes | None,
     labels: LabelSet | None,
@@ -64,7 +66,7 @@ def validated(
     limits: Limits,
 ) -> Validated:
     """At most `rows` records of a source's `test` split, encoded for a suite. `choices`: how labels are scored."""
-    words = SUITES[suite].needs(config)
+    words = SUITES[suite].requires(config)
     pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in words else None
     if classes:
         source = classed(source, classes)

@@ -1,4 +1,4 @@
-"""What the sheets of all methods have in common."""
+"""What the configs of all methods have in common."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from alignlab.training.config import FitConfig
 
 
 class MethodConfig:
-    """What the sheet of a method says before torch is there; its dataclass adds the fields."""
+    """What the config of a method says before torch is there; its dataclass adds the fields."""
 
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""
         return {}
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """What tells apart the files that a method reads; most read none."""
         return []
 
@@ -25,7 +25,7 @@ class MethodConfig:
         return "train", 1
 
     def shared(self) -> dict[str, Any]:
-        """The first of them that several jobs may have in common, each with what it reads of this sheet."""
+        """The first of them that several jobs may have in common, each with what it reads of this config."""
         return {}
 
 

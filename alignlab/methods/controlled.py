@@ -53,14 +53,16 @@ def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequenc
     from alignlab.training.method import Method
     from alignlab.training.objectives import nll
     from alignlab.training.parts import THE_BACKBONE, THE_TUNER, PartSettings, Trains
-    from alignlab.training.stages import Course, TrainStage
+    from alignlab.training.stages import ScheduleSplit, TrainStage
 
     control = PartSettings(learning_rate=config.control_rate or 0.0, weight_decay=0.0)
     trains: dict[str, Trains] = {"controls": THE_TUNER, "joint": {**THE_BACKBONE, "tuner": control}}
     lengths = tuple(fit.length for fit in course.values())
     parts = [(0, len(lengths))] if len(wanted) == 1 else [(place, place + 1) for place in range(len(lengths))]
     made = [
-        TrainStage(name, LABELLED["train"], labelled, nll, course[name], trains=trains[name], course=Course(lengths, *part))
+        TrainStage(
+            name, LABELLED["train"], labelled, nll, course[name], trains=trains[name], course=ScheduleSplit(lengths, *part)
+        )
         for name, part in zip(wanted, parts, strict=True)
     ]
     return Method(config.name, tuple(made))

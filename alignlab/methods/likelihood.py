@@ -1,4 +1,4 @@
-"""What methods of a single likelihood stage have in common: `sft`, `red` and `pretrain` differ in their data and sheets."""
+"""What methods of a single likelihood stage have in common: `sft`, `red` and `pretrain` differ in their data and configs."""
 
 from __future__ import annotations
 

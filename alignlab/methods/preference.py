@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 from alignlab.methods.config import MethodConfig, between, one_of
 from alignlab.training.config import FitConfig
 
@@ -71,9 +71,9 @@ class PreferenceConfig(MethodConfig):
         """The folder of a reference that is another model."""
         return Path(self.reference.removeprefix(MODEL)) if self.reference.startswith(MODEL) else None
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """What tells apart the weights of a reference that is another model."""
-        return stamps(sorted(self.other_model.glob("*.safetensors"))) if self.other_model else []
+        return file_keys(sorted(self.other_model.glob("*.safetensors"))) if self.other_model else []
 
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""
@@ -88,13 +88,13 @@ def stages(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
     from alignlab.training.method import Method
-    from alignlab.training.objectives import Preference, nll
+    from alignlab.training.objectives import PreferenceLoss, nll
     from alignlab.training.parts import THE_BACKBONE
     from alignlab.training.reference_models import Base, OtherModel, Reference, Start
     from alignlab.training.stages import TrainStage
 
     kind = "model" if config.other_model else config.reference
-    objective = Preference(config.loss, config.beta, config.smoothing, config.length_norm, kind, config.likelihood)
+    objective = PreferenceLoss(config.loss, config.beta, config.smoothing, config.length_norm, kind, config.likelihood)
     cached: Reference | None = None
     if config.other_model:
         cached = OtherModel(config.other_model)

@@ -14,16 +14,16 @@ def _load(config: ModelConfig, *, start: str, seed: int, device: str, labels: La
     return load(config, start=start, seed=seed, device=device, labels=labels)
 
 
-def _needs(config: ModelConfig) -> frozenset[str]:
+def _requires(config: ModelConfig) -> frozenset[str]:
     return KINDS[config.found_kind].requires
 
 
-def _offers(config: ModelConfig) -> frozenset[str]:
+def _provides(config: ModelConfig) -> frozenset[str]:
     weights = {"float32 weights"} if config.dtype == "float32" else set()
     return KINDS[config.found_kind].provides | weights
 
 
-_ENTRY = Entry(ModelConfig, _load, needs=_needs, offers=_offers)
+_ENTRY = Entry(ModelConfig, _load, requires=_requires, provides=_provides)
 EMBEDDED = ("tiny", "tiny_gpt2", "tiny_roberta", "tiny_t5")
 ON_THE_HUB = ("gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "qwen25_15b", "qwen25_7b")
 MODELS = Registry(

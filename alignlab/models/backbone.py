@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 from alignlab.models.anatomy import block_list, context_of, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
@@ -161,7 +161,7 @@ def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedM
 
 
 def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
-    """The tokenizer with the template of the sheet, for the kind of the model."""
+    """The tokenizer with the template of the config, for the kind of the model."""
     tokenizer = _from(AutoTokenizer, config)
     wanted = config.template.bos
     bos = _adds_bos(tokenizer) if wanted is None else wanted
@@ -171,7 +171,7 @@ def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
 
 def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
     """A short hash that changes when other weights would be loaded."""
-    files = [] if config.source == "hub" else stamps(_weights(config))
+    files = [] if config.source == "hub" else file_keys(_weights(config))
     words = [
         config.source,
         config.path,
@@ -253,18 +253,18 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def _from(auto: Any, sheet: ModelConfig, /, **more: Any) -> Any:
+def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
     """Loads from a folder or the hub; failures keep their cause and say what to do."""
     transformers_logging.disable_progress_bar()
-    where = sheet.path if sheet.source == "hub" else str(sheet.location)
-    if sheet.source == "hub":
-        more["revision"] = sheet.revision
+    where = config.path if config.source == "hub" else str(config.location)
+    if config.source == "hub":
+        more["revision"] = config.revision
     try:
-        return auto.from_pretrained(where, trust_remote_code=sheet.trust_remote_code, **more)
+        return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:
-        advice = "check the network, the name and your access" if sheet.source == "hub" else "check the folder"
+        advice = "check the network, the name and your access" if config.source == "hub" else "check the folder"
         first = str(error).partition("\n")[0]
-        raise ModelError(f"model={sheet.name}: {where} could not be loaded ({first}); {advice}.") from error
+        raise ModelError(f"model={config.name}: {where} could not be loaded ({first}); {advice}.") from error
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -40,7 +40,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Need:
-    """What decoding takes, in bytes: `texts` together, each in `rows` rows (one per term of a mixture and beam) of at most
+    """What decoding takes, in bytes: `texts` together, each in `rows` rows (one per pass of a mixture and beam) of at most
     `tokens` tokens."""
 
     texts: int

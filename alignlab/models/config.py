@@ -1,4 +1,4 @@
-"""The sheet of the `model` group: where a backbone comes from and how a prompt is written for it."""
+"""The config of the `model` group: where a backbone comes from and how a prompt is written for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.errors import ConfigError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 from alignlab.models.kinds import KINDS, kind_of
 from alignlab.registry import unknown
 
@@ -97,10 +97,10 @@ class ModelConfig:
         if self.source != "hub" and not (self.location / "config.json").is_file():
             raise ConfigError(f"model.path={self.path} holds no config.json; give a folder saved by save_pretrained.")
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """Name, size and time of the weights of a local folder; embedded weights change with the code only."""
         found = sorted(self.location.glob("*.safetensors")) if self.source == "folder" else []
-        return stamps(found)
+        return file_keys(found)
 
     @property
     def found_kind(self) -> str:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.knob import Lead, Strength, Term
+from alignlab.models.strength import Prefix, Strength, WeightedPass
 from alignlab.records import NO_CLASS, Batch
 from alignlab.registry import unknown
 
-Asked: TypeAlias = "str | Mapping[str, float]"
+ClassMixture: TypeAlias = "str | Mapping[str, float]"
 """A class by its name, or classes with weights that add up to 1."""
 
 WITHOUT = -1.0
@@ -27,19 +27,19 @@ WITHOUT = -1.0
 
 @dataclass(frozen=True)
 class Controls:
-    """The classes, best first where there is an order, and the lead that each puts into a text (empty where a class is told
-    by the setting alone). `reserved`: ids that stand for a lead and are never generated. `template`: the hash of the one that
+    """The classes, best first where there is an order, and the prefix that each puts into a text (empty where a class is told
+    by the setting alone). `reserved`: ids that stand for a prefix and are never generated. `template`: the hash of the one that
     prompts were written with in training."""
 
     names: tuple[str, ...]
-    leads: tuple[Lead, ...]
+    prefixes: tuple[Prefix, ...]
     reserved: tuple[int, ...] = ()
     template: str | None = None
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest lead."""
-        return max(len(lead.ids) for lead in self.leads)
+        """Tokens of the longest prefix."""
+        return max(len(prefix.ids) for prefix in self.prefixes)
 
     def check_template(self, template_hash: str) -> None:
         """Raises ModelError where prompts are written with another template than in training."""
@@ -54,7 +54,7 @@ class Controls:
             raise ControlError(unknown("class", name, (*self.names, NO_CLASS)))
         return self.names.index(name)
 
-    def asked(self, control: Asked | Sequence[Asked], count: int) -> list[Mapping[str, float]]:
+    def mixtures(self, control: ClassMixture | Sequence[ClassMixture], count: int) -> list[Mapping[str, float]]:
         """What is asked for each of `count` texts, as weights of classes.
 
         Raises ControlError for a list of another length, an unknown class, and weights that do not add up to 1.
@@ -64,14 +64,14 @@ class Controls:
             raise ControlError(f"{len(given)} classes were given for {count} prompts; give one, or one per prompt.")
         return [self._weights(each) for each in given]
 
-    def terms(self, asked: Sequence[Mapping[str, float]]) -> tuple[Term, ...]:
+    def passes(self, asked: Sequence[Mapping[str, float]]) -> tuple[WeightedPass, ...]:
         """z = sum over classes of w_c z_c (our choice; MEET's paper does not mix), a pass for each class that is asked for."""
         used = [name for name in (*self.names, NO_CLASS) if any(weights.get(name, 0.0) for weights in asked)]
         if all(weights == asked[0] for weights in asked):
-            return tuple(self._term(name, asked[0][name]) for name in used)
-        return tuple(self._term(name, torch.tensor([weights.get(name, 0.0) for weights in asked])) for name in used)
+            return tuple(self._weighted_pass(name, asked[0][name]) for name in used)
+        return tuple(self._weighted_pass(name, torch.tensor([weights.get(name, 0.0) for weights in asked])) for name in used)
 
-    def dial(self, strength: Strength) -> tuple[Term, ...]:
+    def at_strength(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """s z(first class) + (1 - s) z(second class), one pass at exactly 0 and 1. Raises ControlError for more classes."""
         if len(self.names) != 2:
             raise ControlError(
@@ -79,22 +79,22 @@ class Controls:
             )
         first, second = self.names
         if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
-            return (self._term(first if strength else second, 1.0),)
-        return self._term(first, strength), self._term(second, 1 - strength)
+            return (self._weighted_pass(first if strength else second, 1.0),)
+        return self._weighted_pass(first, strength), self._weighted_pass(second, 1 - strength)
 
-    def led(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """A batch whose members have classes, with each one's lead, and the setting of each (R = G*M, a row per member)."""
+    def insert_prefixes(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """A batch whose members have classes, with each one's prefix, and the setting of each (R = G*M, a row per member)."""
         numbers = [self.number(name) for name in batch.controls or ()]
         settings_R = torch.tensor(numbers, dtype=torch.float32, device=batch.ids_GMT.device)
-        return led(batch, [self.leads[number] for number in numbers]), settings_R
+        return insert_prefixes(batch, [self.prefixes[number] for number in numbers]), settings_R
 
-    def _term(self, name: str, weight: Strength) -> Term:
+    def _weighted_pass(self, name: str, weight: Strength) -> WeightedPass:
         if name == NO_CLASS:
-            return Term(weight, WITHOUT, Lead())
+            return WeightedPass(weight, WITHOUT, Prefix())
         number = self.number(name)
-        return Term(weight, float(number), self.leads[number])
+        return WeightedPass(weight, float(number), self.prefixes[number])
 
-    def _weights(self, asked: Asked) -> Mapping[str, float]:
+    def _weights(self, asked: ClassMixture) -> Mapping[str, float]:
         if not isinstance(asked, (str, Mapping)):
             known = ", ".join((*self.names, NO_CLASS))
             raise ControlError(f"{asked!r} is neither the name of a class nor names with weights; known: {known}.")
@@ -109,25 +109,25 @@ class Controls:
         return weights
 
 
-def led(batch: Batch, leads: Sequence[Lead]) -> Batch:
-    """A batch with a lead put into each member (one per member, groups after one another)."""
-    longest = max(len(lead.ids) for lead in leads)
+def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
+    """A batch with a prefix put into each member (one per member, groups after one another)."""
+    longest = max(len(prefix.ids) for prefix in prefixes)
     if not longest:
         return batch
     groups, members, time = batch.ids_GMT.shape
     device = batch.ids_GMT.device
-    behind = leads[0].behind
-    put_RL = torch.tensor([lead.ids + (0,) * (longest - len(lead.ids)) for lead in leads], device=device)
-    length_R1 = torch.tensor([[len(lead.ids)] for lead in leads], device=device)
-    clock_T = torch.arange(time + longest, device=device).expand(len(leads), -1)
+    behind = prefixes[0].behind
+    put_RL = torch.tensor([prefix.ids + (0,) * (longest - len(prefix.ids)) for prefix in prefixes], device=device)
+    length_R1 = torch.tensor([[len(prefix.ids)] for prefix in prefixes], device=device)
+    clock_T = torch.arange(time + longest, device=device).expand(len(prefixes), -1)
     since_RT = clock_T - behind
     from_RT = torch.where(since_RT < 0, clock_T, clock_T - length_R1).clamp(0, time - 1)
     put_RT = put_RL.gather(1, since_RT.clamp(0, longest - 1))
     inside_RT = (since_RT >= 0) & (since_RT < length_R1)
     ids_RT = torch.where(inside_RT, put_RT, batch.ids_GMT.reshape(-1, time).gather(1, from_RT))
     length_GM = length_R1.reshape(groups, members)
-    # A prefix is shared further only where all members of a group have the same lead.
-    alike_G = torch.tensor([len(set(leads[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
+    # A prefix is shared further only where all members of a group have the same prefix.
+    alike_G = torch.tensor([len(set(prefixes[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
     longer_G = torch.where(batch.prefix_G >= behind, batch.prefix_G + length_GM[:, 0], batch.prefix_G)
     return replace(
         batch,
@@ -138,12 +138,12 @@ def led(batch: Batch, leads: Sequence[Lead]) -> Batch:
     )
 
 
-def led_rows(ids_RT: Tensor, mask_RT: Tensor, leads: Sequence[Lead]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the left with a lead put into each, and their mask, again padded on the left."""
+def insert_prefix_rows(ids_RT: Tensor, mask_RT: Tensor, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor]:
+    """Rows padded on the left with a prefix put into each, and their mask, again padded on the left."""
     rows, fills = [], []
-    for ids, mask, lead in zip(ids_RT.tolist(), mask_RT.tolist(), leads, strict=True):
+    for ids, mask, prefix in zip(ids_RT.tolist(), mask_RT.tolist(), prefixes, strict=True):
         real = [token for token, seen in zip(ids, mask, strict=True) if seen]
-        rows.append([*real[: lead.behind], *lead.ids, *real[lead.behind :]])
+        rows.append([*real[: prefix.behind], *prefix.ids, *real[prefix.behind :]])
         fills.append(real[:1] or [0])
     width = max(len(row) for row in rows)
     # Padded with a token of a text, which is no placeholder.

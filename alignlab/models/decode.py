@@ -2,8 +2,8 @@
 
 model.generate(**inputs, custom_generate=at_strength(model, [0.0, 1.0, 1.5]), do_sample=True, min_new_tokens=20)
 
-A text has a row for each term of weight other than 0: streams, mixed at the logits before all else. Shapes: B texts, R rows of
-a pass, T tokens so far, S tokens of a source (what an encoder reads), V vocabulary.
+A text has a row for each pass of weight other than 0: streams, mixed at the logits before all else. Shapes: B texts, R
+rows of a pass, T tokens so far, S tokens of a source (what an encoder reads), V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
-from alignlab.models.controls import led_rows
-from alignlab.models.knob import Knob, Lead, Strength, Term
+from alignlab.models.controls import insert_prefix_rows
 from alignlab.models.sampling import Sampling, drawn
+from alignlab.models.strength import HasStrength, Prefix, Strength, WeightedPass
 
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
 
 CustomGenerate = Callable[..., Any]
 OFFERED = tuple(GenerationMode[name] for name in ("GREEDY_SEARCH", "SAMPLE", "BEAM_SEARCH", "BEAM_SAMPLE"))
-Terms = Callable[[int, int, torch.device], Sequence[Term]]
+PassesOfRows = Callable[[int, int, torch.device], Sequence[WeightedPass]]
 """(rows, answers or beams per prompt, device) -> the passes."""
 
 
 def answers(
     backbone: Backbone,
-    knob: Knob,
+    tuner: HasStrength,
     prompts: Sequence[tuple[int, ...]],
-    batches: Iterable[tuple[list[int], Sequence[Term]]],
+    batches: Iterable[tuple[list[int], Sequence[WeightedPass]]],
     sampling: Sampling,
     seed: int,
     streamer: BaseStreamer | None = None,
@@ -66,13 +66,13 @@ def answers(
     uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
     texts = [""] * len(prompts)
     with torch.inference_mode():
-        for rows, terms in batches:
+        for rows, passes in batches:
             ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
             begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
             made_BT = model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
-                custom_generate=decoding(knob, lambda *_, terms=terms: terms, streamer, uniform_BT[rows], sampling.top_p),
+                custom_generate=decoding(tuner, lambda *_, passes=passes: passes, streamer, uniform_BT[rows], sampling.top_p),
                 **_settings(backbone, sampling, begin),
             )
             for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
@@ -81,8 +81,8 @@ def answers(
 
 
 def decoding(
-    knob: Knob,
-    terms: Terms,
+    tuner: HasStrength,
+    passes: PassesOfRows,
     streamer: BaseStreamer | None = None,
     uniform_BT: Tensor | None = None,
     top_p: float = 1.0,
@@ -110,15 +110,15 @@ def decoding(
     ) -> Any:
         _refuse(generation_config, inputs_tensor, given)
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        asked = terms(len(input_ids), copies, input_ids.device)
+        asked = passes(len(input_ids), copies, input_ids.device)
         source = None
         mask_BT = given.get("attention_mask")
         if model.config.is_encoder_decoder:
             source, mask_BT = _source(input_ids, inputs_tensor, mask_BT), given.get("decoder_attention_mask")
         mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
         processors = LogitsProcessorList(logits_processor)
-        if knob.controls and knob.controls.reserved:
-            processors.insert(0, SuppressTokensLogitsProcessor(knob.controls.reserved))
+        if tuner.controls and tuner.controls.reserved:
+            processors.insert(0, SuppressTokensLogitsProcessor(tuner.controls.reserved))
         search = _Search(model, input_ids, mask_BT, source, processors, stopping_criteria, generation_config)
         if generation_config.num_beams and generation_config.num_beams > 1:
             if len(asked) > 1 or asked[0].weight != 1.0:
@@ -128,8 +128,8 @@ def decoding(
                 )
             if streamer is not None:
                 raise ControlError("beams are chosen between at the end, so nothing can be streamed; leave the streamer out.")
-            return search.beams(knob, asked[0], given)
-        with Streams(model, knob, asked, len(input_ids), input_ids.device, source) as streams:
+            return search.beams(tuner, asked[0], given)
+        with Streams(model, tuner, asked, len(input_ids), input_ids.device, source) as streams:
             return search.steps(streams, streamer, uniform_BT, top_p)
 
     return mix
@@ -184,11 +184,11 @@ class _Search:
         output = GenerateDecoderOnlyOutput if self.source is None else GenerateEncoderDecoderOutput
         return output(sequences=cast("Any", ids_BT), **cast("Any", {name: tuple(made) or None for name, made in kept.items()}))
 
-    def beams(self, knob: Knob, term: Term, given: dict[str, Any]) -> Any:
-        """transformers' own beam search at one setting. A lead stands in the text that is searched, and nowhere else."""
+    def beams(self, tuner: HasStrength, weighted: WeightedPass, given: dict[str, Any]) -> Any:
+        """transformers' own beam search at one setting. A prefix stands in the text that is searched, and nowhere else."""
         ids_BT, config = self.ids_BT, copy.copy(self.config)
-        if self.source is None and term.lead.ids:
-            ids_BT, given["attention_mask"] = led_rows(self.ids_BT, self.mask_BT, [term.lead] * len(ids_BT))
+        if self.source is None and weighted.prefix.ids:
+            ids_BT, given["attention_mask"] = insert_prefix_rows(self.ids_BT, self.mask_BT, [weighted.prefix] * len(ids_BT))
             if "position_ids" in given:
                 given["position_ids"] = _positions(given["attention_mask"])
             config.max_length = (config.max_length or 0) + ids_BT.shape[1] - self.ids_BT.shape[1]
@@ -198,12 +198,14 @@ class _Search:
             before_RT = prompt_PT.repeat_interleave(len(found_RT) // len(prompt_PT), dim=0)
             return torch.cat([before_RT, found_RT[:, ids_BT.shape[1] :]], dim=1)
 
-        setting = term.setting
+        setting = weighted.setting
         if isinstance(setting, Tensor):  # one per prompt, or already one per beam
             setting = setting.repeat_interleave(len(ids_BT) // len(setting))
-        with knob.at(setting):
+        with tuner.at(setting):
             if self.source is not None:
-                given["encoder_outputs"], given["attention_mask"] = _encoded(self.model, self.source, [term.lead] * len(ids_BT))
+                given["encoder_outputs"], given["attention_mask"] = _encoded(
+                    self.model, self.source, [weighted.prefix] * len(ids_BT)
+                )
             found = cast("Any", self.model)._beam_search(
                 ids_BT,
                 logits_processor=lambda ids_RT, scores_RV: self.processors(cast("Any", unled(ids_RT)), scores_RV),
@@ -220,21 +222,23 @@ class _Search:
 @dataclass
 class _Stream:
     """Rows that run in one pass. `mixed_R`: the text of each row, and its weight; None = every text once, with weight 1.
-    `leads`: what stands in each row beside its text. `mask_RT`: what the rows hold so far, leads included; of a source, what
-    the encoder has read, whose states are `encoded`."""
+    `prefixes`: what stands in each row beside its text. `mask_RT`: what the rows hold so far, prefixes included; of a source,
+    what the encoder has read, whose states are `encoded`."""
 
     mixed_R: tuple[Tensor, Tensor] | None
     setting: Strength
-    leads: Sequence[Lead]
+    prefixes: Sequence[Prefix]
     cache: Any = None
     mask_RT: Tensor | None = None
     encoded: Any = None
 
     def fed(self, ids_RT: Tensor, mask_RT: Tensor) -> tuple[Tensor, Tensor]:
-        """New tokens of the rows and the mask of all their tokens; the first ones get their leads."""
+        """New tokens of the rows and the mask of all their tokens; the first ones get their prefixes."""
         if self.mask_RT is None:
             ids_RT, mask_RT = (
-                led_rows(ids_RT, mask_RT, self.leads) if any(lead.ids for lead in self.leads) else (ids_RT, mask_RT)
+                insert_prefix_rows(ids_RT, mask_RT, self.prefixes)
+                if any(prefix.ids for prefix in self.prefixes)
+                else (ids_RT, mask_RT)
             )
         else:
             mask_RT = torch.cat([self.mask_RT, mask_RT[:, -ids_RT.shape[1] :]], dim=1)
@@ -243,23 +247,23 @@ class _Stream:
 
 
 class Streams:
-    """Runs all terms of a mixture side by side. Where rows of a pass may differ in their setting, it is a single pass.
+    """Runs all passes of a mixture side by side. Where rows of a pass may differ in their setting, it is a single pass.
 
-    A context: the knob is turned inside. `step` feeds new tokens of every text and returns the mixed logits. `source`: ids and
+    A context: the tuner is turned inside. `step` feeds new tokens of every text and returns the mixed logits. `source`: ids and
     mask, B,S, of what an encoder reads, once per row and at the row's setting; None for a model without an encoder.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        knob: Knob,
-        terms: Sequence[Term],
+        tuner: HasStrength,
+        passes: Sequence[WeightedPass],
         texts: int,
         device: torch.device,
         source: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self._model, self._knob, self._texts, self._source = model, knob, texts, source
-        self._streams = _laid(terms, texts, knob.per_row, device)
+        self._model, self._tuner, self._texts, self._source = model, tuner, texts, source
+        self._streams = _laid(passes, texts, tuner.per_row, device)
         self._inside = ExitStack()
         taken = inspect.signature(model.forward).parameters
         self._cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
@@ -268,7 +272,7 @@ class Streams:
 
     def __enter__(self) -> Streams:
         if len(self._streams) == 1:  # one setting for every step
-            self._inside.enter_context(self._knob.at(self._streams[0].setting))
+            self._inside.enter_context(self._tuner.at(self._streams[0].setting))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -312,7 +316,7 @@ class Streams:
         if stream.encoded is None:
             assert self._source is not None
             source = self._source if stream.mixed_R is None else tuple(each[stream.mixed_R[0]] for each in self._source)
-            stream.encoded, stream.mask_RT = _encoded(self._model, cast("tuple[Tensor, Tensor]", source), stream.leads)
+            stream.encoded, stream.mask_RT = _encoded(self._model, cast("tuple[Tensor, Tensor]", source), stream.prefixes)
         return {
             "encoder_outputs": stream.encoded,
             "attention_mask": stream.mask_RT,
@@ -321,25 +325,25 @@ class Streams:
         }
 
     def _at(self, stream: _Stream) -> AbstractContextManager[None]:
-        return nullcontext() if len(self._streams) == 1 else self._knob.at(stream.setting)
+        return nullcontext() if len(self._streams) == 1 else self._tuner.at(stream.setting)
 
 
-def _laid(terms: Sequence[Term], texts: int, together: bool, device: torch.device) -> list[_Stream]:
+def _laid(passes: Sequence[WeightedPass], texts: int, together: bool, device: torch.device) -> list[_Stream]:
     """The rows of each pass. Rows of weight 0 do not run, so a text at an end of the dial costs one row."""
-    if len(terms) == 1 and terms[0].weight == 1.0:
-        return [_Stream(None, terms[0].setting, [terms[0].lead] * texts)]
+    if len(passes) == 1 and passes[0].weight == 1.0:
+        return [_Stream(None, passes[0].setting, [passes[0].prefix] * texts)]
     every = torch.arange(texts, device=device)
-    owners, weights, settings, leads = [], [], [], []
-    for term in terms:
-        weight_B = torch.as_tensor(term.weight, dtype=torch.float32, device=device).expand(texts)
-        setting_B = torch.as_tensor(term.setting, dtype=torch.float32, device=device).expand(texts)
+    owners, weights, settings, prefixes = [], [], [], []
+    for weighted in passes:
+        weight_B = torch.as_tensor(weighted.weight, dtype=torch.float32, device=device).expand(texts)
+        setting_B = torch.as_tensor(weighted.setting, dtype=torch.float32, device=device).expand(texts)
         owners.append(every[weight_B != 0])
         weights.append(weight_B[owners[-1]])
         settings.append(setting_B[owners[-1]])
-        leads.append([term.lead] * len(owners[-1]))
+        prefixes.append([weighted.prefix] * len(owners[-1]))
     if together:
-        return [_Stream((torch.cat(owners), torch.cat(weights)), torch.cat(settings), [*chain(*leads)])]
-    rows = zip(owners, weights, settings, leads, strict=True)
+        return [_Stream((torch.cat(owners), torch.cat(weights)), torch.cat(settings), [*chain(*prefixes)])]
+    rows = zip(owners, weights, settings, prefixes, strict=True)
     return [_Stream((owner_R, weight_R), setting_R, lead_R) for owner_R, weight_R, setting_R, lead_R in rows if len(owner_R)]
 
 
@@ -422,11 +426,11 @@ def _source(ids_BT: Tensor, source_PS: Tensor | None, mask_BS: Tensor | None) ->
     return source_BS, torch.ones_like(source_BS) if mask_BS is None else mask_BS
 
 
-def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], leads: Sequence[Lead]) -> tuple[Any, Tensor]:
-    """The encoder's states of some rows, leads put in, and their mask; padding stays on the right."""
+def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], prefixes: Sequence[Prefix]) -> tuple[Any, Tensor]:
+    """The encoder's states of some rows, prefixes put in, and their mask; padding stays on the right."""
     ids_RS, mask_RS = source
-    if any(lead.ids for lead in leads):
-        ids_RS, mask_RS = led_rows(ids_RS, mask_RS, leads)
+    if any(prefix.ids for prefix in prefixes):
+        ids_RS, mask_RS = insert_prefix_rows(ids_RS, mask_RS, prefixes)
         padding_R1 = (mask_RS == 0).sum(1, keepdim=True)
         turned_RS = (torch.arange(ids_RS.shape[1], device=ids_RS.device) + padding_R1) % ids_RS.shape[1]
         ids_RS, mask_RS = ids_RS.gather(1, turned_RS), mask_RS.gather(1, turned_RS)

@@ -15,35 +15,38 @@ from transformers.generation.streamers import BaseStreamer
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.budget import Budget, Footprint
-from alignlab.models.controls import WITHOUT, Asked, Controls, led
+from alignlab.models.controls import WITHOUT, ClassMixture, Controls, insert_prefixes
 from alignlab.models.cut import attention_of
 from alignlab.models.decode import DECODE_ROWS, answers
-from alignlab.models.knob import Knob, Strength, Term, as_strength, checked_strengths
 from alignlab.models.layout import Layout, can_share
 from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
 from alignlab.models.probes import attention_in, described, mixed
 from alignlab.models.sampling import Sampling
+from alignlab.models.strength import HasStrength, Strength, WeightedPass, as_strength, checked_strengths
 from alignlab.records import Batch
 
 
 class Policy:
-    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `knob` sets it. `packing`: which batches are
+    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `tuner` sets it. `packing`: which batches
+    are
     computed without padding, all in one row: pairs (those whose members share a prefix), all or off; where the backbone can.
     `mixed`: why rows of one pass cannot differ in their setting, though the tuner has it so; empty where they can."""
 
-    def __init__(self, backbone: Backbone, knob: Knob, *, packing: str = "pairs", pass_gib: float | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, tuner: HasStrength, *, packing: str = "pairs", pass_gib: float | None = None
+    ) -> None:
         self.backbone = backbone
-        self.knob = knob
+        self.tuner = tuner
         self.budget = Budget(Footprint.of(backbone.model, backbone.model.dtype.itemsize), pass_gib)
         self.packing = packing
-        with knob.off():
+        with tuner.off():
             _ = backbone.abilities  # of the backbone alone, where loading has not asked
-        self.mixed = mixed(backbone, knob) if knob.per_row else str(getattr(knob, "one_strength", ""))
+        self.mixed = mixed(backbone, tuner) if tuner.per_row else str(getattr(tuner, "one_strength", ""))
         if self.mixed:
-            knob.per_row = False
-        if knob.controls is not None:
-            knob.controls.check_template(backbone.codec.template_hash)
-        self._terms: tuple[Term, ...] | None = None
+            tuner.per_row = False
+        if tuner.controls is not None:
+            tuner.controls.check_template(backbone.codec.template_hash)
+        self._passes: tuple[WeightedPass, ...] | None = None
         self._running: tuple[Layout, Strength] | None = None
         self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
 
@@ -55,7 +58,7 @@ class Policy:
     @property
     def room(self) -> int:
         """Tokens of prompt and answer together, beside the longest control."""
-        return self.backbone.context - (self.knob.controls.longest if self.knob.controls else 0)
+        return self.backbone.context - (self.tuner.controls.longest if self.tuner.controls else 0)
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
@@ -78,7 +81,7 @@ class Policy:
         asked under it, unless a context says otherwise."""
         placed = self._placed(batch)
         layout = placed[0][0]
-        value_K = token_logprobs([self._pass(layout, term) for layout, term in placed], layout.target_K)
+        value_K = token_logprobs([self._pass(layout, weighted) for layout, weighted in placed], layout.target_K)
         groups, members, _ = batch.ids_GMT.shape
         ones_K = torch.ones_like(value_K)
         return Logprobs(
@@ -91,9 +94,9 @@ class Policy:
         fp32. Raises ModelError where the backbone is no classifier."""
         groups, members, _ = batch.ids_GMT.shape
         total_RC = torch.zeros((), device=batch.ids_GMT.device)
-        for layout, term in self._placed(batch):
-            weight = term.weight[:, None] if isinstance(term.weight, Tensor) else term.weight
-            total_RC = total_RC + weight * self._by_pieces(layout, term, self._class_scores, dim=0, of_rows=True)
+        for layout, weighted in self._placed(batch):
+            weight = weighted.weight[:, None] if isinstance(weighted.weight, Tensor) else weighted.weight
+            total_RC = total_RC + weight * self._by_pieces(layout, weighted, self._class_scores, dim=0, of_rows=True)
         return total_RC.unflatten(0, (groups, members))
 
     def hidden_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
@@ -102,31 +105,31 @@ class Policy:
         Tokens stand in the order of the batch's members. The pass stops behind the highest layer. Raises ConfigError for a
         layer outside 1..L.
         """
-        (layout, term), *others = self._placed(batch)
+        (layout, weighted), *others = self._placed(batch)
         if others:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
-        return self._by_pieces(layout, term, lambda rows: self.backbone.kind.states(self.backbone, rows, layers), dim=1)
+        return self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.states(self.backbone, rows, layers), dim=1)
 
     def divergence(self, batch: Batch) -> Tensor:
         """KL(without the tuner || with it) of the next token in nats, at each position that predicts a response token, K."""
-        (layout, term), *others = self._placed(batch)
+        (layout, weighted), *others = self._placed(batch)
         if others:
             raise ControlError("the divergence of a mixture of passes is not defined; ask at strength 0 or 1.")
         with torch.no_grad(), self.off():
-            before = self._pass(layout, Term(1.0, 1.0))
+            before = self._pass(layout, WeightedPass(1.0, 1.0))
 
         def head(some_kD: Tensor) -> Tensor:
             with self.off():
                 return self.backbone.kind.head(self.backbone, some_kD)
 
-        return token_divergences(replace(before, head=head), self._pass(layout, term))
+        return token_divergences(replace(before, head=head), self._pass(layout, weighted))
 
     def respond(
         self,
         prompts: Sequence[str],
         *,
         strength: float | Sequence[float] = 1.0,
-        control: Asked | Sequence[Asked] | None = None,
+        control: ClassMixture | Sequence[ClassMixture] | None = None,
         sampling: Sampling,
         seed: int,
         streamer: BaseStreamer | None = None,
@@ -147,13 +150,13 @@ class Policy:
                 f" ({self.backbone.abilities.cached})."
             )
         strengths = checked_strengths(strength, len(prompts))
-        chosen = None if control is None else self._classes().asked(control, len(prompts))
+        chosen = None if control is None else self._classes().mixtures(control, len(prompts))
         if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
             raise ControlError(
                 f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
             )
         encoded = self.backbone.codec.prompts(prompts)
-        reserved = set(self.knob.controls.reserved if self.knob.controls else ())
+        reserved = set(self.tuner.controls.reserved if self.tuner.controls else ())
         room = self.prompt_room(sampling.max_new_tokens)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not reserved.isdisjoint(ids):
@@ -167,7 +170,7 @@ class Policy:
             return []
         alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
         every = self._asked(strengths, chosen)
-        mixed = self.knob.per_row or not any(isinstance(term.setting, Tensor) for term in every)
+        mixed = self.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
         longest = max(map(len, encoded)) + self.backbone.context - self.room
         at_most = self.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
         batches = [
@@ -175,7 +178,7 @@ class Policy:
             # Beams follow one pass, which texts at both ends of a dial do not have in common.
             for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
         ]
-        texts = answers(self.backbone, self.knob, encoded, batches, sampling, seed, streamer)
+        texts = answers(self.backbone, self.tuner, encoded, batches, sampling, seed, streamer)
         return [self.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     @contextmanager
@@ -185,34 +188,34 @@ class Policy:
         Raises ControlError for a strength that is not finite, and in the verbs for a tensor of another length than the batch.
         """
         checked_strengths(strength.tolist() if isinstance(strength, Tensor) else strength)
-        before, self._terms = self._terms, self.knob.terms(strength)
+        before, self._passes = self._passes, self.tuner.passes(strength)
         try:
             yield
         finally:
-            self._terms = before
+            self._passes = before
 
     @contextmanager
-    def under(self, control: Asked) -> Iterator[None]:
+    def under(self, control: ClassMixture) -> Iterator[None]:
         """Every verb inside runs under this class, or mixture of classes; "none" is the model without any.
 
         Raises ControlError for an unknown class, and where the tuner has none.
         """
         controls = self._classes()
-        before, self._terms = self._terms, controls.terms(controls.asked(control, 1))
+        before, self._passes = self._passes, controls.passes(controls.mixtures(control, 1))
         try:
             yield
         finally:
-            self._terms = before
+            self._passes = before
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """Every verb inside is the backbone's without the tuner, bit for bit; as trained, where a stage moved the backbone."""
-        before, self._terms = self._terms, (Term(1.0, 1.0),)
+        before, self._passes = self._passes, (WeightedPass(1.0, 1.0),)
         try:
-            with self.knob.off():
+            with self.tuner.off():
                 yield
         finally:
-            self._terms = before
+            self._passes = before
 
     def without_activations(self, wanted: bool) -> AbstractContextManager[None]:
         """Where `wanted`, blocks keep no activations inside, and a backward pass computes them again, at the pass's setting and
@@ -236,18 +239,18 @@ class Policy:
             for parameter, required in before.items():
                 parameter.requires_grad_(required)
 
-    def _placed(self, batch: Batch) -> list[tuple[Layout, Term]]:
-        """For each pass its rows, leads included, and its term with settings and weights per row."""
-        if self._terms is None and batch.controls is not None:
-            each, setting_R = self._classes().led(batch)
-            return [(self._layout(each, apart=True), Term(1.0, setting_R))]
-        terms = self._terms or (Term(1.0, 1.0 if self.knob.controls is None else WITHOUT),)
-        apart = any(isinstance(number, Tensor) for term in terms for number in (term.weight, term.setting))
+    def _placed(self, batch: Batch) -> list[tuple[Layout, WeightedPass]]:
+        """For each pass its rows, prefixes included, and the pass with settings and weights per row."""
+        if self._passes is None and batch.controls is not None:
+            each, setting_R = self._classes().insert_prefixes(batch)
+            return [(self._layout(each, apart=True), WeightedPass(1.0, setting_R))]
+        passes = self._passes or (WeightedPass(1.0, 1.0 if self.tuner.controls is None else WITHOUT),)
+        apart = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1]
-        layouts = [self._layout(led(batch, [term.lead] * members), apart) for term in terms]
+        layouts = [self._layout(insert_prefixes(batch, [weighted.prefix] * members), apart) for weighted in passes]
         return [
-            (layout, Term(_by_row(term.weight, layout), _by_row(term.setting, layout)))
-            for layout, term in zip(layouts, terms, strict=True)
+            (layout, WeightedPass(_by_row(weighted.weight, layout), _by_row(weighted.setting, layout)))
+            for layout, weighted in zip(layouts, passes, strict=True)
         ]
 
     def _layout(self, batch: Batch, apart: bool) -> Layout:
@@ -261,41 +264,43 @@ class Policy:
             self._laid = (weakref.ref(batch), shared, laid)
         return self._laid[2]
 
-    def _pass(self, layout: Layout, term: Term) -> Pass:
-        """One term's hidden states at the positions that predict the response tokens."""
-        weight = term.weight[layout.row_K] if isinstance(term.weight, Tensor) else term.weight
-        if self.mixed and isinstance(term.setting, Tensor):
+    def _pass(self, layout: Layout, weighted: WeightedPass) -> Pass:
+        """One pass's hidden states at the positions that predict the response tokens."""
+        weight = weighted.weight[layout.row_K] if isinstance(weighted.weight, Tensor) else weighted.weight
+        if self.mixed and isinstance(weighted.setting, Tensor):
             # The head, too, may not see rows of several settings.
-            logits_KV = self._by_pieces(layout, term, lambda rows: self.backbone.kind.outputs(self.backbone, rows), dim=0)
+            logits_KV = self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.outputs(self.backbone, rows), dim=0)
             return Pass(weight, lambda some_kV: some_kV, logits_KV)
-        hidden_KD = self._by_pieces(layout, term, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
+        hidden_KD = self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
 
         def head(some_kD: Tensor) -> Tensor:
-            # The tuner may have changed the head too, so it runs at the term's setting.
-            with self.knob.at(term.setting):
+            # The tuner may have changed the head too, so it runs at the setting of the pass.
+            with self.tuner.at(weighted.setting):
                 return self.backbone.kind.head(self.backbone, some_kD)
 
         return Pass(weight, head, hidden_KD)
 
-    def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[Term]:
+    def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[WeightedPass]:
         """The passes of some texts, each at its strength, or where classes are chosen under its own."""
         if chosen:
-            return self._classes().terms(chosen)
-        return self.knob.terms(as_strength(strengths, self.backbone.device))
+            return self._classes().passes(chosen)
+        return self.tuner.passes(as_strength(strengths, self.backbone.device))
 
     def _class_scores(self, layout: Layout) -> Tensor:
         return self.backbone.kind.class_scores(self.backbone, layout)
 
     def _by_pieces(
-        self, layout: Layout, term: Term, run: Callable[[Layout], Tensor], dim: int, of_rows: bool = False
+        self, layout: Layout, weighted: WeightedPass, run: Callable[[Layout], Tensor], dim: int, of_rows: bool = False
     ) -> Tensor:
         """What `run` gives for a pass, its K tokens (or its rows) along `dim`; in several passes where rows may not differ, or
         not stand side by side."""
-        if not layout.alone and not (self.mixed and isinstance(term.setting, Tensor)):
-            return self._set(layout, term.setting, run)
+        if not layout.alone and not (self.mixed and isinstance(weighted.setting, Tensor)):
+            return self._set(layout, weighted.setting, run)
         every_R = torch.arange(len(layout.ids_RT), device=layout.ids_RT.device)
         setting_R = (
-            term.setting if isinstance(term.setting, Tensor) else torch.full_like(every_R, term.setting, dtype=torch.float32)
+            weighted.setting
+            if isinstance(weighted.setting, Tensor)
+            else torch.full_like(every_R, weighted.setting, dtype=torch.float32)
         )
         found, places = [], []
         for label in (every_R if layout.alone else setting_R).unique():
@@ -307,18 +312,18 @@ class Policy:
 
     def _set(self, layout: Layout, setting: Strength, run: Callable[[Layout], Tensor]) -> Tensor:
         self._running = layout, setting
-        with self.knob.at(setting):
+        with self.tuner.at(setting):
             return run(layout)
 
     @contextmanager
     def _again(self, layout: Layout, setting: Strength) -> Iterator[None]:
-        with attention_of(self.backbone.model, layout), self.knob.at(setting):
+        with attention_of(self.backbone.model, layout), self.tuner.at(setting):
             yield
 
     def _classes(self) -> Controls:
-        if self.knob.controls is None:
+        if self.tuner.controls is None:
             raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
-        return self.knob.controls
+        return self.tuner.controls
 
 
 def _together(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:

@@ -18,8 +18,8 @@ from alignlab.errors import ModelError
 from alignlab.models.anatomy import text_config
 from alignlab.models.controls import WITHOUT
 from alignlab.models.cut import CUTS, Cut
-from alignlab.models.knob import Knob, Term, Untuned
 from alignlab.models.layout import Layout, one_row_per_member, without_padding
+from alignlab.models.strength import HasStrength, Untuned, WeightedPass
 from alignlab.records import Batch
 
 if TYPE_CHECKING:
@@ -83,18 +83,18 @@ def of_rows(backbone: Backbone, kind: Kind, apart: str) -> Abilities:
     return Abilities(CUTS[-1], unmasked=objection, masked=objection, packed=apart)
 
 
-def mixed(backbone: Backbone, knob: Knob) -> str:
+def mixed(backbone: Backbone, tuner: HasStrength) -> str:
     """What speaks against rows of different settings in one pass, with the tuner attached and moved away from its start.
 
     Raises ModelError where the model does not run with this tuner in it.
     """
-    ends = (0.0, 1.0) if knob.controls is None else (WITHOUT, 0.0)
-    reserved = () if knob.controls is None else knob.controls.reserved
+    ends = (0.0, 1.0) if tuner.controls is None else (WITHOUT, 0.0)
+    reserved = () if tuner.controls is None else tuner.controls.reserved
     batch, kind = probe_batch(backbone.model, reserved), backbone.kind
     settings = [ends[0] if first else ends[1] for first in FIRST_END]
 
     def said(part: Batch, setting: float | Tensor) -> Tensor:
-        with knob.at(setting):
+        with tuner.at(setting):
             return kind.outputs(backbone, kind.layout(backbone, part, False))
 
     with _quietly(backbone.model), _moved(backbone.model):
@@ -195,7 +195,7 @@ def _stepped(model: PreTrainedModel, batch: Batch) -> Tensor:
         [ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)]
     )
     mask_RT = (torch.arange(width, device=ids_RT.device) >= width - length_R[:, None]).long()
-    with Streams(model, Untuned(), (Term(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
+    with Streams(model, Untuned(), (WeightedPass(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
         streams.step(ids_RT[:, :-1], mask_RT[:, :-1])
         return streams.step(ids_RT[:, -1:], mask_RT)
 

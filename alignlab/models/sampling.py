@@ -1,4 +1,4 @@
-"""How answers are chosen, token by token, and where they stop; imports no torch, so that sheets can be checked with it."""
+"""How answers are chosen, token by token, and where they stop; imports no torch, so that configs can be checked with it."""
 
 from __future__ import annotations
 

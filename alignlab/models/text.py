@@ -77,8 +77,8 @@ class Codec:
         tokenised apart, and `moved` says so. Raises DataError, with the row, for an empty response and for special tokens
         written out in the text.
         """
-        leads = {text: self.lead(text) for text in {example.lead for example in examples}}
-        for text, ids in leads.items():
+        prefixes = {text: self.prefix(text) for text in {example.prefix for example in examples}}
+        for text, ids in prefixes.items():
             if not self._special.isdisjoint(ids):
                 raise DataError(f"the prefix {text!r} holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         divided = [self._divided(example.prompt) for example in examples]
@@ -86,7 +86,7 @@ class Codec:
         alone = self._ids([text for text, _ in divided])
         joined = self._ids([text + answer for (text, _), answer in zip(divided, answered, strict=True)])
         return [
-            self._encoded(prompt, both, answer, example, row, leads[example.lead])
+            self._encoded(prompt, both, answer, example, row, prefixes[example.prefix])
             for prompt, both, answer, example, row in zip(alone, joined, answered, examples, rows, strict=True)
         ]
 
@@ -102,7 +102,7 @@ class Codec:
         words = [vars(self.template), self.tokenizer.chat_template if self.template.chat else None]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
-    def lead(self, text: str) -> tuple[int, ...]:
+    def prefix(self, text: str) -> tuple[int, ...]:
         """Ids of a text by itself, no special tokens added."""
         return tuple(self._ids([text])[0]) if text else ()
 
@@ -145,7 +145,7 @@ class Codec:
         return 1
 
     def _encoded(
-        self, prompt: list[int], both: list[int], answer: str, example: Example, row: str, lead: tuple[int, ...]
+        self, prompt: list[int], both: list[int], answer: str, example: Example, row: str, prefix: tuple[int, ...]
     ) -> Encoded:
         if not example.response.strip():
             raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
@@ -155,7 +155,7 @@ class Codec:
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         if not set(self.head).isdisjoint(prompt):
             raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
-        before = (*self.head, *lead)
+        before = (*self.head, *prefix)
         ids = (*before, *prompt, *response, self.eos)
         return Encoded(ids, len(before) + len(prompt), moved=moved, control=example.control, head=len(before))
 

@@ -14,8 +14,8 @@ from alignlab.plots.jobs import draw
 from alignlab.tables.blocks import blocks_of
 from alignlab.tables.jobs import Seen, Sweep, told
 from alignlab.tables.lines import Table
-from alignlab.tables.obtained import origin, without_paths
 from alignlab.tables.published import Published
+from alignlab.tables.results import origin, without_paths
 from alignlab.tracking.ledger import now
 
 TEMPLATE = "report.html.j2"

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 Load = Callable[[list[str]], DictConfig]
 """Composes one job from the words of its command line."""
 Choices = Callable[[str], Sequence[str]]
-"""The sheets of a config group and the folders in it; none for a key that is not a group."""
+"""The configs of a config group and the folders in it; none for a key that is not a group."""
 _NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
 """Between the signs that interpolations are written with: a key, a part of one, or a word that is no key at all."""
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
 class Composer:
     """Composes the jobs of a sweep one after the other.
 
-    Hydra lays values over the sheets at the very end, so jobs that choose the same sheets and set the same keys differ in
+    Hydra lays values over the configs at the very end, so jobs that choose the same configs and set the same keys differ in
     nothing but those values, and one composed config can serve them all in turn. Resolving is what then takes the time, so that
     is done once, too, where no other key takes its value from one that the jobs set.
     """
@@ -58,7 +58,7 @@ class Composer:
         return config
 
     def _plain_value(self, word: str) -> Override | None:
-        """The word as a value that replaces another as a whole; None for a choice of a sheet, an added key, a merged value."""
+        """The word as a value that replaces another as a whole; None for a choice of a config, an added key, a merged value."""
         override = _parsed(word)
         replaces = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
         key = override.key_or_group

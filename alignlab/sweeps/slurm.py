@@ -57,7 +57,7 @@ FROM_SHEET = {
 
 
 def settings(target: str) -> DictConfig:
-    """The launcher's own sheet, which takes what it can from `launch`."""
+    """The launcher's own config, which takes what it can from `launch`."""
     made = OmegaConf.structured(SlurmQueueConf(_target_=target, name="alignlab", stderr_to_stdout=True))
     for key, source in FROM_SHEET.items():
         made[key] = f"${{launch.{source}}}"

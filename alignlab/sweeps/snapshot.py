@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""Where run.py, the sheets and the package are."""
+"""Where run.py, the configs and the package are."""
 PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
 """What a run needs; all there is to copy where there is no git."""
 

@@ -25,7 +25,7 @@ class PlannedStage:
 
 
 def stages_of(config: RunConfig) -> tuple[PlannedStage, ...] | None:
-    """The stages that train, in order; None where their steps depend on data whose size no sheet says."""
+    """The stages that train, in order; None where their steps depend on data whose size no config says."""
     contents = _contents(config)
     stages: list[PlannedStage] = []
     for name, fit in config.method.fits().items():

@@ -45,9 +45,9 @@ class PlannedSweeper(BasicSweeper):
         fixed = [word for word in commands[0] if not self._tells_jobs_apart(word) and all(word in words for words in commands)]
         swept_here = [word for word in arguments if word not in fixed]
         name = checked(self.config.sweep) or name_of([w for w in fixed if w in arguments], list(self.params), swept_here)
-        # without a filter the folders count too: all sheets of `experiment` are in folders
-        sheets = partial(loader.get_group_options, results_filter=None)
-        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), sheets)
+        # without a filter the folders count too: all configs of `experiment` are in folders
+        configs = partial(loader.get_group_options, results_filter=None)
+        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), configs)
         planned = plan_jobs(commands, fixed, composer)
         show_plan(name, planned, console(), whole=bool(self.config.plan))
         if self.config.plan:
@@ -61,7 +61,7 @@ class PlannedSweeper(BasicSweeper):
         return self._run(name, planned)
 
     def _seeds(self) -> list[int]:
-        """Those that an experiment's sheet names."""
+        """Those that an experiment's config names."""
         if "seed" not in (self.params or {}):
             return []
         override = OverridesParser.create().parse_override(f"seed={self.params['seed']}")

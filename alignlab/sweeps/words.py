@@ -16,7 +16,7 @@ from alignlab.registry import unknown
 
 EXPERIMENT, SCALE, TOY = "experiment=", "scale=", "toy"
 ROW = "+experiment/"
-"""How a table's sheet names the folder of its rows."""
+"""How a table's config names the folder of its rows."""
 
 
 def expanded(words: Sequence[str], experiments: Path) -> list[str]:
@@ -73,8 +73,8 @@ def _at_toy_scale(name: str, experiments: Path) -> str:
     twin = _toy_twin(name, experiments)
     if twin is None:
         home = name.partition("/")[0]
-        sheets = sorted(experiments.glob(f"{home}/{TOY}/*.yaml")) or sorted(experiments.glob(f"*/{TOY}/*.yaml"))
-        known = [f"{path.parents[1].name}/{path.stem}" for path in sheets]
+        configs = sorted(experiments.glob(f"{home}/{TOY}/*.yaml")) or sorted(experiments.glob(f"*/{TOY}/*.yaml"))
+        known = [f"{path.parents[1].name}/{path.stem}" for path in configs]
         raise ConfigError(unknown("experiment with a version for scale=toy", name, known))
     return twin
 
@@ -88,14 +88,14 @@ def _toy_twin(name: str, experiments: Path) -> str | None:
     return table if found else None
 
 
-def _rows_of(sheet: Path) -> str | None:
-    """The folder of a table's rows, None for a sheet that is no table or whose rows are numbers only."""
-    return next((key.removeprefix(ROW) for key in _swept(sheet) if key.startswith(ROW)), None)
+def _rows_of(config: Path) -> str | None:
+    """The folder of a table's rows, None for a config that is no table or whose rows are numbers only."""
+    return next((key.removeprefix(ROW) for key in _swept(config) if key.startswith(ROW)), None)
 
 
-def _swept(sheet: Path) -> dict[str, Any]:
+def _swept(config: Path) -> dict[str, Any]:
     """What an experiment sweeps by itself; nothing for one that is a single run, or that does not exist."""
-    if not sheet.is_file():
+    if not config.is_file():
         return {}
-    content: Any = yaml.safe_load(sheet.read_text(encoding="utf-8")) or {}
+    content: Any = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     return dict(content.get("hydra", {}).get("sweeper", {}).get("params", None) or {})

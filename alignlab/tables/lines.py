@@ -17,7 +17,7 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Selection:
     """What a table is to show. `metrics`: suite/metric, none = all. `strengths`: None = all. `baseline`: a row, "" = first."""
 
     metrics: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ def difference(table: Table, line: Line, metric: str) -> Measurement | None:
     return bootstrap(metric, pairs)
 
 
-def table_of(sweep: Sweep, asked: Asked) -> Table:
+def table_of(sweep: Sweep, asked: Selection) -> Table:
     """The table of a sweep. Raises ConfigError for a metric, strength or baseline that it does not have."""
     lines = tuple(_lines(sweep, asked.strengths))
     measured = [result for seen in sweep.jobs for result in seen.results]

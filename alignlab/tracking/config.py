@@ -1,4 +1,4 @@
-"""The sheets of the `tracking` group."""
+"""The configs of the `tracking` group."""
 
 from __future__ import annotations
 

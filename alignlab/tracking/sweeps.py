@@ -59,8 +59,8 @@ class SweepLedger:
     def declare(self, words: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = ()) -> None:
         """Adds jobs; one with the same words and seed as an earlier one takes its place. Safe among sweeps that start at once.
 
-        `words`: what all jobs have in common on the command line. `seeds`: those that the table's own sheet names; any other is
-        an extra, and is called so.
+        `words`: what all jobs have in common on the command line. `seeds`: those that the table's own config names; any other
+        is an extra, and is called so.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
             new = {job.cell: job for job in jobs}
@@ -80,7 +80,7 @@ class SweepLedger:
         return tuple((self._ledger.read(FILE) or {"words": []})["words"])
 
     def is_extra(self, job: Job) -> bool:
-        """Whether the job's seed is none of those that the table's sheet names."""
+        """Whether the job's seed is none of those that the table's config names."""
         seeds = (self._ledger.read(FILE) or {}).get("seeds") or [job.seed]
         return job.seed not in seeds
 

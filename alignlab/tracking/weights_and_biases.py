@@ -116,7 +116,7 @@ def _shown(value: Any) -> Any:
 
 
 def _mode(config: WandbConfig) -> Any:
-    """As WANDB_MODE or the sheet says; `auto` is online for users who are logged in, else offline."""
+    """As WANDB_MODE or the config says; `auto` is online for users who are logged in, else offline."""
     wanted = os.environ.get("WANDB_MODE") or config.mode
     if wanted not in ("auto", "online"):
         return wanted

@@ -1,4 +1,4 @@
-"""The arguments of transformers' Trainer: every number from a sheet, and which of them `trainer.extra` may set."""
+"""The arguments of transformers' Trainer: every number from a config, and which of them `trainer.extra` may set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OWNED = (
 def arguments(
     fit: FitConfig, session: Session, folder: Path, steps: int, validation: Validation | None = None
 ) -> TrainingArguments:
-    """The Trainer's arguments, every number from a sheet."""
+    """The Trainer's arguments, every number from a config."""
     trainer = session.trainer
     best = validation.config if validation and validation.config.keep_best else None
     given: dict[str, Any] = dict(

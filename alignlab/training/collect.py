@@ -24,7 +24,7 @@ from alignlab.training.config import TrainerConfig
 from alignlab.training.method import Work
 from alignlab.training.parts import Trains
 from alignlab.training.session import Session
-from alignlab.training.stages import Window
+from alignlab.training.stages import Truncation
 
 PROFILE = "profile.json"
 GROUPS_PER_PASS = 16
@@ -53,7 +53,7 @@ class CollectStage:
     view: View
     measure: Measure
     layers: LayersConfig
-    window: Window
+    window: Truncation
     sample: int
     store: Store | None = None
     store_mib: float = 0.0

@@ -1,4 +1,4 @@
-"""The sheets that say how a stage trains, and on what machine."""
+"""The configs that say how a stage trains, and on what machine."""
 
 from __future__ import annotations
 

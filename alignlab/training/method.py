@@ -53,7 +53,7 @@ class Stage(Protocol):
         """Reads and encodes its rows; no weights yet."""
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError where the machine's sheet, or the backbone's shape, does not fit this work; no weights yet."""
+        """Raises ConfigError where the machine's config, or the backbone's shape, does not fit this work; no weights yet."""
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Does the work, from the last checkpoint if there is one."""

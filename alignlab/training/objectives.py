@@ -32,7 +32,7 @@ def nll(policy: Policy, batch: Batch) -> Loss:
 
 
 @dataclass(frozen=True)
-class Preference:
+class PreferenceLoss:
     """A preference loss on pairs (member 0 chosen, member 1 rejected).
 
     `length_norm`: sum | mean, whether a response counts by its total or its per-token log-probability. `reference`: base
@@ -75,7 +75,7 @@ class Preference:
     def first_loss(self, policy: Policy) -> float | None:
         """The preference loss of a pair while the policy is its own reference, as at the first step: ln 2 for sigmoid. None
         where the two need not be equal then: a tuner that starts elsewhere, dropout, another model, no reference."""
-        same = self.reference == "start" or (self.reference == "base" and policy.knob.starts_as_base)
+        same = self.reference == "start" or (self.reference == "base" and policy.tuner.starts_as_base)
         if not same or any(isinstance(module, nn.Dropout) and module.p > 0 for module in policy.model.modules()):
             return None
         zero_G = torch.zeros(1, dtype=torch.float64)

@@ -35,7 +35,7 @@ class Preemption:
         self._leaving = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a signal has come."""
         return self._asked is not None
 
@@ -76,7 +76,7 @@ class Preemption:
             yield
         finally:
             self._in_training = False
-        if self.asked:
+        if self.requested:
             self.leave()
 
     def leave(self) -> None:
@@ -104,7 +104,7 @@ class SaveAndLeave(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asks for a checkpoint of this very step."""
-        self._leaves = any(processes.gathered(self._preemption.asked))
+        self._leaves = any(processes.gathered(self._preemption.requested))
         control.should_save = control.should_save or self._leaves
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

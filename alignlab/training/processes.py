@@ -21,7 +21,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)
 """How long a process waits for what another is at; the launcher ends those that wait for one that has died."""
 END_SECONDS = 60
-"""How long a process that fails as the leader does waits to be ended, so that the leader can say why."""
+"""How long a process that fails as the main process does waits to be ended, so that the main process can say why."""
 _group: list[Any] = []
 """What words go through while the processes are joined; another than the gradients', which have a time limit."""
 
@@ -36,7 +36,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one that writes."""
     return rank() == 0
 
@@ -62,8 +62,8 @@ def joined(device: str) -> Iterator[None]:
         if local >= gpus:
             raise ConfigError(f"there are {gpus} GPUs here for {local + 1} processes; start one process per GPU.")
         torch.cuda.set_device(local)
-    if not leads():
-        warnings.simplefilter("ignore")  # the leader's are the same
+    if not is_main_process():
+        warnings.simplefilter("ignore")  # the main process's are the same
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     _group.append(dist.new_group(backend="gloo", timeout=PATIENCE))
     yield
@@ -71,7 +71,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def disband() -> None:
-    """From here on the leader is alone, and may take as long as it likes."""
+    """From here on the main process is alone, and may take as long as it likes."""
     if _group:
         import torch.distributed as dist
 
@@ -99,15 +99,15 @@ def gathered(word: T) -> list[T]:
     return words
 
 
-def by_leader(action: Callable[[], T]) -> T:
-    """When all have come here, the leader acts; when it is done, all get what came of it."""
+def by_main_process(action: Callable[[], T]) -> T:
+    """When all have come here, the main process acts; when it is done, all get what came of it."""
     meet()
-    return gathered(action() if leads() else None)[0]  # type: ignore[return-value]
+    return gathered(action() if is_main_process() else None)[0]  # type: ignore[return-value]
 
 
-def leader_first(action: Callable[[], T]) -> T:
-    """All act, the leader before the others, so that they find what it has left on disk."""
-    if leads():
+def main_process_first(action: Callable[[], T]) -> T:
+    """All act, the main process before the others, so that they find what it has left on disk."""
+    if is_main_process():
         done = action()
         meet()
         return done
@@ -151,14 +151,14 @@ def refuse_sweep() -> None:
 
 
 class SilentLedger(Ledger):
-    """The ledger of a process that does not lead: it reads."""
+    """The ledger of a process that is a worker: it reads."""
 
     def write(self, name: str, content: Mapping[str, Any]) -> Any:
-        """Nothing: the leader writes the same."""
+        """Nothing: the main process writes the same."""
         return self.folder / name
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing: the leader writes them, added up."""
+        """Nothing: the main process writes them, added up."""
 
 
 def failed(ledger: Ledger, error: BaseException) -> None:
@@ -171,6 +171,6 @@ def failed(ledger: Ledger, error: BaseException) -> None:
 
 
 def wait_for_the_end() -> None:
-    """For a process whose error is the leader's too: if it were gone first, the launcher would end the leader before it could
-    say what is wrong."""
+    """For a process whose error is the main process's too: if it were gone first, the launcher would end the main process
+    before it could say what is wrong."""
     time.sleep(END_SECONDS)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignlab.errors import ConfigError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 from alignlab.models.anatomy import context_of
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
-from alignlab.models.knob import Untuned
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup
 from alignlab.training.references import Batching, with_references
@@ -72,17 +72,17 @@ class OtherModel:
 
     def described(self) -> dict[str, Any]:
         """The folder, and what tells apart the weights that lay in it."""
-        return {"folder": str(self.folder), "weights": stamps(sorted(self.folder.glob("*.safetensors")))}
+        return {"folder": str(self.folder), "weights": file_keys(sorted(self.folder.glob("*.safetensors")))}
 
     def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
         """Raises ConfigError for another vocabulary, and for rows that are longer than its context or hold ids beyond it."""
-        sheet = self._sheet("float32", "sdpa")
-        if load_codec(sheet).tokenizer.get_vocab() != codec.tokenizer.get_vocab():
+        config = self._config("float32", "sdpa")
+        if load_codec(config).tokenizer.get_vocab() != codec.tokenizer.get_vocab():
             raise ConfigError(
                 f"method.reference=model:{self.folder} has another vocabulary than the run's model, so its log-probabilities"
                 " would be of other texts; give a model with the same tokenizer."
             )
-        model = skeleton(sheet)
+        model = skeleton(config)
         highest = max(max(member.ids) for group in groups for member in group.members)
         known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         context = context_of(model)
@@ -111,8 +111,8 @@ class OtherModel:
     def _standing(self, policy: Policy) -> Iterator[Policy]:
         """The model as a policy, on the device and in the dtype of the one that is trained."""
         own: Any = policy.backbone.model
-        sheet = self._sheet(str(own.dtype).removeprefix("torch."), str(own.config._attn_implementation))
-        yield Policy(load(sheet, start="pretrained", seed=0, device=str(own.device)), Untuned(), packing=policy.packing)
+        config = self._config(str(own.dtype).removeprefix("torch."), str(own.config._attn_implementation))
+        yield Policy(load(config, start="pretrained", seed=0, device=str(own.device)), Untuned(), packing=policy.packing)
 
     def _content(self, dtype: str) -> str:
         digest = hashlib.sha256(dtype.encode())
@@ -122,6 +122,6 @@ class OtherModel:
                     digest.update(piece)
         return digest.hexdigest()[:16]
 
-    def _sheet(self, dtype: str, attention: str) -> ModelConfig:
+    def _config(self, dtype: str, attention: str) -> ModelConfig:
         template = TemplateConfig(format="{prompt}", chat=False, bos=None)  # nothing is rendered: the rows are ids
         return ModelConfig("reference", None, "folder", str(self.folder), None, dtype, attention, False, template)

@@ -27,13 +27,13 @@ from alignlab.training.reference_models import Reference
 from alignlab.training.second_model import SecondModel
 from alignlab.training.session import Session
 from alignlab.training.sharded import check_sharding
-from alignlab.training.trainable import TrainableParts, settle, training
+from alignlab.training.trainable import TrainableParts, load_result, training
 from alignlab.training.trainer import FitTrainer, Step
 from alignlab.tuners.update import UpdateShape
 
 
 @dataclass(frozen=True)
-class Course:
+class ScheduleSplit:
     """The lengths of the parts of a stream of batches; a stage takes those from `first` to before `behind`."""
 
     lengths: tuple[Length, ...]
@@ -42,7 +42,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Window:
+class Truncation:
     """How much of a row a stage reads: a longer prompt is cut on the left, of a response come the first tokens; None = all."""
 
     prompt_tokens: int | None = None
@@ -53,7 +53,7 @@ class Window:
         return replace(limits, prompt_tokens=self.prompt_tokens, response_tokens=self.response_tokens)
 
 
-EVERYTHING = Window()
+EVERYTHING = Truncation()
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrainStage:
     `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `through`:
     a LoRA by which the backbone is moved, None = every weight. `second`: what comes of the backbone is a model of its own,
     which this gets, and the backbone is put back. `sources`: those of a mixture that it draws from, with their weights; None =
-    as the data's sheet says.
+    as the data's config says.
     """
 
     name: str
@@ -74,8 +74,8 @@ class TrainStage:
     fit: FitConfig
     cached_reference: Reference | None = None
     trains: Trains = field(default_factory=lambda: THE_TUNER)
-    course: Course | None = None
-    window: Window = EVERYTHING
+    course: ScheduleSplit | None = None
+    window: Truncation = EVERYTHING
     through: UpdateShape | None = None
     second: SecondModel | None = None
     sources: Mapping[str, float] | None = None
@@ -98,7 +98,7 @@ class TrainStage:
             f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g};"
             f" trains {sentence(self.trains, self.through, self.second)}"
         )
-        begin, end, _ = self._course(len(groups))
+        begin, end, _ = self._schedule(len(groups))
         return Work(groups, account, end - begin, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
@@ -127,14 +127,14 @@ class TrainStage:
             at = watched.config.steps(work.steps, len(groups), self.fit.batch) if watched else frozenset()
             FitTrainer(step, self.name, parts, session, batches, args, watched, at).fit()
             policy.model.eval()
-            processes.by_leader(lambda: parts.save(folder / "result"))
-        self._settle(policy, folder)
+            processes.by_main_process(lambda: parts.save(folder / "result"))
+        self._load_result(policy, folder)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
         with self.training(policy) as parts:
             parts.load(folder / "result")
-        self._settle(policy, folder)
+        self._load_result(policy, folder)
 
     def validated(self, trainer: TrainerConfig) -> bool:
         """Whether it is measured while it trains."""
@@ -145,21 +145,21 @@ class TrainStage:
         """Inside, what this stage trains."""
         return training(policy, self.trains, self.through, self.second)
 
-    def _settle(self, policy: Policy, folder: Path) -> None:
-        processes.leader_first(lambda: settle(policy, folder / "result", self.trains, self.through, self.second))
+    def _load_result(self, policy: Policy, folder: Path) -> None:
+        processes.main_process_first(lambda: load_result(policy, folder / "result", self.trains, self.through, self.second))
 
     def _shares(
         self, groups: Sequence[EncodedGroup], micro: int, seed: int, weights: Mapping[str, float] | None
     ) -> list[Share]:
         """This stage's micro-batches, behind those of the stages before it in its course."""
-        begin, end, steps = self._course(len(groups))
+        begin, end, steps = self._schedule(len(groups))
         every = plan(groups, steps=steps, step_groups=self.fit.batch, micro_groups=micro, seed=seed, weights=weights)
         per_step = self.fit.batch // micro
         return every[begin * per_step : end * per_step]
 
-    def _course(self, groups: int) -> tuple[int, int, int]:
+    def _schedule(self, groups: int) -> tuple[int, int, int]:
         """The first step of this stage, the step behind its last, and the steps of its whole course."""
-        course = self.course or Course((self.fit.length,), 0, 1)
+        course = self.course or ScheduleSplit((self.fit.length,), 0, 1)
         steps = [length.total_steps(groups) for length in course.lengths]
         return sum(steps[: course.first]), sum(steps[: course.behind]), sum(steps)
 
@@ -169,7 +169,7 @@ class TrainStage:
         reference, trained_in = self.cached_reference, [share.members for share in shares]
         if reference is None:
             return groups
-        return processes.leader_first(lambda: reference.added(groups, policy, session, self.name, trained_in))
+        return processes.main_process_first(lambda: reference.added(groups, policy, session, self.name, trained_in))
 
 
 def _from_the_start(group: EncodedGroup) -> EncodedGroup:

@@ -84,7 +84,7 @@ def training(
         yield TrainableParts(learned, kept, tuner)
 
 
-def settle(
+def load_result(
     policy: Policy, result: Path, trains: Trains, through: UpdateShape | None = None, second: SecondModel | None = None
 ) -> None:
     """Once `result` holds what a stage has trained: a backbone that stays in the policy becomes a checkpoint of its own, and
@@ -98,8 +98,8 @@ def settle(
 
 
 def tuner_of(policy: Policy) -> Tuner:
-    """A policy's knob is its tuner wherever there is something to learn."""
-    tuner = policy.knob
+    """A policy's tuner is its tuner wherever there is something to learn."""
+    tuner = policy.tuner
     assert isinstance(getattr(tuner, "module", None), nn.Module)
     return tuner  # type: ignore[return-value]
 

@@ -71,7 +71,7 @@ class FitTrainer(Trainer):
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
-        callbacks = [*([self._progress] if processes.leads() else []), SaveAndLeave(session.preemption)]
+        callbacks = [*([self._progress] if processes.is_main_process() else []), SaveAndLeave(session.preemption)]
         self._unsharded = Unsharded(step) if args.fsdp else None
         callbacks += [self._unsharded] if self._unsharded else []
         callbacks += [MeasureAt(measured_at)] if validation else []
@@ -80,7 +80,7 @@ class FitTrainer(Trainer):
 
     def fit(self) -> None:
         """Trains from the last complete checkpoint, or from the start; ends with the best, where that is asked for."""
-        checkpoint = processes.by_leader(lambda: latest(Path(str(self.args.output_dir))))
+        checkpoint = processes.by_main_process(lambda: latest(Path(str(self.args.output_dir))))
         if checkpoint:
             log.info("%s: goes on from %s", self._stage, checkpoint.name)
             self._parts.load(checkpoint)
@@ -100,7 +100,7 @@ class FitTrainer(Trainer):
         assert self._validation is not None
         measure, policy = self._validation.measure, self._step.policy
         with undisturbed(self._step):
-            found = processes.by_leader(lambda: dict(measure(policy)))
+            found = processes.by_main_process(lambda: dict(measure(policy)))
         self._session.log(self._stage, self.state.global_step, {f"validation/{name}": value for name, value in found.items()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         watched = self._validation.config.metric
@@ -171,7 +171,7 @@ class FitTrainer(Trainer):
             # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
             if not all(bool(parameter.isfinite().all()) for parameter in self._parts.parameters()):
                 raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
-            if processes.leads():
+            if processes.is_main_process():
                 self._parts.save(Path(str(output_dir or self.args.output_dir)))
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -189,12 +189,12 @@ class FitTrainer(Trainer):
         self._parts.load(folder / f"checkpoint-{step}")
         value = float(self.state.best_metric or 0.0)
         log.info("%s: ends with step %d, the best by %s/%s (%.4g)", self._stage, step, config.suite, config.metric, value)
-        if processes.leads():
+        if processes.is_main_process():
             Ledger(folder).write(BEST, {"metric": f"{config.suite}/{config.metric}", "value": value, "step": step})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        processes.by_leader(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
+        processes.by_main_process(lambda: mark(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: `fit` has read what the stage trains, before anything wrapped it."""

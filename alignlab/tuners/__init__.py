@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.registry import Entry, Registry, words
+from alignlab.registry import Entry, Registry, capabilities
 from alignlab.tuners.config import (
     BitfitConfig,
     BlocksConfig,
@@ -76,9 +76,9 @@ def _control(config: ControlTunerConfig, model: Any, control: Any) -> Any:
     return build(config, model, control)
 
 
-_WEIGHTS = words("float32 weights")
-_IN_PLACE = words("blocks in place")
-_EVERY = words("every weight", "blocks in place")
+_WEIGHTS = capabilities("float32 weights")
+_IN_PLACE = capabilities("blocks in place")
+_EVERY = capabilities("every weight", "blocks in place")
 
 
 def _two_models(config: DeraConfig) -> frozenset[str]:
@@ -89,15 +89,20 @@ def _two_models(config: DeraConfig) -> frozenset[str]:
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _full, needs=_WEIGHTS, offers=_EVERY),
-        "bitfit": Entry(BitfitConfig, _bitfit, needs=_WEIGHTS, offers=_IN_PLACE),
-        "blocks": Entry(BlocksConfig, _blocks, needs=_WEIGHTS, offers=_IN_PLACE),
-        "dera": Entry(DeraConfig, _dera, needs=_two_models, offers=_EVERY),
+        "full": Entry(FullConfig, _full, requires=_WEIGHTS, provides=_EVERY),
+        "bitfit": Entry(BitfitConfig, _bitfit, requires=_WEIGHTS, provides=_IN_PLACE),
+        "blocks": Entry(BlocksConfig, _blocks, requires=_WEIGHTS, provides=_IN_PLACE),
+        "dera": Entry(DeraConfig, _dera, requires=_two_models, provides=_EVERY),
         "clm": Entry(ClmTunerConfig, _clm),
-        "lora": Entry(LoraConfig, _lora, offers=_IN_PLACE),
-        "lora_lower": Entry(LowerLoraConfig, _lora, offers=_IN_PLACE),
-        "ia3": Entry(Ia3Config, _ia3, offers=_IN_PLACE),
-        "red": Entry(RedTunerConfig, _red, offers=_IN_PLACE),
-        "control": Entry(ControlTunerConfig, _control, needs=words("classes", "labelled training"), offers=words("controls")),
+        "lora": Entry(LoraConfig, _lora, provides=_IN_PLACE),
+        "lora_lower": Entry(LowerLoraConfig, _lora, provides=_IN_PLACE),
+        "ia3": Entry(Ia3Config, _ia3, provides=_IN_PLACE),
+        "red": Entry(RedTunerConfig, _red, provides=_IN_PLACE),
+        "control": Entry(
+            ControlTunerConfig,
+            _control,
+            requires=capabilities("classes", "labelled training"),
+            provides=capabilities("controls"),
+        ),
     },
 )

@@ -1,4 +1,4 @@
-"""The sheets of the `tuner` group: what is learned, and at which rates. Light: no torch here."""
+"""The configs of the `tuner` group: what is learned, and at which rates. Light: no torch here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import ConfigError
-from alignlab.files import stamps
+from alignlab.files import file_keys
 from alignlab.models.config import LayersConfig
 
 EDITS = ("both", "scale", "shift")
@@ -32,7 +32,7 @@ class TunerConfig:
     likelihood_rate: float
     preference_rate: float
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """What tells apart the files that a tuner reads; most read none."""
         return []
 
@@ -161,10 +161,10 @@ class DeraConfig(TunerConfig):
         if not list(folder.glob("*.safetensors")):
             raise ConfigError(f"tuner.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
 
-    def stamp(self) -> list[str]:
+    def cache_key(self) -> list[str]:
         """Name, size and time of the aligned weights."""
         found = sorted(Path(self.aligned).glob("*.safetensors")) if self.aligned else []
-        return stamps(found)
+        return file_keys(found)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """DeRa, decoding-time realignment (arXiv 2402.02992): two whole models of one architecture, mixed at the logits.
 
-The aligned model is learned in place, or read from a checkpoint; the weights as they were stay beside it. Turning the knob
+The aligned model is learned in place, or read from a checkpoint; the weights as they were stay beside it. Turning the tuner
 swaps pointers, so both passes use one module and two sets of weights.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignlab.errors import ModelError
-from alignlab.models.knob import Strength, Term
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.tuners.config import DeraConfig
 from alignlab.tuners.tuner import mixed_logits
 from alignlab.tuners.weights import WeightsTuner
@@ -20,7 +20,7 @@ from alignlab.tuners.weights import WeightsTuner
 class DeraTuner(WeightsTuner):
     """z = s z_aligned + (1 - s) z_backbone (DeRa, eq. 12), a pass for each model."""
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """Both models, or one of them at exactly 0 and 1."""
         return mixed_logits(strength)
 

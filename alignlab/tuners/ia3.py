@@ -1,4 +1,4 @@
-"""IA3 (arXiv 2205.05638) as peft builds it; the knob interpolates each factor between 1 and what was learned."""
+"""IA3 (arXiv 2205.05638) as peft builds it; the tuner interpolates each factor between 1 and what was learned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peft.utils.constants import (
 from transformers import PreTrainedModel
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.models.knob import Strength
+from alignlab.models.strength import Strength
 from alignlab.tuners.config import Ia3Config
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 from alignlab.tuners.targets import matched

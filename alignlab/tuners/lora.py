@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) as peft builds it; the knob scales the update, one strength per row if asked."""
+"""LoRA (arXiv 2106.09685) as peft builds it; the tuner scales the update, one strength per row if asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignlab.errors import ControlError, ModelError
 from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
 from alignlab.models.kinds import new_head
-from alignlab.models.knob import Strength
+from alignlab.models.strength import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
 from alignlab.tuners.targets import LINEAR, block_names, matched
@@ -111,7 +111,7 @@ def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
 
 
 def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
-    """The sheet as peft's configuration for this model.
+    """The config as peft's configuration for this model.
 
     Raises ConfigError for layers outside it and for targets that it does not have, ModelError where peft has no choice for it.
     """

@@ -21,8 +21,8 @@ from alignlab.errors import ControlError, ModelError
 from alignlab.models.config import EMBEDDED
 from alignlab.models.controls import Controls
 from alignlab.models.kinds import task_type_of
-from alignlab.models.knob import Strength, Term
-from alignlab.tuners.beside import Beside
+from alignlab.models.strength import Strength, WeightedPass
+from alignlab.tuners.modules_to_save import ModulesToSave
 from alignlab.tuners.tuner import one_pass, setting
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def stores_transposed(model: nn.Module) -> bool:
 
 
 class PeftTuner:
-    """A peft adapter; each kind adds its `edited`. What peft trains beside the edit follows the knob, see `Beside`.
+    """A peft adapter; each kind adds its `edited`. What peft trains beside the edit follows the tuner, see `ModulesToSave`.
 
     `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they need not.
     """
@@ -76,7 +76,7 @@ class PeftTuner:
         ]
         self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._base: Path | None = None
-        self.beside = Beside(self.module)
+        self.beside = ModulesToSave(self.module)
         self.one_strength = self._shared_by_rows()
         self.per_row = type(self).per_row and not self.one_strength
 
@@ -88,7 +88,7 @@ class PeftTuner:
         """None; a tuner of several parts says so."""
         return {}
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass at this strength."""
         return one_pass(strength)
 

@@ -1,4 +1,4 @@
-"""What every tuner is once it sits in a backbone: some parameters, a knob, and a folder it can be kept in."""
+"""What every tuner is once it sits in a backbone: some parameters, a tuner, and a folder it can be kept in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ControlError
-from alignlab.models.knob import Knob, Strength, Term
+from alignlab.models.strength import HasStrength, Strength, WeightedPass
 
 
 class TrainableState(Protocol):
@@ -27,7 +27,7 @@ class TrainableState(Protocol):
         """Reads back what `save` wrote."""
 
 
-class Tuner(Knob, TrainableState, Protocol):
+class Tuner(HasStrength, TrainableState, Protocol):
     """A tuner that is attached. Building one puts it in place, as the identity."""
 
     adds_parameters: bool
@@ -60,19 +60,19 @@ def setting(name: str, value: object, things: Sequence[object]) -> Iterator[None
             setattr(thing, name, old)
 
 
-def one_pass(strength: Strength) -> tuple[Term, ...]:
-    """The terms of a tuner whose edit is scaled: a single pass of weight 1."""
-    return (Term(1.0, strength),)
+def one_pass(strength: Strength) -> tuple[WeightedPass, ...]:
+    """The passes of a tuner whose edit is scaled: a single pass of weight 1."""
+    return (WeightedPass(1.0, strength),)
 
 
-def mixed_logits(strength: Strength) -> tuple[Term, ...]:
-    """The terms of a tuner whose two ends are mixed at the logits: s z(1) + (1 - s) z(0), one pass at exactly 0 and 1.
+def mixed_logits(strength: Strength) -> tuple[WeightedPass, ...]:
+    """The passes of a tuner whose two ends are mixed at the logits: s z(1) + (1 - s) z(0), one pass at exactly 0 and 1.
 
     CLM (arXiv 2503.04346), section 4.3; DeRa (arXiv 2402.02992). Written so that both ends are exact.
     """
     if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
-        return (Term(1.0, strength),)
-    return Term(strength, 1.0), Term(1 - strength, 0.0)
+        return (WeightedPass(1.0, strength),)
+    return WeightedPass(strength, 1.0), WeightedPass(1 - strength, 0.0)
 
 
 @contextmanager

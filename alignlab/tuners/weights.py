@@ -1,6 +1,6 @@
 """Tuning the backbone's own weights: all of them (`full`), its biases (`bitfit`) or some of its blocks (`blocks`).
 
-The knob interpolates between the weights as they were and as they are, theta(s) = theta0 + s (theta1 - theta0): our choice
+The tuner interpolates between the weights as they were and as they are, theta(s) = theta0 + s (theta1 - theta0): our choice
 (the dial of WiSE-FT, arXiv 2109.01903, section 3), since plain fine-tuning has none. BitFit: arXiv 2106.10199.
 """
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from alignlab.errors import ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.kinds import new_head
-from alignlab.models.knob import Strength, Term
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
 from alignlab.tuners.start import PLAIN, Start
 from alignlab.tuners.tuner import Tuner, between, one_pass, origins
@@ -28,7 +28,7 @@ FILE = "weights.safetensors"
 
 
 class WeightsTuner:
-    """Some of the backbone's parameters, learned in place; where they started is kept, or found again, for the knob.
+    """Some of the backbone's parameters, learned in place; where they started is kept, or found again, for the tuner.
 
     A classifier's head has no start worth going back to: it stays as trained at every strength, and is new again in `off`.
     """
@@ -50,7 +50,7 @@ class WeightsTuner:
         """What is learned."""
         return list(self._named.values())
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass at this strength."""
         return one_pass(strength)
 
@@ -75,7 +75,7 @@ class WeightsTuner:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """The weights are the backbone's, so they may be trained as such; where that ends, the knob begins."""
+        """The weights are the backbone's, so they may be trained as such; where that ends, the tuner begins."""
         yield
         self._start.is_now()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
-from alignlab.models.controls import Asked
+from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import Sampling, Streams
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, EncodedGroup, Example
@@ -25,7 +25,7 @@ TWO, THREE = ("good", "bad"), ("good", "bad", "dull")
 PHRASES = {"good": "A happy story.", "bad": "A sad story about Anna.", "dull": "Weary."}
 PLACEHOLDERS = {"good": 127, "bad": 128, "dull": 180}  # bytes that UTF-8 never has
 PROMPTS = [prompt for prompt, *_ in PAIRS]
-HALVES: Asked = {"good": 0.5, "bad": 0.5}
+HALVES: ClassMixture = {"good": 0.5, "bad": 0.5}
 IDS = torch.tensor([[1, 8, 9, 10, 11, 12], [1, 20, 30, 40, 50, 60], [1, 5, 5, 7, 9, 11]])
 
 
@@ -71,7 +71,7 @@ def configured(case: Case, **changes: Any) -> ControlConfig:
         "classes": list(case.classes),
         "length": 1,
         "placeholders": [PLACEHOLDERS[name] for name in case.classes],
-        "phrases": [list(CODEC.lead(PHRASES[name])) for name in case.classes],
+        "phrases": [list(CODEC.prefix(PHRASES[name])) for name in case.classes],
         "init": "random",
         "rank": 4,
         "alpha": 8.0,
@@ -99,7 +99,7 @@ def trained(case: Case, backbone: Backbone, **changes: Any) -> Policy:
 
 def learned(policy: Policy) -> list[nn.Parameter]:
     """The control's parameters; the first dimension of each is the class."""
-    parameters: list[nn.Parameter] = policy.knob.parameters()  # type: ignore[attr-defined]
+    parameters: list[nn.Parameter] = policy.tuner.parameters()  # type: ignore[attr-defined]
     return parameters
 
 
@@ -127,20 +127,20 @@ def totals(policy: Policy, batch: Batch) -> Tensor:
         return policy.logprobs(batch).total_GM
 
 
-def totals_under(policy: Policy, control: Asked, batch: Batch) -> Tensor:
+def totals_under(policy: Policy, control: ClassMixture, batch: Batch) -> Tensor:
     """The same with every item under one class, or mixture of classes."""
     with policy.under(control):
         return totals(policy, batch)
 
 
-def last_logits(policy: Policy, control: Asked) -> Tensor:
+def last_logits(policy: Policy, control: ClassMixture) -> Tensor:
     """Logits after some ids under a class, as generation meets them."""
-    assert policy.knob.controls is not None
-    terms = policy.knob.controls.terms(policy.knob.controls.asked(control, len(IDS)))
-    with torch.no_grad(), Streams(policy.model, policy.knob, terms, len(IDS), IDS.device) as streams:
+    assert policy.tuner.controls is not None
+    passes = policy.tuner.controls.passes(policy.tuner.controls.mixtures(control, len(IDS)))
+    with torch.no_grad(), Streams(policy.model, policy.tuner, passes, len(IDS), IDS.device) as streams:
         return streams.step(IDS, torch.ones_like(IDS))
 
 
-def said(policy: Policy, control: Asked | Sequence[Asked], temperature: float = 0.0) -> list[str]:
+def said(policy: Policy, control: ClassMixture | Sequence[ClassMixture], temperature: float = 0.0) -> list[str]:
     """What the prompts are answered with under a class, or one class per prompt."""
     return policy.respond(PROMPTS, control=control, sampling=Sampling(8, temperature, 1.0), seed=0)

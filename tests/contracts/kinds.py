@@ -105,7 +105,7 @@ def trained(made: Made, tuner: str) -> Policy:
     policy = attached(made, tuner)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.knob.parameters():  # type: ignore[attr-defined]
+        for parameter in policy.tuner.parameters():  # type: ignore[attr-defined]
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return policy
 

@@ -83,7 +83,7 @@ def trained(case: Case, backbone: Backbone) -> Policy:
     policy = attach(case, backbone)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in policy.knob.parameters():  # type: ignore[attr-defined]
+        for parameter in policy.tuner.parameters():  # type: ignore[attr-defined]
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return policy
 

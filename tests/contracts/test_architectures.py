@@ -27,8 +27,8 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS
-from alignlab.models.knob import Strength, Term
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.preparation import make_plan
 from alignlab.records import Encoded, EncodedGroup
 from alignlab.tuners.lora import LoraTuner
@@ -62,14 +62,14 @@ GROUPS = [_group("a", 5, (4, 17)), _group("b", 9, (13, 2)), _group("c", 3, (6, 8
 BATCH = whole(GROUPS, 0)
 
 
-class NoKnob:
+class Untuned0:
     """Nothing is attached."""
 
     per_row = False
     controls = None
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        return (Term(1.0, 1.0),)
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        return (WeightedPass(1.0, 1.0),)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         return nullcontext()
@@ -162,7 +162,7 @@ def done_or_refused(what: str, name: str, does: Callable[[], Any]) -> Any:
 @every_causal
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_log_probabilities_are_those_of_the_plain_model(packing: str, name: str) -> None:
-    policy = Policy(untuned(name), NoKnob(), packing=packing)
+    policy = Policy(untuned(name), Untuned0(), packing=packing)
 
     with torch.no_grad():
         ours_GM = policy.logprobs(BATCH).mean_GM
@@ -173,7 +173,7 @@ def test_log_probabilities_are_those_of_the_plain_model(packing: str, name: str)
 @every_causal
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_hidden_states_are_those_of_the_plain_model(packing: str, name: str) -> None:
-    policy, model = Policy(untuned(name), NoKnob(), packing=packing), architecture(name)
+    policy, model = Policy(untuned(name), Untuned0(), packing=packing), architecture(name)
     place = 0 if name in HIDDEN_STATES_WITHOUT_EMBEDDINGS else 1
 
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_groups_of_different_strengths_are_as_each_alone(
 def test_saved_and_read_back_the_logits_have_the_same_bits(attach: Attach, name: str, tmp_path: Path) -> None:
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
     if made is not None:
-        made.knob.save(tmp_path)
+        made.tuner.save(tmp_path)
         again = attach(architecture(name))
         again.load(tmp_path)
 
@@ -227,18 +227,18 @@ def test_merged_and_read_back_as_a_plain_model_it_answers_the_same(attach: Attac
         folder = tmp_path / "plain"
         merged = f"{attach.__name__} merge"
 
-        done_or_refused(merged, name, lambda: export_plain(made.knob.module, None, folder))
+        done_or_refused(merged, name, lambda: export_plain(made.tuner.module, None, folder))
 
         if name not in REFUSED[merged]:
             plain = KINDS["causal"].implementation().auto.from_pretrained(folder).eval()
-            right = torch.stack([scores(made.knob.module, group) for group in GROUPS])
+            right = torch.stack([scores(made.tuner.module, group) for group in GROUPS])
             read = torch.stack([scores(plain, group) for group in GROUPS])
             torch.testing.assert_close(read, right, atol=1e-5, rtol=1e-6)
 
 
 @every_causal
 def test_rows_are_laid_into_one_unless_the_table_has_a_reason(name: str) -> None:
-    policy = Policy(untuned(name), NoKnob(), packing="all")
+    policy = Policy(untuned(name), Untuned0(), packing="all")
 
     reason = REFUSED["one row"].get(name, "")
 
@@ -249,7 +249,7 @@ def test_rows_are_laid_into_one_unless_the_table_has_a_reason(name: str) -> None
 
 @pytest.mark.parametrize("name", REFUSED["generation"])
 def test_generation_behind_a_cache_that_is_not_right_is_refused(name: str) -> None:
-    policy = Policy(untuned(name), NoKnob())
+    policy = Policy(untuned(name), Untuned0())
 
     with pytest.raises(ModelError, match=REFUSED["generation"][name]):
         policy.respond(["a"], sampling=Sampling(4, 0.0, 1.0), seed=0)

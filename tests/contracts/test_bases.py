@@ -30,7 +30,7 @@ def test_a_fine_tuned_base_is_the_reference_and_comes_back_with_the_run(tuner: s
 
     first = next(line for line in history(tmp_path) if "prefer/loss" in line)
     base = load_file(tmp_path / "run" / "stages" / "sft" / "result" / "model.safetensors")
-    with policy.off(), policy.knob.at(0.0):
+    with policy.off(), policy.tuner.at(0.0):
         held = {name.replace(".base_layer", ""): tensor for name, tensor in policy.model.named_parameters()}
         assert all(torch.equal(held[name], tensor) for name, tensor in base.items())
     assert first["prefer/loss"] == pytest.approx(0.693147, abs=1e-4)

@@ -101,8 +101,8 @@ def test_labels_of_single_responses_are_classes_the_liked_one_first(tmp_path: Pa
 
     policy = alignlab.load(tmp_path / "run")
     answers = policy.respond([PROMPT] * 3, control=["good", "bad", "odd"], sampling=GREEDY, seed=0)
-    assert policy.knob.controls is not None
-    assert policy.knob.controls.names == ("good", "bad", "odd")
+    assert policy.tuner.controls is not None
+    assert policy.tuner.controls.names == ("good", "bad", "odd")
     assert len(answers) == 3
 
 
@@ -117,7 +117,7 @@ def test_scores_are_cut_at_quantiles_and_the_edges_stay_with_the_adapter(tmp_pat
 
 
 def test_a_trained_control_sets_good_and_bad_stories_apart(tmp_path: Path) -> None:
-    # At the length and the rates of the embedded model's own sheets.
+    # At the length and the rates of the embedded model's own configs.
     data = ("data.pairs=2000", "data.test_pairs=8")
     run(composed(tmp_path, "meet", "evaluation=off", data=data, steps=40, batch=32))
     policy = alignlab.load(tmp_path / "run")

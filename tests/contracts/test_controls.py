@@ -57,9 +57,9 @@ def test_a_new_lora_gives_the_logits_of_the_backbone_under_every_class(case: Cas
 
     under = []
     for number in range(len(case.classes)):
-        with policy.knob.at(float(number)):
+        with policy.tuner.at(float(number)):
             under.append(policy.model(IDS).logits)
-    with policy.knob.at(torch.tensor([0.0, -1.0, 1.0])):
+    with policy.tuner.at(torch.tensor([0.0, -1.0, 1.0])):
         mixed = policy.model(IDS).logits
 
     assert all(torch.equal(logits, untouched) for logits in (*under, mixed))
@@ -178,8 +178,8 @@ def test_saved_and_loaded_the_logits_under_each_class_are_the_same_bits(case: Ca
     policy = trained(case, backbone(case.backbone))
     other = attach(case, backbone(case.backbone), seed=7)
 
-    policy.knob.save(tmp_path)  # type: ignore[attr-defined]
-    other.knob.load(tmp_path)  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path)  # type: ignore[attr-defined]
+    other.tuner.load(tmp_path)  # type: ignore[attr-defined]
 
     assert all(torch.equal(last_logits(other, name), last_logits(policy, name)) for name in case.classes)
 
@@ -188,7 +188,7 @@ def test_saved_and_loaded_the_logits_under_each_class_are_the_same_bits(case: Ca
 def test_the_folder_holds_the_small_tensors_alone(case: Case, tmp_path: Path) -> None:
     policy = trained(case, backbone(case.backbone))
 
-    policy.knob.save(tmp_path)  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path)  # type: ignore[attr-defined]
 
     held = load_file(tmp_path / "adapter_model.safetensors")
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}

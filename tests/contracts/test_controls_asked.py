@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab.errors import ConfigError, ControlError
-from alignlab.models.controls import Asked
+from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import Sampling
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import (
@@ -90,7 +90,7 @@ def test_the_order_in_which_a_mixture_names_its_classes_does_not_matter(case: Ca
 def test_the_order_in_which_a_control_lists_its_classes_does_not_matter(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
     names = list(reversed(case.classes))
-    phrases, placeholders = ([list(CODEC.lead(PHRASES[n])) for n in names], [PLACEHOLDERS[n] for n in names])
+    phrases, placeholders = ([list(CODEC.prefix(PHRASES[n])) for n in names], [PLACEHOLDERS[n] for n in names])
 
     turned = trained(case, backbone(case.backbone), classes=names, phrases=phrases, placeholders=placeholders)
     for mine, theirs in zip(learned(turned), learned(policy), strict=True):
@@ -103,7 +103,7 @@ def test_the_order_in_which_a_control_lists_its_classes_does_not_matter(case: Ca
 @every_case
 def test_mixtures_side_by_side_equal_single_runs(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
-    asked: list[Asked] = [HALVES, "bad", {"good": 2.0, "none": -1.0}, {"good": 2.0, "bad": -1.0}]
+    asked: list[ClassMixture] = [HALVES, "bad", {"good": 2.0, "none": -1.0}, {"good": 2.0, "bad": -1.0}]
 
     together = said(policy, asked)
 
@@ -178,8 +178,8 @@ def test_a_list_of_classes_of_another_length_than_the_prompts_is_refused() -> No
 @every_case
 def test_a_text_has_the_room_that_the_longest_control_leaves(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
-    assert policy.knob.controls is not None
-    longest = max(len(lead.ids) for lead in policy.knob.controls.leads)
+    assert policy.tuner.controls is not None
+    longest = max(len(prefix.ids) for prefix in policy.tuner.controls.prefixes)
     fitting = "a" * (128 - longest - GREEDY.max_new_tokens - 2)  # a context of 128; BOS in front, a line break behind
 
     answers = policy.respond([fitting], control=HALVES, sampling=GREEDY, seed=0)

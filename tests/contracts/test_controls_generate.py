@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import alignlab
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import Asked
+from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec, Template
@@ -23,7 +23,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_paired_case = pytest.mark.parametrize("case", PAIRED, ids=str)
 every_embedded_case = pytest.mark.parametrize("case", EMBEDDED, ids=str)
 both_ways = pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
-MIXED: list[Asked] = ["good", HALVES, "none", "bad"]
+MIXED: list[ClassMixture] = ["good", HALVES, "none", "bad"]
 ENCODED = CODEC.prompts(PROMPTS)
 WIDTH = max(map(len, ENCODED))
 GREEDY = Sampling(8, 0.0, 1.0)
@@ -47,13 +47,13 @@ def texts(ids_BT: Tensor) -> list[str]:
 
 def module_of(policy: Policy) -> Any:
     """The PeftModel."""
-    return policy.knob.module  # type: ignore[attr-defined]
+    return policy.tuner.module  # type: ignore[attr-defined]
 
 
 def reserved(policy: Policy) -> tuple[int, ...]:
     """The placeholders."""
-    assert policy.knob.controls is not None
-    return policy.knob.controls.reserved
+    assert policy.tuner.controls is not None
+    return policy.tuner.controls.reserved
 
 
 def wants_placeholders(policy: Policy) -> None:
@@ -159,13 +159,13 @@ def test_beams_under_a_class_search_behind_its_lead(case: Case, control: str) ->
 
 
 def by_hand(policy: Policy, control: str, prompt: tuple[int, ...], **how: Any) -> str:
-    """The lead put into one prompt by hand, and transformers' own generate behind it, under the class's setting."""
-    controls = policy.knob.controls
+    """The prefix put into one prompt by hand, and transformers' own generate behind it, under the class's setting."""
+    controls = policy.tuner.controls
     assert controls is not None
-    (term,) = controls.terms(controls.asked(control, 1))
-    behind = term.lead.behind if term.lead.ids else 0
-    ids = (*prompt[:behind], *term.lead.ids, *prompt[behind:])
-    with policy.knob.at(term.setting):
+    (weighted,) = controls.passes(controls.mixtures(control, 1))
+    behind = weighted.prefix.behind if weighted.prefix.ids else 0
+    ids = (*prompt[:behind], *weighted.prefix.ids, *prompt[behind:])
+    with policy.tuner.at(weighted.setting):
         made = module_of(policy).generate(input_ids=torch.tensor([ids]), max_new_tokens=8, do_sample=False, **how)
     row = made[0, len(ids) :].tolist()
     return CODEC.continuation(prompt, row[: row.index(CODEC.eos)] if CODEC.eos in row else row)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab.models.controls import Asked
+from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import Streams
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
@@ -19,8 +19,8 @@ from tests.contracts.controls import CASES, HALVES, Case, batch_of, items, total
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def fed_token_by_token(policy: Policy, batch: Batch, asked: Sequence[Asked]) -> Tensor:
-    """log p of each item as generation meets it: prompts padded on the left, leads put in by the streams, then the tokens of
+def fed_token_by_token(policy: Policy, batch: Batch, asked: Sequence[ClassMixture]) -> Tensor:
+    """log p of each item as generation meets it: prompts padded on the left, prefixes put in by the streams, then the tokens of
     the response one by one, R items, S steps. asked: a class, or mixture of classes, per item."""
     ids_RT, start_R1 = batch.ids_GMT[:, 0], batch.start_GM
     width, steps = int(start_R1.max()), int((batch.length_GM - start_R1).max())
@@ -28,10 +28,10 @@ def fed_token_by_token(policy: Policy, batch: Batch, asked: Sequence[Asked]) -> 
     mask_RT = (torch.arange(width + steps) >= width - start_R1).long()
     at_RS = start_R1 + torch.arange(steps)
     target_RS = ids_RT.gather(1, at_RS.clamp(max=ids_RT.shape[1] - 1))
-    controls = policy.knob.controls
+    controls = policy.tuner.controls
     assert controls is not None
-    terms = controls.terms(controls.asked(asked, len(ids_RT)))
-    with torch.no_grad(), Streams(policy.model, policy.knob, terms, len(ids_RT), ids_RT.device) as streams:
+    passes = controls.passes(controls.mixtures(asked, len(ids_RT)))
+    with torch.no_grad(), Streams(policy.model, policy.tuner, passes, len(ids_RT), ids_RT.device) as streams:
         logits = [streams.step(prompts_RT, mask_RT[:, :width])]
         logits += [streams.step(target_RS[:, s : s + 1], mask_RT[:, : width + s + 1]) for s in range(steps - 1)]
     found_RS = torch.stack(logits, dim=1).log_softmax(-1).gather(-1, target_RS[..., None])[..., 0]

@@ -90,10 +90,10 @@ def test_a_trained_tuner_is_off_to_the_bit(made: Made, tuner: str) -> None:
 @every_pair
 def test_a_saved_tuner_is_read_back_to_the_bit(made: Made, tuner: str, tmp_path: Path) -> None:
     policy = trained(made, tuner)
-    policy.knob.save(tmp_path)  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path)  # type: ignore[attr-defined]
 
     again = attached(made, tuner)
-    again.knob.load(tmp_path)  # type: ignore[attr-defined]
+    again.tuner.load(tmp_path)  # type: ignore[attr-defined]
 
     assert torch.equal(outputs(again, made), outputs(policy, made))
 
@@ -103,7 +103,7 @@ def test_an_exported_model_answers_like_the_tuned_one_without_alignlab(made: Mad
     policy = trained(made, tuner)
     expected = outputs(policy, made)
 
-    export_plain(policy.knob.module, policy.backbone.codec.tokenizer, tmp_path / "plain")  # type: ignore[attr-defined]
+    export_plain(policy.tuner.module, policy.backbone.codec.tokenizer, tmp_path / "plain")  # type: ignore[attr-defined]
 
     auto = AutoModelForSequenceClassification if made.kind == "classifier" else AutoModelForSeq2SeqLM
     plain = attached(made, "full")
@@ -114,7 +114,7 @@ def test_an_exported_model_answers_like_the_tuned_one_without_alignlab(made: Mad
 @every_pair
 def test_gradients_reach_every_learned_parameter(made: Made, tuner: str) -> None:
     policy = trained(made, tuner)
-    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+    learned = policy.tuner.parameters()  # type: ignore[attr-defined]
 
     with policy.only(learned):
         nll(policy, batch(policy, made)).value.backward()
@@ -216,10 +216,10 @@ def test_the_texts_of_the_table_are_of_different_lengths() -> None:
 @pytest.mark.parametrize("made", MORE, ids=str)
 def test_an_adapter_in_further_families_is_read_back_to_the_bit_and_merges(made: Made, tmp_path: Path) -> None:
     policy = trained(made, "lora")
-    policy.knob.save(tmp_path / "adapter")  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path / "adapter")  # type: ignore[attr-defined]
 
     again = attached(made, "lora")
-    again.knob.load(tmp_path / "adapter")  # type: ignore[attr-defined]
+    again.tuner.load(tmp_path / "adapter")  # type: ignore[attr-defined]
 
     assert torch.equal(outputs(again, made), outputs(policy, made))
-    assert export_plain(policy.knob.module, None, tmp_path / "plain") <= 1e-4  # type: ignore[attr-defined]
+    assert export_plain(policy.tuner.module, None, tmp_path / "plain") <= 1e-4  # type: ignore[attr-defined]

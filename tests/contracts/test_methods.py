@@ -171,7 +171,7 @@ def test_a_loaded_run_answers_like_the_run(method: str, model: str, tmp_path: Pa
 
     stage = tmp_path / "run" / "stages" / STAGE[method] / "result"
     own = stage / "control" if (stage / "control").is_dir() else stage
-    held = policies[0].knob.parameters()
+    held = policies[0].tuner.parameters()
     assert sum(parameter.numel() for parameter in held) == sum(tensor.numel() for tensor in tensors(own).values())
     assert answers[0] == answers[1]
 

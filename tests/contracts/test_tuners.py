@@ -104,7 +104,7 @@ def test_off_inside_off_stays_off(case: Case) -> None:
 @every_case
 def test_only_the_tuner_takes_gradients_and_moves(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
-    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+    learned = policy.tuner.parameters()  # type: ignore[attr-defined]
     ids = {id(parameter) for parameter in learned}
     before = {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
 
@@ -122,8 +122,8 @@ def test_saved_and_loaded_the_logits_are_the_same_bits(case: Case, tmp_path: Pat
     policy = trained(case, backbone(case.backbone))
     other = attach(case, backbone(case.backbone), seed=7)
 
-    policy.knob.save(tmp_path)  # type: ignore[attr-defined]
-    other.knob.load(tmp_path)  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path)  # type: ignore[attr-defined]
+    other.tuner.load(tmp_path)  # type: ignore[attr-defined]
 
     assert torch.equal(logits(other), logits(policy))
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
@@ -207,8 +207,8 @@ def test_shares_of_a_step_add_up_to_the_step(case: Case) -> None:
 
 @pytest.mark.parametrize(("saved", "loaded"), [(1, 2), (2, 1)])
 def test_a_file_of_another_adapter_is_refused(saved: int, loaded: int, tmp_path: Path) -> None:
-    sheets = {blocks: Case("clm", "llama", {"blocks": blocks, "start": "identity", "merge": "logits"}) for blocks in (1, 2)}
-    attach(sheets[saved], backbone("llama")).knob.save(tmp_path)  # type: ignore[attr-defined]
+    configs = {blocks: Case("clm", "llama", {"blocks": blocks, "start": "identity", "merge": "logits"}) for blocks in (1, 2)}
+    attach(configs[saved], backbone("llama")).tuner.save(tmp_path)  # type: ignore[attr-defined]
 
     with pytest.raises(ModelError, match="holds other tensors than this adapter has"):
-        attach(sheets[loaded], backbone("llama")).knob.load(tmp_path)  # type: ignore[attr-defined]
+        attach(configs[loaded], backbone("llama")).tuner.load(tmp_path)  # type: ignore[attr-defined]

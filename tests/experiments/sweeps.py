@@ -31,14 +31,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(EXPERIMENTS).with_suffix(""))
 
 
-def sheet(name: str) -> dict[str, Any]:
+def model_config(name: str) -> dict[str, Any]:
     """The content of one file."""
     return yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text()) or {}
 
 
 def swept(name: str) -> dict[str, Any]:
     """The lists that a table crosses; none for a file that is no table."""
-    return sheet(name).get("hydra", {}).get("sweeper", {}).get("params", {})
+    return model_config(name).get("hydra", {}).get("sweeper", {}).get("params", {})
 
 
 def cells(table: str) -> list[list[str]]:
@@ -62,11 +62,11 @@ def _load(words: list[str]) -> DictConfig:
         return compose("run", words)
 
 
-def _sheets(group: str) -> list[str]:
+def _configs(group: str) -> list[str]:
     return [path.stem for path in (ROOT / "conf" / group).glob("*")]
 
 
-_composer = Composer(_load, _sheets)
+_composer = Composer(_load, _configs)
 
 
 def _choices(key: str, values: str) -> list[str]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.config import RunConfig, parse
 from alignlab.folders import folder_of
 from run import run
-from tests.experiments.sweeps import EXPERIMENTS, ROOT, ROWS, cells, composed, name_of, sheet, tables
+from tests.experiments.sweeps import EXPERIMENTS, ROOT, ROWS, cells, composed, model_config, name_of, tables
 
 TABLES = tables()
 FILES = {name_of(path) for path in EXPERIMENTS.glob("**/*.yaml")}
@@ -40,7 +40,7 @@ def rows_of(table: str) -> set[str]:
 
 def below(name: str) -> set[str]:
     """The files that a file is laid over, and so on down."""
-    named = {entry.removeprefix("/experiment/") for entry in sheet(name).get("defaults", []) if isinstance(entry, str)}
+    named = {entry.removeprefix("/experiment/") for entry in model_config(name).get("defaults", []) if isinstance(entry, str)}
     return named | {lower for entry in named for lower in below(entry)}
 
 
@@ -62,7 +62,7 @@ def enough(file: str) -> Iterator[list[str]]:
 
 
 def small(table: str, cell: list[str], runs: Path) -> DictConfig:
-    """A cell cut short, on the embedded model and its world in place of a checkpoint and data from the hub. What a sheet says
+    """A cell cut short, on the embedded model and its world in place of a checkpoint and data from the hub. What a config says
     about a model of the hub stays."""
     raw = copy.deepcopy(composed(table, *cell, "data=toy", "tracking=off", f"paths.runs={runs}"))
     embedded = TINY if raw.model.source == "hub" else {}

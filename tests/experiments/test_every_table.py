@@ -22,6 +22,6 @@ def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str
 @pytest.mark.parametrize("table", PAPER)
 def test_no_toy_number_reaches_the_papers_scale(table: str) -> None:
     for cell in cells(table):
-        sheets = vars(run_of(table, *cell).sizing).values()
+        configs = vars(run_of(table, *cell).sizing).values()
 
-        assert not [sheet for sheet in sheets if sheet and sheet.startswith("tiny")]
+        assert not [config for config in configs if config and config.startswith("tiny")]

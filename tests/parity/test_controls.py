@@ -56,7 +56,7 @@ def stock(policy: Policy, kind: str, number: int) -> nn.Module:
 
 def vectors(policy: Policy) -> Tensor:
     """The table, classes x vectors x width."""
-    (table_CMD,) = policy.knob.parameters()  # type: ignore[attr-defined]
+    (table_CMD,) = policy.tuner.parameters()  # type: ignore[attr-defined]
     return table_CMD.detach()
 
 
@@ -69,9 +69,12 @@ def with_vectors(kind: str, ids_RT: Tensor, vectors_RMD: Tensor, behind: int) ->
 
 def with_placeholders(policy: Policy, ids_RT: Tensor, numbers: Sequence[int]) -> Tensor:
     """Ids with the placeholders of a class in each row."""
-    assert policy.knob.controls is not None
-    leads = [policy.knob.controls.leads[number] for number in numbers]
-    rows = [[*row[: lead.behind], *lead.ids, *row[lead.behind :]] for row, lead in zip(ids_RT.tolist(), leads, strict=True)]
+    assert policy.tuner.controls is not None
+    prefixes = [policy.tuner.controls.prefixes[number] for number in numbers]
+    rows = [
+        [*row[: prefix.behind], *prefix.ids, *row[prefix.behind :]]
+        for row, prefix in zip(ids_RT.tolist(), prefixes, strict=True)
+    ]
     return torch.tensor(rows)
 
 
@@ -80,7 +83,7 @@ def test_a_lora_by_row_is_pefts_lora_one_adapter_at_a_time(kind: str) -> None:
     policy = lora(kind)
     numbers = [2, 0, 1, 0]
 
-    with policy.knob.at(torch.tensor(numbers).float()):
+    with policy.tuner.at(torch.tensor(numbers).float()):
         found_RTV = policy.model(IDS).logits
 
     expected_RTV = torch.cat([stock(policy, kind, number)(IDS[row : row + 1]).logits for row, number in enumerate(numbers)])
@@ -92,7 +95,7 @@ def test_a_lora_by_row_is_pefts_lora_one_adapter_at_a_time(kind: str) -> None:
 def test_a_lora_for_all_rows_is_pefts_lora(kind: str, number: int) -> None:
     policy = lora(kind)
 
-    with policy.knob.at(float(number)):
+    with policy.tuner.at(float(number)):
         found_RTV = policy.model(IDS).logits
 
     torch.testing.assert_close(found_RTV, stock(policy, kind, number)(IDS).logits, atol=1e-5, rtol=1e-5)
@@ -103,7 +106,7 @@ def test_its_gradients_are_those_of_pefts_lora_on_the_rows_of_the_class(kind: st
     policy = lora(kind)
     numbers = torch.tensor([2, 0, 1, 0])
 
-    with policy.knob.at(numbers.float()):
+    with policy.tuner.at(numbers.float()):
         policy.model(IDS).logits.logsumexp(-1).sum().backward()
 
     for number in range(3):
@@ -157,7 +160,7 @@ def test_in_front_of_bos_it_is_pefts_prompt_tuning(kind: str) -> None:
 
 def phrased(form: str, kind: str, behind: int) -> Policy:
     """A new control whose classes are told by phrases of four tokens, or start as them."""
-    phrases = [list(CODEC.lead(text)) for text in SAME_LENGTH.values()]
+    phrases = [list(CODEC.prefix(text)) for text in SAME_LENGTH.values()]
     return attach(Case(form, kind), backbone(kind), phrases=phrases, init="text", length=4, behind=behind)
 
 
@@ -179,7 +182,7 @@ def test_before_any_step_a_soft_prompt_that_starts_as_text_is_that_text(kind: st
 def test_a_phrase_in_front_is_the_same_phrase_written_into_the_prompt(kind: str) -> None:
     policy = phrased("text", kind, BEHIND)
     (member,) = items(("good", "bad"))[0].members
-    ids = (*member.ids[:1], *CODEC.lead("A happy story."), *member.ids[1:])
+    ids = (*member.ids[:1], *CODEC.prefix("A happy story."), *member.ids[1:])
     written = EncodedGroup("written", (Encoded(ids, member.start + 4),))
 
     asked = totals_under(policy, "good", batch_of([EncodedGroup("item", (replace(member, control=None),))]))

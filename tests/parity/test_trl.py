@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab.training.objectives import Preference
+from alignlab.training.objectives import PreferenceLoss
 from tests.conftest import backbone
 from tests.contracts.table import PAIRS, Case, attach, batch, logits, trained
 
@@ -62,7 +62,7 @@ def with_copied_reference(policy: Any, tmp_path: Path) -> Any:
         per_device_train_batch_size=len(rows),
     )
     return DPOTrainer(
-        model=policy.knob.module,
+        model=policy.tuner.module,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.backbone.codec.tokenizer,
@@ -81,7 +81,7 @@ def test_the_loss_on_a_tiny_model_equals_trl(loss: str, smoothing: float, norm: 
     trainer = trl_trainer(policy, tmp_path)
     trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [theirs], [1.0], smoothing
 
-    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
+    ours = PreferenceLoss(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
     expected = trainer._compute_loss(trainer.model, with_bos(trainer), False)
 
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
@@ -92,9 +92,9 @@ def test_the_gradient_on_a_tiny_model_equals_trl(loss: str, smoothing: float, no
     policy = trained(CASE, backbone("llama"))
     trainer = trl_trainer(policy, tmp_path)
     trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = [theirs], [1.0], smoothing
-    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+    learned = policy.tuner.parameters()  # type: ignore[attr-defined]
 
-    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
+    ours = PreferenceLoss(loss, BETA, smoothing, norm, "base", 0.0)(policy, batch(policy)).value
     mine = torch.autograd.grad(ours, learned)
     expected = torch.autograd.grad(trainer._compute_loss(trainer.model, with_bos(trainer), False), learned)
 
@@ -106,9 +106,9 @@ def test_the_gradient_on_a_tiny_model_equals_trl(loss: str, smoothing: float, no
 def test_the_loss_and_the_gradient_of_a_clm_block_equal_trl(kind: str, tmp_path: Path) -> None:
     policy = trained(Case("clm", kind, CLM), backbone(kind))
     trainer = trl_trainer(policy, tmp_path)
-    learned = policy.knob.parameters()  # type: ignore[attr-defined]
+    learned = policy.tuner.parameters()  # type: ignore[attr-defined]
 
-    ours = Preference("sigmoid", BETA, 0.0, "sum", "base", 0.0)(policy, batch(policy)).value
+    ours = PreferenceLoss("sigmoid", BETA, 0.0, "sum", "base", 0.0)(policy, batch(policy)).value
     expected = trainer._compute_loss(trainer.model, with_bos(trainer), False)
 
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
@@ -149,7 +149,7 @@ def test_the_loss_of_fixed_log_probabilities_equals_trl(
 
     fake = SimpleNamespace(logprobs=lambda _: _scores(value, mask))
     pairs = SimpleNamespace(step_groups=len(PAIRS), reference_GM=_scores(reference, mask).total_GM)
-    ours = Preference(loss, BETA, smoothing, norm, "base", 0.0)(fake, pairs).value  # type: ignore[arg-type]
+    ours = PreferenceLoss(loss, BETA, smoothing, norm, "base", 0.0)(fake, pairs).value  # type: ignore[arg-type]
 
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
 
@@ -171,7 +171,7 @@ def test_lora_through_our_tuner_equals_plain_peft() -> None:
     )
     ids = torch.arange(3, 19).reshape(2, 8)
 
-    for model in (ours.knob.module, plain):  # type: ignore[attr-defined]
+    for model in (ours.tuner.module, plain):  # type: ignore[attr-defined]
         optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
         for _ in range(3):
             optimiser.zero_grad()

@@ -1,4 +1,4 @@
-"""Small parts that many unit tests arrange: policies, batches, sheets, sessions and composed configs."""
+"""Small parts that many unit tests arrange: policies, batches, configs, sessions and composed configs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from alignlab.data.batching import whole
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.models.backbone import Backbone
-from alignlab.models.knob import Strength, Term
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import NoTracker
@@ -45,15 +45,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class NoKnob:
+class Untuned0:
     """A backbone that nothing was attached to: one pass, whatever the strength."""
 
     per_row = True
     controls = None
     starts_as_base = True
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        return (Term(1.0, 1.0),)
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        return (WeightedPass(1.0, 1.0),)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         return nullcontext()
@@ -78,7 +78,7 @@ class Heard(BaseStreamer):
 
 def plain(backbone: Backbone) -> Policy:
     """The backbone alone."""
-    return Policy(backbone, NoKnob())
+    return Policy(backbone, Untuned0())
 
 
 def attached(tuner: str, backbone: Backbone, *, spread: float = 0.1) -> Policy:
@@ -96,7 +96,7 @@ def attached(tuner: str, backbone: Backbone, *, spread: float = 0.1) -> Policy:
 
 def learned(policy: Policy) -> list[nn.Parameter]:
     """The tuner's parameters."""
-    parameters: list[nn.Parameter] = policy.knob.parameters()  # type: ignore[attr-defined]
+    parameters: list[nn.Parameter] = policy.tuner.parameters()  # type: ignore[attr-defined]
     return parameters
 
 

@@ -1,4 +1,4 @@
-"""The sheets of CLM, of its comparison rows and of a fine-tuned base: what they choose, and what they refuse."""
+"""The configs of CLM, of its comparison rows and of a fine-tuned base: what they choose, and what they refuse."""
 
 from __future__ import annotations
 
@@ -251,6 +251,6 @@ def test_every_choice_of_the_tuner_changes_the_fingerprint(composed: Compose) ->
 
 
 def test_only_tuners_that_hold_a_whole_model_offer_every_weight() -> None:
-    offering = {name for name in SETTINGS if "every weight" in TUNERS[name].offers(tuner(name))}
+    offering = {name for name in SETTINGS if "every weight" in TUNERS[name].provides(tuner(name))}
 
     assert offering == {"dera", "full"}

@@ -67,7 +67,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (["seed=x"], "error: seed='x' must be a whole number."),
         (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full"),
         (["seed=[1"], "error: "),
-        (["control.strengths.x=1"], "error: a key on the command line does not fit the sheets: "),
+        (["control.strengths.x=1"], "error: a key on the command line does not fit the configs: "),
         (["folder=../model/config.json"], "error: ../model/config.json is a file; give the path of a folder."),
         (["-m", "paths.runs=../model/config.json/runs", "seed=0,1"], "error: ../model/config.json/runs/sweeps/"),
         (["-m", "paths.runs=null", "seed=0,1"], "error: paths.runs=None must be a folder."),
@@ -96,7 +96,7 @@ def test_an_error_of_alignlab_is_its_own_sentence(error: AlignlabError) -> None:
 def test_a_missing_sheet_without_alternatives_points_to_the_help() -> None:
     error = MissingConfigException("not found", missing_cfg_file="experiment/nothing", options=None)
 
-    assert sentence(error) == "no sheet 'experiment/nothing'; `python run.py --help` lists the groups."
+    assert sentence(error) == "no config 'experiment/nothing'; `python run.py --help` lists the groups."
 
 
 def test_another_error_of_hydra_is_put_on_one_line() -> None:

@@ -129,9 +129,12 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
     ("word", "said"),
     [
         ("method.fit.batch=???", "method.fit.batch has no value; give it one on the command line."),
-        ("~control.figure", "control.figure has no value; its sheet or the command line must give one."),
+        ("~control.figure", "control.figure has no value; its config or the command line must give one."),
         ("data.limit=${nowhere}", "data.limit: Interpolation key 'nowhere' not found"),
-        ("data.halves={seed: 0, test: 1}", "data.halves.max_prompt has no value; its sheet or the command line must give one."),
+        (
+            "data.halves={seed: 0, test: 1}",
+            "data.halves.max_prompt has no value; its config or the command line must give one.",
+        ),
         (
             "~data",
             "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, hh_rlhf, ultrafeedback,"
@@ -303,8 +306,8 @@ def test_a_plain_config_makes_the_same_run_again(composed: Compose) -> None:
 
 @pytest.mark.parametrize("method", ["red", "sft", "dpo"])
 def test_numbers_for_the_embedded_models_reach_no_other_model(composed: Compose, method: str) -> None:
-    tiny, real, sheet = (composed(f"method={method}", f"model={model}") for model in ("tiny", "llama2_7b", "local"))
+    tiny, real, config = (composed(f"method={method}", f"model={model}") for model in ("tiny", "llama2_7b", "local"))
 
-    assert real.method == sheet.method
-    assert real.tuner == sheet.tuner
+    assert real.method == config.method
+    assert real.tuner == config.tuner
     assert tiny.tuner != real.tuner

@@ -1,4 +1,4 @@
-"""Where jobs run: what a sheet may say, and what is answered where there is no SLURM."""
+"""Where jobs run: what a config may say, and what is answered where there is no SLURM."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_amounts_that_make_no_job_are_refused(composed: Composed, word: str, sen
         parse(composed("method=dpo", "launch=slurm", f"+{word}" if "gpu=" in word else word))
 
 
-def launcher_sheet(*words: str) -> Any:
+def launcher_config(*words: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made = compose("run", list(words), return_hydra_config=True)
     whole = OmegaConf.create({"launch": made.launch, "hydra": {"sweep": {"dir": ""}}, "it": made.hydra.launcher})
@@ -80,10 +80,10 @@ def launcher_sheet(*words: str) -> Any:
 def test_what_the_sheet_says_reaches_the_launcher_and_its_own_options_stay_open() -> None:
     words = ["launch.partition=big", "launch.memory_gb=40", "launch.setup=[module load cuda]", "hydra.launcher.qos=low"]
 
-    sheet = launcher_sheet("launch=slurm", *words)
+    config = launcher_config("launch=slurm", *words)
 
-    assert (sheet["partition"], sheet["mem_gb"], sheet["setup"], sheet["qos"]) == ("big", 40, ["module load cuda"], "low")
-    assert (sheet["timeout_min"], sheet["signal_delay_s"], sheet["max_num_timeout"]) == (1440, 180, 5)
+    assert (config["partition"], config["mem_gb"], config["setup"], config["qos"]) == ("big", 40, ["module load cuda"], "low")
+    assert (config["timeout_min"], config["signal_delay_s"], config["max_num_timeout"]) == (1440, 180, 5)
 
 
 def test_with_slurm_a_single_run_is_submitted_too() -> None:
@@ -96,7 +96,7 @@ def test_with_slurm_a_single_run_is_submitted_too() -> None:
 
 def test_without_sbatch_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands(tmp_path, monkeypatch)
-    launcher = SlurmLauncher(**launcher_sheet("launch=slurm"))
+    launcher = SlurmLauncher(**launcher_config("launch=slurm"))
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}})
 
     with pytest.raises(SweepError, match="launch=slurm needs SLURM's command sbatch, which is not here"):
@@ -161,7 +161,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     (tmp_path / "slurm").mkdir()
     ids = [f"7_{place}" for place in range(4)]
     jobs = {place: Submitted(job, JobPaths(tmp_path / "slurm", job)) for place, job in enumerate(ids)}
-    launcher = SlurmLauncher(**launcher_sheet("launch=slurm"))
+    launcher = SlurmLauncher(**launcher_config("launch=slurm"))
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": False}})
     launcher.folders = runs = [tmp_path / f"run-{place}" for place in jobs]
     for place, job in jobs.items():

@@ -23,12 +23,12 @@ def test_what_a_config_needs_imports_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def sheets_and_rooms() -> list[Path]:
+def configs_and_packages() -> list[Path]:
     """The config classes and the doors of the rooms, which Hydra's side reads."""
     return [*PACKAGE.glob("*/config.py"), *PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("methods/*/__init__.py")]
 
 
-@pytest.mark.parametrize("path", sheets_and_rooms(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", configs_and_packages(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_sheets_and_doors_import_nothing_heavy_at_their_top(path: Path) -> None:
     statements = ast.parse(path.read_text(encoding="utf-8")).body
 

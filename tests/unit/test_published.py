@@ -9,7 +9,7 @@ import pytest
 from alignlab.errors import DataError
 from alignlab.tables.blocks import blocks_of
 from alignlab.tables.jobs import read_sweep
-from alignlab.tables.lines import Asked, Table, table_of
+from alignlab.tables.lines import Selection, Table, table_of
 from alignlab.tables.published import Published, beside, published_for
 from tests.unit.made_sweeps import MadeSweep, number
 
@@ -30,7 +30,7 @@ def ours(folder: Path, name: str, *jobs: tuple[str, str, tuple[float, ...]]) -> 
     sweep = MadeSweep(folder, name)
     for row, model, strengths in jobs:
         sweep.done(row, 0, [number("toy/reward", 0.5, strength) for strength in strengths], {"model": model})
-    return table_of(read_sweep(folder, name), Asked(strengths=None))
+    return table_of(read_sweep(folder, name), Selection(strengths=None))
 
 
 def read(name: str, experiments: Path) -> Published:
@@ -71,7 +71,7 @@ def test_a_sweep_without_rows_is_found_by_its_setting(tmp_path: Path) -> None:
     for blocks in ("1", "2"):
         sweep.done("", 0, [number("toy/reward", 0.5)], {"tuner.blocks": blocks, "model": "llama32_3b"})
 
-    found = beside(table_of(read_sweep(tmp_path, "clm/table7"), Asked()), read("clm/table7", EXPERIMENTS))
+    found = beside(table_of(read_sweep(tmp_path, "clm/table7"), Selection()), read("clm/table7", EXPERIMENTS))
 
     assert list(found.values()) == ["blocks-1-llama-3.2-3b", "blocks-2-llama-3.2-3b"]
 
@@ -82,7 +82,7 @@ def test_a_published_row_that_two_of_our_lines_would_share_stands_beside_none(tm
     for rate in ("0.1", "0.2"):
         sweep.done("red", 0, [number("toy/reward", 0.5)], {"method.rate": rate})
 
-    assert beside(table_of(read_sweep(tmp_path, "x/t"), Asked()), read("x/t", experiments)) == {}
+    assert beside(table_of(read_sweep(tmp_path, "x/t"), Selection()), read("x/t", experiments)) == {}
 
 
 def test_a_difference_is_formed_where_column_and_metric_have_the_same_name(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_at_the_toy_scale_published_numbers_have_a_block_of_their_own_and_no_dif
 def test_a_row_that_was_measured_but_not_asked_for_is_not_told_as_not_run(tmp_path: Path) -> None:
     experiments = paper(tmp_path, "x/t", "row,ae2\nred-2.0,9.1\n")
     ours(tmp_path, "x/t", ("red", "tiny", (1.0, 2.0)))
-    table = table_of(read_sweep(tmp_path, "x/t"), Asked(strengths=(1.0,)))
+    table = table_of(read_sweep(tmp_path, "x/t"), Selection(strengths=(1.0,)))
 
     _, printed = blocks_of(table, read("x/t", experiments), experiments)
 

@@ -8,7 +8,7 @@ from alignlab.errors import ConfigError
 from alignlab.registry import Entry, Registry, nearest, unknown
 
 
-class Sheet:
+class ControlConfigLike:
     """A config class."""
 
 
@@ -16,7 +16,7 @@ def build(config: object) -> object:
     return config
 
 
-ENTRY = Entry(Sheet, build)
+ENTRY = Entry(ControlConfigLike, build)
 FRUIT = Registry("fruit", {"banana": ENTRY, "cherry": ENTRY, "fig": ENTRY})
 
 
@@ -56,4 +56,4 @@ def test_nearest_names_come_best_first() -> None:
 
 
 def test_an_entry_needs_and_offers_nothing_unless_it_says_so() -> None:
-    assert (ENTRY.needs(Sheet()), ENTRY.offers(Sheet())) == (frozenset(), frozenset())
+    assert (ENTRY.requires(ControlConfigLike()), ENTRY.provides(ControlConfigLike())) == (frozenset(), frozenset())

@@ -1,4 +1,4 @@
-"""A sheet becomes its dataclass as OmegaConf would make it, whatever was made of similar sheets before."""
+"""A config becomes its dataclass as OmegaConf would make it, whatever was made of similar configs before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outer:
     other: Inner | None
 
 
-SHEETS = [
+CONFIGS = [
     {
         "name": "a",
         "inner": {"rate": 2, "steps": 7},
@@ -41,25 +41,25 @@ SHEETS = [
 ]
 
 
-@pytest.mark.parametrize("sheet", SHEETS)
-@pytest.mark.parametrize("before", SHEETS)
-def test_a_sheet_is_what_omegaconf_makes_of_it_after_any_other(before: dict[str, Any], sheet: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("before", CONFIGS)
+def test_a_sheet_is_what_omegaconf_makes_of_it_after_any_other(before: dict[str, Any], config: dict[str, Any]) -> None:
     typed("outer", before, Outer)
 
-    made = typed("outer", sheet, Outer)
+    made = typed("outer", config, Outer)
 
-    expected = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Outer), sheet))
+    expected = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Outer), config))
     assert made == expected
     assert type(made.inner.rate) is float
     assert [type(number) for number in made.numbers] == [float] * len(made.numbers)
 
 
 def test_what_is_done_to_one_instance_does_not_reach_the_next() -> None:
-    typed("outer", SHEETS[0], Outer).inner.rate = 99.0
+    typed("outer", CONFIGS[0], Outer).inner.rate = 99.0
 
-    assert typed("outer", SHEETS[0], Outer).inner.rate == 2.0
+    assert typed("outer", CONFIGS[0], Outer).inner.rate == 2.0
 
 
 def test_a_number_of_the_wrong_kind_is_named_as_it_was_given() -> None:
     with pytest.raises(ConfigError, match=r"^outer\.inner\.steps: .*7\.25"):
-        typed("outer", {**SHEETS[0], "inner": {"rate": 1.0, "steps": 7.25}}, Outer)
+        typed("outer", {**CONFIGS[0], "inner": {"rate": 1.0, "steps": 7.25}}, Outer)

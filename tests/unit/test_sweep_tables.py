@@ -15,7 +15,7 @@ from alignlab.errors import ConfigError, RunFolderError
 from alignlab.tables.blocks import blocks_of
 from alignlab.tables.forms import latex, long_csv, markdown
 from alignlab.tables.jobs import read_sweep
-from alignlab.tables.lines import Asked, Table, difference, spread, table_of
+from alignlab.tables.lines import Selection, Table, difference, spread, table_of
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import MadeSweep, number
 
@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(runs: Path) -> Table:
-    return table_of(read_sweep(runs, "red/toy/t"), Asked())
+    return table_of(read_sweep(runs, "red/toy/t"), Selection())
 
 
 def words(table: Table, suite: str = "toy") -> pd.DataFrame:
@@ -73,7 +73,7 @@ def test_the_baseline_is_not_compared_with_itself(table: Table) -> None:
 
 
 def test_another_baseline_turns_the_signs(runs: Path) -> None:
-    made = table_of(read_sweep(runs, "red/toy/t"), Asked(baseline="lora"))
+    made = table_of(read_sweep(runs, "red/toy/t"), Selection(baseline="lora"))
 
     against = difference(made, made.lines[0], "toy/reward")
     assert against is not None
@@ -95,7 +95,7 @@ def test_a_seed_that_the_table_does_not_name_is_told(tmp_path: Path) -> None:
     ledger = SweepLedger(tmp_path, "small")
     ledger.declare([], ledger.jobs(), seeds=[0])
 
-    (line,) = table_of(read_sweep(tmp_path, "small"), Asked((), (1.0,), "")).lines
+    (line,) = table_of(read_sweep(tmp_path, "small"), Selection((), (1.0,), "")).lines
 
     assert line.mark("toy/reward") == "1 extra seed"
 
@@ -111,7 +111,7 @@ def test_a_row_without_a_finished_seed_says_why(table: Table) -> None:
 
 
 def test_strengths_are_one_unless_asked_for(runs: Path, table: Table) -> None:
-    every = table_of(read_sweep(runs, "red/toy/t"), Asked(strengths=None))
+    every = table_of(read_sweep(runs, "red/toy/t"), Selection(strengths=None))
 
     assert [line.point for line in table.lines] == ["1", "1", "1", ""]
     assert [line.point for line in every.lines] == ["1", "2", "1", "2", "1", ""]
@@ -120,12 +120,12 @@ def test_strengths_are_one_unless_asked_for(runs: Path, table: Table) -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (Asked(strengths=(7.0,)), r"was measured at --strength 7; known: 1, 2, or all"),
-        (Asked(metrics=("toy/rewrad",)), r"unknown metric 'toy/rewrad'; did you mean toy/reward"),
-        (Asked(baseline="rde"), r"unknown baseline 'rde'; did you mean red"),
+        (Selection(strengths=(7.0,)), r"was measured at --strength 7; known: 1, 2, or all"),
+        (Selection(metrics=("toy/rewrad",)), r"unknown metric 'toy/rewrad'; did you mean toy/reward"),
+        (Selection(baseline="rde"), r"unknown baseline 'rde'; did you mean red"),
     ],
 )
-def test_what_a_sweep_does_not_have_is_answered_with_what_it_has(runs: Path, asked: Asked, sentence: str) -> None:
+def test_what_a_sweep_does_not_have_is_answered_with_what_it_has(runs: Path, asked: Selection, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         table_of(read_sweep(runs, "red/toy/t"), asked)
 
@@ -138,7 +138,7 @@ def test_a_sweep_that_nobody_started_is_answered_with_those_that_there_are(runs:
 def test_a_sweep_of_which_nothing_has_run_is_a_table_of_states(tmp_path: Path) -> None:
     MadeSweep(tmp_path, "red/t").job("red", 0)
 
-    made = table_of(read_sweep(tmp_path, "red/t"), Asked())
+    made = table_of(read_sweep(tmp_path, "red/t"), Selection())
 
     assert words(made, "jobs").loc["red", "seeds"] == "0/1, 1 missing"
 
@@ -149,7 +149,7 @@ def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> N
         for seed in (0, 1):
             sweep.done("", seed, [number("toy/reward", value)], {"tuner": tuner, "model": "tiny"})
 
-    made = table_of(read_sweep(tmp_path, "sweep-1"), Asked())
+    made = table_of(read_sweep(tmp_path, "sweep-1"), Selection())
 
     assert [line.label for line in made.lines] == ["tuner=red", "tuner=lora"]
     assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 [+0.250, +0.250]"
@@ -161,7 +161,7 @@ def test_seeds_stand_on_one_line_in_whatever_order_their_words_came(tmp_path: Pa
         sweep.done("", seed, [number("toy/reward", float(seed))], settings)
     sweep.done("", 0, [number("toy/reward", 5.0)], {"b": "3", "a": "4"})
 
-    lines = table_of(read_sweep(tmp_path, "two"), Asked()).lines
+    lines = table_of(read_sweep(tmp_path, "two"), Selection()).lines
 
     assert [(line.label, len(line.jobs)) for line in lines] == [("a=1, b=2", 2), ("a=4, b=3", 1)]
 
@@ -171,7 +171,7 @@ def test_rows_are_compared_within_the_same_settings(tmp_path: Path) -> None:
     for (row, model), value in {("red", "a"): 1.0, ("red", "b"): 2.0, ("lora", "a"): 4.0, ("lora", "b"): 8.0}.items():
         sweep.done(row, 0, [number("toy/reward", value)], {"model": model})
 
-    made = words(table_of(read_sweep(tmp_path, "t"), Asked()))
+    made = words(table_of(read_sweep(tmp_path, "t"), Selection()))
 
     assert made.loc[["lora model=a", "lora model=b"], "reward - red"].tolist() == [
         "+3.000 (1 pair: no interval)",
@@ -186,7 +186,7 @@ def test_the_first_class_stands_beside_a_dial(tmp_path: Path) -> None:
         "meet", 0, [number("toy/reward", value, control=name) for name, value in (("good", 3.0), ("bad", 0.0), ("none", 2.0))]
     )
 
-    made = table_of(read_sweep(tmp_path, "t"), Asked())
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
 
     found = [difference(made, line, "toy/reward") for line in made.lines]
     assert [line.point for line in made.lines] == ["1", "good", "bad", "none"]
@@ -197,7 +197,7 @@ def test_a_suite_leaves_out_the_points_at_which_it_measures_nothing(tmp_path: Pa
     numbers = [number("toy/reward", 1.0, control="good"), number("toy/reward", 0.0, control="none")]
     MadeSweep(tmp_path, "t").done("meet", 0, [*numbers, number("classes/gap", 0.5, control="across")])
 
-    made = table_of(read_sweep(tmp_path, "t"), Asked())
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
 
     assert words(made)["at"].tolist() == ["good", "none"]
     assert words(made, "classes")["at"].tolist() == ["across"]
@@ -223,7 +223,7 @@ def test_csv_has_a_line_per_number_and_leaves_empty_what_is_not_known(table: Tab
 
 def test_latex_escapes_what_it_would_read_as_commands(tmp_path: Path) -> None:
     MadeSweep(tmp_path, "t").done("a_b&50%", 0, [number("toy/reward", -0.25), number("toy/words", 1.0)])
-    made = table_of(read_sweep(tmp_path, "t"), Asked())
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
 
     text = latex("t", blocks_of(made, None, Path("nowhere")))
 
@@ -234,7 +234,7 @@ def test_latex_escapes_what_it_would_read_as_commands(tmp_path: Path) -> None:
 def test_markdown_keeps_a_bar_inside_its_cell(tmp_path: Path) -> None:
     MadeSweep(tmp_path, "t").done("a|b", 0, [number("toy/reward", 0.5)])
 
-    text = markdown("t", blocks_of(table_of(read_sweep(tmp_path, "t"), Asked()), None, Path("nowhere")))
+    text = markdown("t", blocks_of(table_of(read_sweep(tmp_path, "t"), Selection()), None, Path("nowhere")))
 
     assert r"| a\|b | 1  | 1     | 8 | 0.500  |" in text
 

@@ -9,7 +9,7 @@ from random import Random
 from alignlab.data.toy.grammar import LENGTHS, MOODS, NAMES, THINGS, Ask, write
 from alignlab.data.toy.oracle import judge
 from alignlab.errors import DataError
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 
 SPLITS = ("train", "test")
 CANDIDATES = 5  # stories drawn for each prompt of a pair
@@ -29,7 +29,7 @@ def combinations(split: str) -> list[tuple[str, str]]:
     ]
 
 
-def pairs(split: str, count: int, seed: int, cues: Sequence[str | None] = LENGTH_CUES) -> list[Preference]:
+def pairs(split: str, count: int, seed: int, cues: Sequence[str | None] = LENGTH_CUES) -> list[Record]:
     """Pairs for prompts without a mood cue, equally many with each length cue or none.
 
     Of five stories drawn freely, equally long by plan, the most cheerful is chosen and one that is less so is rejected.
@@ -41,11 +41,11 @@ def pairs(split: str, count: int, seed: int, cues: Sequence[str | None] = LENGTH
         ask = Ask(*random.choice(known), length=random.choice(cues))
         chosen, rejected = _candidates(ask, random)
         responses = (_response(ask, chosen, "chosen"), _response(ask, rejected, "rejected"))
-        records.append(Preference(f"toy/{split}/{seed}/{index}", ask.prompt, responses))
+        records.append(Record(f"toy/{split}/{seed}/{index}", ask.prompt, responses))
     return records
 
 
-def corpus(count: int, seed: int) -> list[Preference]:
+def corpus(count: int, seed: int) -> list[Record]:
     """Stories of the training split to pretrain on, one response each; half of the prompts cue the mood.
 
     Where the mood is not cued, gloomy and cheerful stories are equally likely.
@@ -58,7 +58,7 @@ def corpus(count: int, seed: int) -> list[Preference]:
         cued = mood if random.random() < 0.5 else None
         ask = Ask(*random.choice(known), mood=cued, length=random.choice(LENGTH_CUES))
         story = write(ask, mood, ask.length or random.choice(LENGTHS), random)
-        records.append(Preference(f"toy/corpus/{seed}/{index}", ask.prompt, (_response(ask, story, None),)))
+        records.append(Record(f"toy/corpus/{seed}/{index}", ask.prompt, (_response(ask, story, None),)))
     return records
 
 

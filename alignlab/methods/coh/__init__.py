@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alignlab.methods.controlled import LIKELIHOOD, JointConfig, stages
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -21,4 +21,6 @@ def build(config: JointConfig) -> Method:
     return stages(config, {"joint": first, "second half": second}, ["joint"])
 
 
-ENTRY = Entry(JointConfig, build, needs=words("controls", *LIKELIHOOD), offers=words("training", "labelled training"))
+ENTRY = Entry(
+    JointConfig, build, requires=capabilities("controls", *LIKELIHOOD), provides=capabilities("training", "labelled training")
+)

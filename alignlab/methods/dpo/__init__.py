@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from alignlab.methods.preference import PreferenceConfig, stages
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 
-ENTRY = Entry(PreferenceConfig, stages, needs=words("pairs"), offers=words("training"))
+ENTRY = Entry(PreferenceConfig, stages, requires=capabilities("pairs"), provides=capabilities("training"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.methods.config import MethodConfig
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -26,4 +26,4 @@ def build(config: EvaluateConfig) -> Method:
     return Method(config.name, ())
 
 
-ENTRY = Entry(EvaluateConfig, build, offers=words("no training"))
+ENTRY = Entry(EvaluateConfig, build, provides=capabilities("no training"))

@@ -1,4 +1,4 @@
-"""MEET (arXiv 2310.00819): controls tuned first while the model rests, then together with it. Its sheet chooses `control`."""
+"""MEET (arXiv 2310.00819): controls tuned first while the model rests, then together with it. Its config chooses `control`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
 from alignlab.methods.controlled import LIKELIHOOD, JointConfig, stages
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -53,6 +53,6 @@ def build(config: MeetConfig) -> Method:
 ENTRY = Entry(
     MeetConfig,
     build,
-    needs=words("controls", "learned control", *LIKELIHOOD),
-    offers=words("training", "labelled training"),
+    requires=capabilities("controls", "learned control", *LIKELIHOOD),
+    provides=capabilities("training", "labelled training"),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alignlab.data.views import every
 from alignlab.methods.likelihood import LikelihoodConfig, one_stage
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -27,4 +27,4 @@ def build(config: PretrainConfig) -> Method:
     return one_stage(config, every, split="corpus", start="random")
 
 
-ENTRY = Entry(PretrainConfig, build, needs=words("corpus", "every weight"), offers=words("training"))
+ENTRY = Entry(PretrainConfig, build, requires=capabilities("corpus", "every weight"), provides=capabilities("training"))

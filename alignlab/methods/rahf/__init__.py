@@ -33,4 +33,4 @@ def offers(config: RahfConfig) -> frozenset[str]:
     return frozenset({"training", "labelled training"} if labelled else {"training"})
 
 
-ENTRY = Entry(RahfConfig, build, needs=needs, offers=offers)
+ENTRY = Entry(RahfConfig, build, requires=needs, provides=offers)

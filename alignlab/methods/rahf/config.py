@@ -1,4 +1,4 @@
-"""RAHF's sheet: which stages make a row, under which stimuli, and where paper and official code differ."""
+"""RAHF's config: which stages make a row, under which direction_source, and where paper and official code differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class RahfConfig(MethodConfig):
     """`variant`: a row of `variants`, which names its stages and numbers; `preset`: a row of `presets`, where alignlab, paper
     and official code differ. Both are read by the other keys, each of which can be set by itself.
 
-    `stimuli`: prefixes (one model, three inputs) | models (one input, two models). `contrast`: mean | sum of the response's
+    `direction_source`: prefixes (one model, three inputs) | models (one input, two models). `contrast`: mean | sum of the
+    response's
     log-probabilities; `smoothing`: of its label. `fit_prefix`: the preferred model reads the good prefix in `shift` and
     `fit`. `distance`: norm | squared. `kl`: weight of KL(before || after) of the next token, nats per response token.
     `window`: response tokens used, from the first; `prompt_tokens`: to which prefix and prompt are cut, null = none.
@@ -47,7 +48,7 @@ class RahfConfig(MethodConfig):
     variants: dict[str, dict[str, Any]]
     presets: dict[str, dict[str, Any]]
     stages: list[str]
-    stimuli: str
+    direction_source: str
     layers: LayersConfig
     beyond: int
     alpha: float
@@ -77,7 +78,7 @@ class RahfConfig(MethodConfig):
         """Raises ConfigError for values outside their range, and for stages that do not make a row."""
         for stage in ("sft", "instruct", "preferred", "dispreferred", "fit"):
             getattr(self, stage).check(f"method.{stage}")
-        one_of("method.stimuli", self.stimuli, ["prefixes", "models"])
+        one_of("method.direction_source", self.direction_source, ["prefixes", "models"])
         one_of("method.contrast", self.contrast, ["mean", "sum"])
         one_of("method.distance", self.distance, ["norm", "squared"])
         one_of("method.responses", self.responses, ["one", "both"])
@@ -109,7 +110,7 @@ class RahfConfig(MethodConfig):
         return (second, 2 if self.responses == "both" else 1) if stage == "fit" else (first, 1)
 
     def shared(self) -> dict[str, Any]:
-        """Those that train before states are compared; each with what it reads of this sheet."""
+        """Those that train before states are compared; each with what it reads of this config."""
         read: dict[str, list[Any]] = {
             "sft": [],
             "instruct": [self.prefixes, self.contrast, self.smoothing],
@@ -119,7 +120,7 @@ class RahfConfig(MethodConfig):
         return {stage: [getattr(self, stage), self.halves, *read[stage]] for stage in self.stages if stage in read}
 
     @property
-    def leads(self) -> tuple[str, str]:
+    def prefix_texts(self) -> tuple[str, str]:
         """What stands in front of a prompt to ask for a good, and for a bad answer."""
         return f"{self.prefixes.better}{self.prefixes.separator}", f"{self.prefixes.worse}{self.prefixes.separator}"
 
@@ -127,7 +128,7 @@ class RahfConfig(MethodConfig):
     def reads_prefixes(self) -> bool:
         """Whether any stage has a prefix in front of its prompts."""
         compares = not {"shift", "fit"}.isdisjoint(self.stages)
-        return "instruct" in self.stages or (compares and (self.stimuli == "prefixes" or self.fit_prefix))
+        return "instruct" in self.stages or (compares and (self.direction_source == "prefixes" or self.fit_prefix))
 
     @property
     def splits(self) -> tuple[str, str]:
@@ -137,16 +138,18 @@ class RahfConfig(MethodConfig):
     @property
     def compares_models(self) -> bool:
         """Whether `shift` and `fit` need a second model."""
-        return self.stimuli == "models" and not {"shift", "fit"}.isdisjoint(self.stages)
+        return self.direction_source == "models" and not {"shift", "fit"}.isdisjoint(self.stages)
 
     def _check_stages(self) -> None:
         places = [STAGES.index(stage) for stage in self.stages if stage in STAGES]
         if not self.stages or places != sorted(set(places)) or len(places) < len(self.stages):
             raise ConfigError(f"method.stages={self.stages} must be some of {', '.join(STAGES)}, in this order.")
         if self.compares_models and not {"preferred", "dispreferred"} <= set(self.stages):
-            raise ConfigError("method.stimuli=models compares two models; add the stages dispreferred and preferred.")
+            raise ConfigError("method.direction_source=models compares two models; add the stages dispreferred and preferred.")
         if "dispreferred" in self.stages and not self.compares_models:
-            raise ConfigError("stage dispreferred trains a second model that no later stage reads; set method.stimuli=models.")
+            raise ConfigError(
+                "stage dispreferred trains a second model that no later stage reads; set method.direction_source=models."
+            )
         if self.cached and "shift" not in self.stages:
             raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")
         if self.update is not None:
@@ -162,7 +165,7 @@ class RahfConfig(MethodConfig):
                 f"data.part={self.part} is for methods that train on one half, and rahf reads both; set it to null."
             )
         if self.reads_prefixes and not (self.prefixes.better and self.prefixes.worse):
-            other = "method.fit_prefix=false" if self.stimuli == "models" else "method.variant=dual"
+            other = "method.fit_prefix=false" if self.direction_source == "models" else "method.variant=dual"
             raise ConfigError(
                 "method=rahf reads a prefix pair here, and data.prefixes has none; give data.prefixes.better=TEXT and"
                 f" data.prefixes.worse=TEXT, or set {other}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignlab.methods.rahf.stimuli import Stimuli
+from alignlab.methods.rahf.directions import DirectionSource
 from alignlab.models.config import LayersConfig, Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
@@ -22,7 +22,7 @@ class Match:
     """
 
     layers: LayersConfig
-    stimuli: Stimuli
+    direction_source: DirectionSource
     alpha: float
     distance: str
     kl: float
@@ -34,7 +34,7 @@ class Match:
     def __call__(self, policy: Policy, batch: Batch) -> Loss:
         """The loss, and for each layer the share of the target shift that is reached, 1 - |d| / (alpha |v|)."""
         layers = self.layers.of(policy.backbone.shape)
-        base_LKD, shift_LKD = self.stimuli(policy, batch, layers)
+        base_LKD, shift_LKD = self.direction_source(policy, batch, layers)
         own = batch.member(0)
         moved_LKD = policy.hidden_states(own, layers).float() - (base_LKD + self.alpha * shift_LKD)
         # Not sqrt of a sum, whose gradient at a residual of zero is not a number.

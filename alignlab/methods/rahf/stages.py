@@ -8,15 +8,15 @@ from functools import partial
 from alignlab.data import views
 from alignlab.methods.rahf.config import RahfConfig
 from alignlab.methods.rahf.contrast import Contrast
+from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes, Stored
 from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli, Stored
-from alignlab.methods.rahf.views import Beside, Instructed
+from alignlab.methods.rahf.views import InstructionVariants, PromptVariants
 from alignlab.training.collect import CollectStage
 from alignlab.training.method import Method, Stage
 from alignlab.training.objectives import nll
 from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
-from alignlab.training.stages import TrainStage, Window
+from alignlab.training.stages import TrainStage, Truncation
 from alignlab.tuners.update import UpdateShape
 
 
@@ -39,29 +39,39 @@ def method(config: RahfConfig) -> Method:
 
 
 def _instruct(config: RahfConfig) -> TrainStage:
-    better, worse = config.leads
+    better, worse = config.prefix_texts
     objective = Contrast(config.contrast, config.smoothing)
-    view = Instructed(better, worse)
+    view = InstructionVariants(better, worse)
     return TrainStage("instruct", config.splits[0], view, objective, config.instruct, trains=THE_BACKBONE)
 
 
 def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
-    """`shift` and `fit`, which read the same groups under the same stimuli."""
-    better, worse = config.leads
-    by_prefix = config.stimuli == "prefixes"
-    stimuli: Stimuli = Prefixes() if by_prefix else Models(second)
+    """`shift` and `fit`, which read the same groups under the same direction_source."""
+    better, worse = config.prefix_texts
+    by_prefix = config.direction_source == "prefixes"
+    direction_source: DirectionSource = Prefixes() if by_prefix else Models(second)
     plain = better if config.fit_prefix and not by_prefix else ""
-    view = Beside((plain, better, worse) if by_prefix else (plain,), config.coin_seed if config.responses == "one" else None)
-    window = Window(config.prompt_tokens, config.window)
+    view = PromptVariants(
+        (plain, better, worse) if by_prefix else (plain,), config.coin_seed if config.responses == "one" else None
+    )
+    window = Truncation(config.prompt_tokens, config.window)
     stored = Stored() if config.cached else None
     stages: list[Stage] = []
     if "shift" in config.stages:
         stages.append(
             CollectStage(
-                "shift", config.splits[1], view, stimuli, config.layers, window, config.sample, stored, config.cache_mib
+                "shift",
+                config.splits[1],
+                view,
+                direction_source,
+                config.layers,
+                window,
+                config.sample,
+                stored,
+                config.cache_mib,
             )
         )
     if "fit" in config.stages:
-        objective = Match(config.layers, stored or stimuli, config.alpha, config.distance, config.kl)
+        objective = Match(config.layers, stored or direction_source, config.alpha, config.distance, config.kl)
         stages.append(TrainStage("fit", config.splits[1], view, objective, config.fit, window=window))
     return stages

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alignlab.data.views import chosen
 from alignlab.methods.likelihood import LikelihoodConfig, one_stage
-from alignlab.registry import Entry, words
+from alignlab.registry import Entry, capabilities
 
 if TYPE_CHECKING:
     from alignlab.training.method import Method
@@ -17,4 +17,4 @@ def build(config: LikelihoodConfig) -> Method:
     return one_stage(config, chosen)
 
 
-ENTRY = Entry(LikelihoodConfig, build, needs=words("chosen"), offers=words("training"))
+ENTRY = Entry(LikelihoodConfig, build, requires=capabilities("chosen"), provides=capabilities("training"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from alignlab.errors import ModelError
-from alignlab.records import Example, Group, Loss, Preference, View
+from alignlab.records import Example, Group, Loss, Record, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +144,7 @@ def token_nll(policy: Policy, batch: Batch) -> Loss:
 def every_label(labels: LabelSet) -> View:
     """A group of a record's text with each label as its response."""
 
-    def view(record: Preference) -> tuple[Group, ...]:
+    def view(record: Record) -> tuple[Group, ...]:
         return (Group(record.row, tuple(Example(record.prompt, name, second=record.second) for name in labels.names)),)
 
     return view

@@ -19,7 +19,7 @@ from alignlab.models.layout import Layout
 from alignlab.models.policy import Policy
 from alignlab.models.probes import Abilities, of_rows
 from alignlab.models.text import Codec, Template
-from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Preference, View
+from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Record, View
 
 
 class LabelCodec(Codec):
@@ -152,5 +152,5 @@ class Classifier:
         raise ModelError(f"model={backbone.name} is a classifier, which has no response tokens to read hidden states of.")
 
 
-def _text_with_its_label(record: Preference) -> tuple[Group, ...]:
+def _text_with_its_label(record: Record) -> tuple[Group, ...]:
     return (Group(record.row, (Example(record.prompt, record.responses[0].text, second=record.second),)),)

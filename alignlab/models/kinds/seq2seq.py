@@ -39,7 +39,7 @@ class SourceTargetCodec(Codec):
         """Source ids, then target ids with exactly one EOS. Raises DataError, with the row, for an empty target, for a text in
         front of the prompt, and for special tokens written out in a text."""
         for example, row in zip(examples, rows, strict=True):
-            if example.lead:
+            if example.prefix:
                 raise DataError(f"{row}: an encoder-decoder model takes no text in front of its source; use a causal model.")
             if not example.response.strip():
                 raise DataError(f"{row}: the response is empty; remove the row or give it a response.")

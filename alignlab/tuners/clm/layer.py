@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.knob import Strength
+from alignlab.models.strength import Strength
 from alignlab.tuners.clm.blocks import ClmBlocks
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.tuner import setting

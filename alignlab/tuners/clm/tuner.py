@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ConfigError
-from alignlab.models.knob import Strength, Term
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.tuners.clm.config import ClmConfig
 from alignlab.tuners.clm.layer import block_at
 from alignlab.tuners.config import ClmTunerConfig
@@ -33,7 +33,7 @@ class ClmTuner(PeftTuner):
         super()._find()
         self.starts_as_base = self.module.active_peft_config.start == "identity"
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """Both streams, or one of them at exactly 0 and 1; a single pass where the embeddings are merged."""
         self._warn_beyond(strength)
         config = self.module.active_peft_config
@@ -78,7 +78,7 @@ def build(config: ClmTunerConfig, model: PreTrainedModel) -> ClmTuner:
 
 
 def _first_block(config: ClmTunerConfig, model: PreTrainedModel) -> str | None:
-    """The name of the block that the sheet describes; None leaves it to the table of layouts."""
+    """The name of the block that the config describes; None leaves it to the table of layouts."""
     if config.writes is None:
         return None
     if config.targets is not None:

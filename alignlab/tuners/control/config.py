@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from alignlab.errors import ConfigError
 from alignlab.models.controls import Controls
-from alignlab.models.knob import Lead
+from alignlab.models.strength import Prefix
 from alignlab.registry import unknown
 from alignlab.tuners.config import FORMS, STARTS_OF_PROMPTS
 from alignlab.tuners.peft_types import grow
@@ -44,7 +44,7 @@ class ControlConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules beside the control that are trained and saved."}
     )
-    edges: list[float] = field(default_factory=list, metadata={"help": "Scores that parted the classes, falling."})
+    edges: list[float] = field(default_factory=list, metadata={"help": "Scores that with_halves the classes, falling."})
     template: str | None = field(default=None, metadata={"help": "Hash of the template that prompts were written with."})
     base_hash: str | None = field(default=None, metadata={"help": "Hash of the weights that the control was tuned with."})
 
@@ -76,14 +76,14 @@ class ControlConfig(PeftConfig):
     def controls(self) -> Controls:
         """The classes as a model is asked for them."""
         if self.form == "lora":
-            leads: list[tuple[int, ...]] = [()] * len(self.classes)
+            prefixes: list[tuple[int, ...]] = [()] * len(self.classes)
         elif self.form == "text":
-            leads = [tuple(ids) for ids in self.phrases]
+            prefixes = [tuple(ids) for ids in self.phrases]
         else:
-            leads = [(placeholder,) * self.length for placeholder in self.placeholders]
+            prefixes = [(placeholder,) * self.length for placeholder in self.placeholders]
         return Controls(
             names=tuple(self.classes),
-            leads=tuple(Lead(ids, self.behind) for ids in leads),
+            prefixes=tuple(Prefix(ids, self.behind) for ids in prefixes),
             reserved=tuple(self.placeholders) if self.embeds else (),
             template=self.template,
         )

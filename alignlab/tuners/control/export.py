@@ -34,7 +34,7 @@ def export_class(policy: Policy, name: str, folder: Path, dtype: torch.dtype) ->
     `prefix.json`. `none` is the model alone. Raises ControlError for an unknown class, ModelError as `export_plain` does and
     where the checkpoint with its prefix answers differently.
     """
-    tuner = policy.knob
+    tuner = policy.tuner
     assert isinstance(tuner, ControlTuner)
     assert tuner.controls is not None
     number = WITHOUT if name == NO_CLASS else float(tuner.controls.number(name))
@@ -46,11 +46,11 @@ def export_class(policy: Policy, name: str, folder: Path, dtype: torch.dtype) ->
     difference = export_plain(plain, tokenizer, folder, dtype)
     if name == NO_CLASS:
         return difference
-    lead = tuner.controls.leads[int(number)]
+    prefix = tuner.controls.prefixes[int(number)]
     with torch.no_grad():
-        vectors_TD = policy.model.get_input_embeddings()(torch.tensor([lead.ids]))[0]  # type: ignore[operator]
+        vectors_TD = policy.model.get_input_embeddings()(torch.tensor([prefix.ids]))[0]  # type: ignore[operator]
     save_file({"prefix": vectors_TD.to(dtype).contiguous()}, folder / VECTORS)
-    about = {"class": name, "behind": lead.behind, "tokens": len(lead.ids), "how": HOW}
+    about = {"class": name, "behind": prefix.behind, "tokens": len(prefix.ids), "how": HOW}
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return max(difference, _compared(policy, name, folder, dtype))
 
@@ -59,14 +59,14 @@ def export_class(policy: Policy, name: str, folder: Path, dtype: torch.dtype) ->
 def _compared(policy: Policy, name: str, folder: Path, dtype: torch.dtype) -> float:
     """The largest difference of logits between the tuned model and what was written, on one prompt."""
     ids = list(policy.backbone.codec.prompts(["Once upon a time"])[0])
-    assert policy.knob.controls is not None
-    lead = policy.knob.controls.leads[policy.knob.controls.number(name)]
+    assert policy.tuner.controls is not None
+    prefix = policy.tuner.controls.prefixes[policy.tuner.controls.number(name)]
     tuned: Any = policy.model
-    expected = tuned(torch.tensor([[*ids[: lead.behind], *lead.ids, *ids[lead.behind :]]])).logits.float()
+    expected = tuned(torch.tensor([[*ids[: prefix.behind], *prefix.ids, *ids[prefix.behind :]]])).logits.float()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     embedded_1TD: Tensor = plain.get_input_embeddings()(torch.tensor([ids]))
     vectors_1TD = load_file(folder / VECTORS)["prefix"][None]
-    whole = torch.cat([embedded_1TD[:, : lead.behind], vectors_1TD, embedded_1TD[:, lead.behind :]], dim=1)
+    whole = torch.cat([embedded_1TD[:, : prefix.behind], vectors_1TD, embedded_1TD[:, prefix.behind :]], dim=1)
     difference = float((plain(inputs_embeds=whole).logits.float() - expected).abs().max())
     if not difference <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max())):
         shutil.rmtree(folder)

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.controls import WITHOUT
-from alignlab.models.knob import Strength
+from alignlab.models.strength import Strength
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.precision import Float32
 from alignlab.tuners.tuner import setting

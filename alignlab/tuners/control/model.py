@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.tuners.control.belongs import refuse_other
+from alignlab.tuners.control.base_hash import refuse_other
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.controls import WITHOUT
-from alignlab.models.knob import Strength, Term
+from alignlab.models.strength import Strength, WeightedPass
 from alignlab.tuners.config import ControlTunerConfig
-from alignlab.tuners.control.belongs import refuse_other, weights_hash
+from alignlab.tuners.control.base_hash import refuse_other, weights_hash
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import classes_of
 from alignlab.tuners.peft_tuner import PeftTuner
@@ -32,10 +32,10 @@ class ControlTuner(PeftTuner):
         self.config = config
         self.controls = config.controls
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """Both classes, or one of them at exactly 0 and 1."""
         assert self.controls is not None
-        return self.controls.dial(strength)
+        return self.controls.at_strength(strength)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """The class of all rows, or of each; forms that stand in the text need no setting. What was trained beside the control

@@ -1,4 +1,4 @@
-"""RED as a tuner of the frame: where it is attached, and its knob."""
+"""RED as a tuner of the frame: where it is attached, and its tuner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from transformers import PreTrainedModel
 
-from alignlab.models.knob import Strength
+from alignlab.models.strength import Strength
 from alignlab.tuners.config import RedTunerConfig
 from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.red.config import RedConfig, red_plus_targets, red_targets

@@ -11,7 +11,7 @@ from alignlab.data.classes import LABELLED, Classes, classed, find, labelled
 from alignlab.data.config import ClassesConfig
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 
 UNKNOWN, ON_A_CUT, CONFLICT = "of no class", "score on a cut between classes", "the same text under two classes"
 
@@ -21,12 +21,12 @@ def config(by: str, **changes: Any) -> ClassesConfig:
     return ClassesConfig(**{**values, **changes})
 
 
-def single(number: int, **known: Any) -> Preference:
+def single(number: int, **known: Any) -> Record:
     """A record of one response."""
-    return Preference(f"row {number}", f"prompt {number}", (Response(f"answer {number}", **known),))
+    return Record(f"row {number}", f"prompt {number}", (Response(f"answer {number}", **known),))
 
 
-def source(train: Sequence[Preference], test: Sequence[Preference] = (), **left_out: int) -> Source:
+def source(train: Sequence[Record], test: Sequence[Record] = (), **left_out: int) -> Source:
     return Source("made", {"train": lambda: Split(tuple(train), left_out), "test": lambda: Split(tuple(test))})
 
 
@@ -49,20 +49,20 @@ def items(by: ClassesConfig, given: Source) -> Split:
 
 
 def test_the_two_sides_of_a_pair_are_two_classes() -> None:
-    given = source([Preference.pair("row 0", "Why?", "Because.", "No.")])
+    given = source([Record.pair("row 0", "Why?", "Because.", "No.")])
     classes = find(config("pairs", names=["good", "bad"]), given)
 
     made = labelled(given, "train", classes)
 
     assert classes.names == ("good", "bad")
     assert made.records == (
-        Preference("row 0/0", "Why?", (Response("Because.", label="good"),)),
-        Preference("row 0/1", "Why?", (Response("No.", label="bad"),)),
+        Record("row 0/0", "Why?", (Response("Because.", label="good"),)),
+        Record("row 0/1", "Why?", (Response("No.", label="bad"),)),
     )
 
 
 def test_a_response_that_is_no_side_of_a_pair_is_left_out_and_counted() -> None:
-    given = source([Preference.pair("row 0", "Why?", "Because.", "No."), single(1), single(2, label="maybe")], unreadable=3)
+    given = source([Record.pair("row 0", "Why?", "Because.", "No."), single(1), single(2, label="maybe")], unreadable=3)
 
     made = items(config("pairs", names=["good", "bad"]), given)
 
@@ -184,9 +184,9 @@ def test_attributes_are_crossed() -> None:
 
 
 def test_the_same_text_under_two_classes_is_left_out_wherever_it_stands() -> None:
-    twice = [Preference(f"twice {label}", "Why?", (Response("Because.", label=label),)) for label in ("good", "bad")]
-    alike = [Preference(f"alike {number}", "Why?", (Response("So.", label="good"),)) for number in (1, 2)]
-    elsewhere = Preference("elsewhere", "How?", (Response("Because.", label="bad"),))
+    twice = [Record(f"twice {label}", "Why?", (Response("Because.", label=label),)) for label in ("good", "bad")]
+    alike = [Record(f"alike {number}", "Why?", (Response("So.", label="good"),)) for number in (1, 2)]
+    elsewhere = Record("elsewhere", "How?", (Response("Because.", label="bad"),))
 
     made = items(config("labels"), source([*twice, *alike, elsewhere]))
 
@@ -195,7 +195,7 @@ def test_the_same_text_under_two_classes_is_left_out_wherever_it_stands() -> Non
 
 
 def test_a_pair_of_equal_answers_belongs_to_no_class() -> None:
-    given = source([Preference.pair("row 0", "Why?", "So.", "So."), Preference.pair("row 1", "Why?", "Because.", "No.")])
+    given = source([Record.pair("row 0", "Why?", "So.", "So."), Record.pair("row 1", "Why?", "Because.", "No.")])
 
     made = items(config("pairs", names=["good", "bad"]), given)
 

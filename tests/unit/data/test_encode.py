@@ -10,7 +10,7 @@ from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Split
 from alignlab.data.views import chosen, every, pair
 from alignlab.errors import DataError
-from alignlab.records import Encoded, Example, Preference, Response
+from alignlab.records import Encoded, Example, Record, Response
 
 BOS, EOS = 0, 1
 
@@ -19,17 +19,17 @@ def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
     """One token per letter, BOS in front, EOS behind."""
     return [
         Encoded(
-            (BOS, *map(ord, example.lead + example.prompt + example.response), EOS),
-            1 + len(example.lead + example.prompt),
+            (BOS, *map(ord, example.prefix + example.prompt + example.response), EOS),
+            1 + len(example.prefix + example.prompt),
             "~" in example.response,
-            head=1 + len(example.lead),
+            head=1 + len(example.prefix),
         )
         for example in examples
     ]
 
 
 def split_of(*pairs: tuple[str, str, str], left_out: dict[str, int] | None = None) -> Split:
-    records = tuple(Preference.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1))
+    records = tuple(Record.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1))
     return Split(records, left_out or {})
 
 
@@ -76,7 +76,7 @@ def test_cutting_takes_the_prompt_from_the_left_keeps_bos_and_never_touches_a_re
 
 
 def test_without_bos_cutting_begins_at_the_first_token() -> None:
-    split = Split((Preference("file:1", "abcd", (Response("e"),)),))
+    split = Split((Record("file:1", "abcd", (Response("e"),)),))
 
     groups, _ = encode(split, every, lambda examples, _: [Encoded((*map(ord, "abcde"), EOS), 4)], limits(4, "cut_prompt_left"))
 
@@ -147,8 +147,8 @@ def test_an_empty_split_is_an_error() -> None:
 
 
 def test_records_that_hold_nothing_for_the_view_are_counted() -> None:
-    single = Preference("file:1", "a", (Response("b", label="bad"),))
-    split = Split((single, Preference.pair("file:2", "a", "b", "c")))
+    single = Record("file:1", "a", (Response("b", label="bad"),))
+    split = Split((single, Record.pair("file:2", "a", "b", "c")))
 
     groups, account = encode(split, pair, letters, limits(9))
 

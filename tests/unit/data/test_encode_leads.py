@@ -1,4 +1,4 @@
-"""Rows with a lead in front of the prompt, and stages that read a part of a row: what is cut, what is counted."""
+"""Rows with a prefix in front of the prompt, and stages that read a part of a row: what is cut, what is counted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, Example, Group, Preference
+from alignlab.records import Encoded, Example, Group, Record
 
 BOS, EOS = 0, 1
 
 
 def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
     """One token per letter, BOS in front, EOS behind."""
-    heads = [(BOS, *map(ord, example.lead)) for example in examples]
+    heads = [(BOS, *map(ord, example.prefix)) for example in examples]
     return [
         Encoded((*head, *map(ord, e.prompt + e.response), EOS), len(head) + len(e.prompt), head=len(head))
         for head, e in zip(heads, examples, strict=True)
@@ -24,28 +24,28 @@ def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
 
 
 def split_of(*pairs: tuple[str, str, str]) -> Split:
-    return Split(tuple(Preference.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1)))
+    return Split(tuple(Record.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1)))
 
 
 def limits(max_tokens: int, too_long: str = "error", *, prompt: int | None = None, response: int | None = None) -> Limits:
     return Limits(max_tokens, too_long, prompt, response)
 
 
-def led(record: Preference) -> tuple[Group, ...]:
-    """The first response, with nothing in front and behind a lead of two tokens."""
-    examples = (Example(record.prompt, record.responses[0].text, lead=lead) for lead in ("", "PQ"))
+def insert_prefixes(record: Record) -> tuple[Group, ...]:
+    """The first response, with nothing in front and behind a prefix of two tokens."""
+    examples = (Example(record.prompt, record.responses[0].text, prefix=prefix) for prefix in ("", "PQ"))
     return (Group(record.row, tuple(examples)),)
 
 
-def each(record: Preference) -> tuple[Group, ...]:
+def each(record: Record) -> tuple[Group, ...]:
     """Every response as a group of its own."""
     return tuple(Group(f"{record.row}/{r.label}", (Example(record.prompt, r.text),)) for r in record.responses)
 
 
 def test_cutting_leaves_bos_and_the_lead_alone_and_takes_the_same_tokens_from_every_member() -> None:
-    split = split_of(("abcd", "ef", "-"))  # 8 tokens, 10 behind the lead
+    split = split_of(("abcd", "ef", "-"))  # 8 tokens, 10 behind the prefix
 
-    groups, account = encode(split, led, letters, limits(8, "cut_prompt_left"))
+    groups, account = encode(split, insert_prefixes, letters, limits(8, "cut_prompt_left"))
 
     assert groups[0].members == (
         Encoded((BOS, *map(ord, "cdef"), EOS), start=3, head=1),
@@ -55,9 +55,9 @@ def test_cutting_leaves_bos_and_the_lead_alone_and_takes_the_same_tokens_from_ev
 
 
 def test_a_lead_that_leaves_no_room_for_the_prompt_drops_the_row_for_all_members() -> None:
-    split = split_of(("ab", "cdef", "-"), ("ab", "cde", "-"))  # 10 tokens behind the lead, and 9
+    split = split_of(("ab", "cdef", "-"), ("ab", "cde", "-"))  # 10 tokens behind the prefix, and 9
 
-    groups, account = encode(split, led, letters, limits(8, "cut_prompt_left"))
+    groups, account = encode(split, insert_prefixes, letters, limits(8, "cut_prompt_left"))
 
     assert [group.row for group in groups] == ["file:2"]
     assert account.dropped == {"longer than 8 tokens": 1}
@@ -67,9 +67,9 @@ def test_a_lead_that_leaves_no_room_for_the_prompt_drops_the_row_for_all_members
 def test_a_stage_can_have_long_prompts_cut_whatever_happens_to_long_rows(too_long: str) -> None:
     split = split_of(("abcd", "ef", "-"), ("cd", "ef", "-"))
 
-    groups, account = encode(split, led, letters, limits(99, too_long, prompt=5))
+    groups, account = encode(split, insert_prefixes, letters, limits(99, too_long, prompt=5))
 
-    # BOS, the lead and two tokens of the prompt are 5; the second row had no more.
+    # BOS, the prefix and two tokens of the prompt are 5; the second row had no more.
     assert [[member.start for member in group.members] for group in groups] == [[3, 5], [3, 5]]
     assert groups[0].members[1].ids == groups[1].members[1].ids == (BOS, *map(ord, "PQcdef"), EOS)
     assert account.cut == 1
@@ -79,13 +79,13 @@ def test_a_lead_as_long_as_the_longest_prompt_drops_the_row_and_says_so() -> Non
     split = split_of(("ab", "c", "-"))
 
     with pytest.raises(DataError, match=r"1 rows read, 0 kept, 1 dropped: prefix and prompt longer than 3 tokens\)"):
-        encode(split, led, letters, limits(99, prompt=3))
+        encode(split, insert_prefixes, letters, limits(99, prompt=3))
 
 
 def test_of_a_response_the_first_tokens_are_taken_and_the_row_is_counted() -> None:
     split = split_of(("ab", "cdef", "-"), ("ab", "cd", "-"), ("ab", "c", "-"))  # 5, 3 and 2 response tokens with EOS
 
-    groups, account = encode(split, led, letters, limits(99, response=3))
+    groups, account = encode(split, insert_prefixes, letters, limits(99, response=3))
 
     assert groups[0].members == (
         Encoded((BOS, *map(ord, "abcde")), start=3, head=1),
@@ -97,18 +97,18 @@ def test_of_a_response_the_first_tokens_are_taken_and_the_row_is_counted() -> No
 
 
 def test_a_row_may_fit_once_its_response_is_shortened() -> None:
-    split = split_of(("ab", "cdefgh", "-"))  # 12 tokens behind the lead
+    split = split_of(("ab", "cdefgh", "-"))  # 12 tokens behind the prefix
 
-    groups, account = encode(split, led, letters, limits(7, response=2))
+    groups, account = encode(split, insert_prefixes, letters, limits(7, response=2))
 
     assert [len(member.ids) for member in groups[0].members] == [5, 7]
     assert account.shortened == 1
 
 
 def test_a_cut_prompt_and_a_cut_response_are_counted_each() -> None:
-    groups, account = encode(split_of(("abcd", "efgh", "-")), led, letters, limits(7, "cut_response", prompt=5))
+    groups, account = encode(split_of(("abcd", "efgh", "-")), insert_prefixes, letters, limits(7, "cut_response", prompt=5))
 
-    # Prompts keep BOS, the lead and two tokens; the response behind the lead has two tokens of room.
+    # Prompts keep BOS, the prefix and two tokens; the response behind the prefix has two tokens of room.
     assert [member.ids for member in groups[0].members] == [(BOS, *map(ord, "cdefgh"))[:7], (BOS, *map(ord, "PQcdef"))]
     assert (account.cut, account.ended) == (1, 1)
 
@@ -116,7 +116,7 @@ def test_a_cut_prompt_and_a_cut_response_are_counted_each() -> None:
 def test_a_row_that_is_dropped_counts_neither_as_cut_nor_as_shortened() -> None:
     split = split_of(("ab", "cdefgh", "-"), ("a", "b", "-"))
 
-    _, account = encode(split, led, letters, limits(6, "drop", response=2))
+    _, account = encode(split, insert_prefixes, letters, limits(6, "drop", response=2))
 
     assert (account.kept, account.cut, account.shortened) == (1, 0, 0)
     assert account.dropped == {"longer than 6 tokens": 1}

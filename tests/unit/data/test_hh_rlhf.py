@@ -13,7 +13,7 @@ import pytest
 from alignlab.data.config import HhConfig, PrefixConfig
 from alignlab.data.hh_rlhf import build, pairs
 from alignlab.errors import DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 START = "\n\nHuman: a\n\nAssistant:"
 GOOD = {"chosen": START + " yes", "rejected": START + " no"}
@@ -51,7 +51,7 @@ def hub(**tables: list[dict[str, Any]]) -> Callable[..., list[dict[str, Any]]]:
 def test_pairs_whose_prompts_differ_are_left_out_and_counted() -> None:
     split = pairs([("row 1", GOOD), ("row 2", DIFFERING)], "drop")
 
-    assert split.records == (Preference.pair("row 1", START, " yes", " no"),)
+    assert split.records == (Record.pair("row 1", START, " yes", " no"),)
     assert split.left_out == {"prompts of the pair differ": 1}
 
 

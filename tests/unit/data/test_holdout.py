@@ -7,13 +7,13 @@ import pytest
 from alignlab.data.holdout import with_validation
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def source(prompts: int, of_each: int = 1, tasks: tuple[str | None, ...] = (None,)) -> Source:
     """So many prompts with so many pairs each, for each task."""
     records = tuple(
-        Preference(f"{task} {number}/{pair}", f"{task} prompt {number}", (), task)
+        Record(f"{task} {number}/{pair}", f"{task} prompt {number}", (), task)
         for task in tasks
         for number in range(prompts)
         for pair in range(of_each)

@@ -11,7 +11,7 @@ import pytest
 from alignlab.data.config import JsonlConfig, PrefixConfig
 from alignlab.data.jsonl import build, offers
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 
@@ -47,7 +47,7 @@ def test_pairs_become_records_named_by_their_line(tmp_path: Path) -> None:
 
     records = source.split("train").records
 
-    assert records == (Preference.pair("train.jsonl:1", "p", "c", "r"), Preference.pair("train.jsonl:2", "q", "c", "r"))
+    assert records == (Record.pair("train.jsonl:1", "p", "c", "r"), Record.pair("train.jsonl:2", "q", "c", "r"))
 
 
 def test_single_responses_keep_label_and_score(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_dialogues_without_a_prompt_are_cut_at_their_last_answer(tmp_path: Path)
 
     records = source.split("train").records
 
-    assert records == (Preference.pair("train.jsonl:1", start, " yes", " no"),)
+    assert records == (Record.pair("train.jsonl:1", start, " yes", " no"),)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from alignlab.data.source import Mixing, Source, Split
 from alignlab.data.views import chosen, pair
 from alignlab.errors import ConfigError, DataError
 from alignlab.preparation import Plan, make_plan
-from alignlab.records import Encoded, EncodedGroup, Preference
+from alignlab.records import Encoded, EncodedGroup, Record
 from tests.conftest import CODEC
 from tests.contracts.test_methods import composed as run_composed
 
@@ -123,8 +123,8 @@ def test_lists_are_taken_in_turn() -> None:
 
 def source() -> Source:
     """Two tasks; one row of each was left out."""
-    records = tuple(Preference.pair(f"{task}/{number}", "Tell.", "Good.", "Bad.") for number in range(2) for task in "ab")
-    tagged = tuple(Preference(each.row, each.prompt, each.responses, each.row[0]) for each in records)
+    records = tuple(Record.pair(f"{task}/{number}", "Tell.", "Good.", "Bad.") for number in range(2) for task in "ab")
+    tagged = tuple(Record(each.row, each.prompt, each.responses, each.row[0]) for each in records)
     split = Split(tagged, {"a: no answer": 1, "b: no answer": 1})
     return Source("made", {"train": lambda: split}, mixing=Mixing(("a", "b"), None, None))
 
@@ -213,7 +213,7 @@ def test_a_file_behind_any_source_changes_the_fingerprint(composed: Compose, tmp
         (["+data@data.sources.c=mixture"], "data.sources.c is a mixture itself; name its sources beside the others."),
         (["data.sources.a.flipped=2"], "source a: data.flipped=2.0 is a share of the training pairs; it must lie between 0"),
         (["data.sources.a.part=rm"], "data.sources.a: halves and part are made of the whole; set data.halves and data.part."),
-        (["+data.sources.c=3"], "data.sources.c is no sheet; add one with +data@data.sources.c=toy."),
+        (["+data.sources.c=3"], "data.sources.c is no config; add one with +data@data.sources.c=toy."),
         (["+data.sources.c={name: toys}"], "unknown data 'toys'; did you mean toy or toy_classes?"),
         (["+data.sources.a.colour=red"], "unknown key data.sources.a.colour; did you mean corpus?"),
     ],

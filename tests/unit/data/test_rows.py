@@ -10,7 +10,7 @@ import pytest
 
 from alignlab.data.rows import dialogue_pair, pointwise, read, text
 from alignlab.errors import DataError, UnusablePairError
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 
 
 def written(folder: Path, name: str, content: str) -> Path:
@@ -106,7 +106,7 @@ def test_a_text_that_is_missing_wrong_or_empty_is_refused(fields: dict[str, Any]
 def test_a_pointwise_row_keeps_its_label_and_its_score(more: dict[str, Any], response: Response) -> None:
     record = pointwise("row", {"prompt": "p", "response": "r", **more})
 
-    assert record == Preference("row", "p", (response,))
+    assert record == Record("row", "p", (response,))
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
@@ -119,7 +119,7 @@ def test_two_dialogues_share_everything_up_to_the_last_answer() -> None:
 
     record = dialogue_pair("row", start + " yes", start + " no")
 
-    assert record == Preference.pair("row", start, " yes", " no")
+    assert record == Record.pair("row", start, " yes", " no")
 
 
 def test_dialogues_with_different_prompts_are_no_pair() -> None:

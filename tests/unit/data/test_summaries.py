@@ -16,7 +16,7 @@ from alignlab.data import SOURCES
 from alignlab.data.config import PrefixConfig, SummariesConfig
 from alignlab.data.summaries import build, pairs
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 FRAME = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 INFO = {"id": "t3_1", "post": "My cat left.", "title": "Cat", "subreddit": "pets", "site": None, "article": None}
@@ -64,7 +64,7 @@ def test_the_post_is_framed_and_the_choice_names_the_better_summary(choice: int,
     split = pairs([("row", comparison(choice=choice))], FRAME)
 
     prompt = "SUBREDDIT: r/pets\nTITLE: Cat\nPOST: My cat left.\nTL;DR:"
-    assert split.records == (Preference.pair("row", prompt, chosen, rejected),)
+    assert split.records == (Record.pair("row", prompt, chosen, rejected),)
     assert split.left_out == {}
 
 
@@ -188,4 +188,4 @@ def test_the_sheet_holds_the_frame_with_its_line_breaks(composed: Callable[..., 
 
 
 def test_the_comparisons_are_pairs_with_a_chosen_side() -> None:
-    assert SOURCES["summaries"].offers(config()) == {"pairs", "chosen"}
+    assert SOURCES["summaries"].provides(config()) == {"pairs", "chosen"}

@@ -14,7 +14,7 @@ from alignlab.data.toy.grammar import Ask, read
 from alignlab.data.toy.oracle import judge
 from alignlab.data.toy.world import combinations, corpus, evaluation_prompts, pairs
 from alignlab.errors import DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 
 def asked(prompts: list[str]) -> set[tuple[str, str]]:
@@ -104,7 +104,7 @@ def test_evaluation_prompts_cue_no_mood_and_come_once() -> None:
 
 
 @pytest.mark.parametrize("draw", [lambda seed: pairs("test", 5, seed), lambda seed: corpus(5, seed)])
-def test_records_depend_on_the_seed_alone(draw: Callable[[int], list[Preference]]) -> None:
+def test_records_depend_on_the_seed_alone(draw: Callable[[int], list[Record]]) -> None:
     before = getstate()
 
     same = draw(1) == draw(1)

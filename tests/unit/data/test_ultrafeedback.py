@@ -9,7 +9,7 @@ import pytest
 from alignlab.data.config import FramedConfig, PrefixConfig
 from alignlab.data.ultrafeedback import build, pairs
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Preference
+from alignlab.records import Record
 
 FRAME = "Human: {prompt}\n\nAssistant: "
 
@@ -46,7 +46,7 @@ def config(**changes: Any) -> FramedConfig:
 def test_the_question_is_framed_and_the_last_turns_are_the_answers(chosen: object, rejected: object) -> None:
     split = pairs([("row", {"prompt": "q", "chosen": chosen, "rejected": rejected})], FRAME)
 
-    assert split.records == (Preference.pair("row", "Human: q\n\nAssistant: ", "yes", "no"),)
+    assert split.records == (Record.pair("row", "Human: q\n\nAssistant: ", "yes", "no"),)
 
 
 def test_empty_and_equal_answers_are_left_out_and_counted() -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from alignlab.data.views import chosen, every, pair, rejected
-from alignlab.records import Example, Group, Preference, Response
+from alignlab.records import Example, Group, Record, Response
 
-BOTH = Preference.pair("row", "p", "better", "worse")
+BOTH = Record.pair("row", "p", "better", "worse")
 
 
-def single(label: str | None, score: float | None = None) -> Preference:
-    return Preference("row", "p", (Response("answer", label=label, score=score),))
+def single(label: str | None, score: float | None = None) -> Record:
+    return Record("row", "p", (Response("answer", label=label, score=score),))
 
 
 def test_a_pair_is_chosen_then_rejected_whatever_their_order_in_the_record() -> None:
-    turned = Preference("row", "p", tuple(reversed(BOTH.responses)))
+    turned = Record("row", "p", tuple(reversed(BOTH.responses)))
 
     groups = [pair(BOTH), pair(turned)]
 
@@ -50,7 +50,7 @@ def test_the_chosen_view_takes_a_scored_response() -> None:
 
 
 def test_the_chosen_view_passes_over_several_unlabelled_responses() -> None:
-    record = Preference("row", "p", (Response("a"), Response("b")))
+    record = Record("row", "p", (Response("a"), Response("b")))
 
     assert chosen(record) == ()
 

@@ -18,12 +18,12 @@ from alignlab.data.views import labelled
 from alignlab.errors import ConfigError
 from alignlab.evaluation.classes import BetweenClasses
 from alignlab.evaluation.statistics import Measurement, rank_correlation
-from alignlab.evaluation.suite import Bench, Point, held_out
+from alignlab.evaluation.suite import EvaluationContext, Point, held_out
 from alignlab.evaluation.toy import Toy
 from alignlab.models.budget import Budget, Footprint
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
-from alignlab.records import Batch, Preference, Response
+from alignlab.records import Batch, Record, Response
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import Case, batch_of, totals_under, trained
 from tests.unit.conftest import PAIRS, evaluation_config
@@ -68,16 +68,18 @@ class Told:
         return list(self.texts[control])
 
 
-def bench(policy: Any, classes: Classes, records: Sequence[Preference], judge: Judge | None = None, **changes: Any) -> Bench:
+def context(
+    policy: Any, classes: Classes, records: Sequence[Record], judge: Judge | None = None, **changes: Any
+) -> EvaluationContext:
     plain = Source("made", {name: lambda: Split(tuple(records)) for name in ("train", "test")}, judge)
     source = classed(plain, classes)
     items = held_out(source.split(LABELLED["test"]), labelled, CODEC, Limits(120, "error"))
-    return Bench(policy, source, None, replace(EVALUATION, **changes), classes, items)
+    return EvaluationContext(policy, source, None, replace(EVALUATION, **changes), classes, items)
 
 
-def pairs(count: int) -> list[Preference]:
+def pairs(count: int) -> list[Record]:
     """Records named by number; rows 0/0, 0/1, 1/0 and so on are their sides."""
-    return [Preference.pair(str(number), *texts) for number, texts in enumerate(PAIRS[:count])]
+    return [Record.pair(str(number), *texts) for number, texts in enumerate(PAIRS[:count])]
 
 
 def by_side(names: tuple[str, str] = ("good", "bad")) -> Classes:
@@ -105,7 +107,7 @@ NATS = {
 
 
 def test_class_accuracy_counts_the_items_that_are_likeliest_under_their_own_class() -> None:
-    suite = BetweenClasses(bench(Told(NATS), by_side(), pairs(3)))
+    suite = BetweenClasses(context(Told(NATS), by_side(), pairs(3)))
 
     measured = named(suite.across(alone(TWO)))["class_accuracy"]
 
@@ -113,7 +115,7 @@ def test_class_accuracy_counts_the_items_that_are_likeliest_under_their_own_clas
 
 
 def test_pairs_compare_the_favour_of_the_two_sides() -> None:
-    suite = BetweenClasses(bench(Told(NATS), by_side(), pairs(3)))
+    suite = BetweenClasses(context(Told(NATS), by_side(), pairs(3)))
 
     measured = named(suite.across(alone(TWO)))
 
@@ -123,10 +125,10 @@ def test_pairs_compare_the_favour_of_the_two_sides() -> None:
 
 
 def test_items_that_stand_alone_make_no_pairs() -> None:
-    records = [Preference(row, prompt, (Response(text, label=name),)) for row, name, (prompt, text, _) in zip("ab", TWO, PAIRS)]
+    records = [Record(row, prompt, (Response(text, label=name),)) for row, name, (prompt, text, _) in zip("ab", TWO, PAIRS)]
     nats = {"good": {"a/0": -1.0, "b/0": -2.0}, "bad": {"a/0": -2.0, "b/0": -1.0}}
 
-    measured = BetweenClasses(bench(Told(nats), Classes(TWO, lambda r: str(r.label)), records)).across(alone(TWO))
+    measured = BetweenClasses(context(Told(nats), Classes(TWO, lambda r: str(r.label)), records)).across(alone(TWO))
 
     assert [each.metric for each in measured] == ["class_accuracy"]
     assert measured[0].value == 1.0
@@ -135,7 +137,7 @@ def test_items_that_stand_alone_make_no_pairs() -> None:
 def test_the_loss_of_a_class_is_of_its_own_items_under_it() -> None:
     case = Case("soft_prompt", "llama", settings={"length": 3})
     policy = trained(case, backbone("llama"))
-    given = bench(policy, by_side(), pairs(4))
+    given = context(policy, by_side(), pairs(4))
     assert given.held_out_items is not None
     own = list(given.held_out_items.groups[1::2])  # rejected, so bad
 
@@ -150,7 +152,7 @@ def test_the_loss_of_a_class_is_of_its_own_items_under_it() -> None:
 
 def test_likelihoods_are_those_of_the_policy_asked_directly() -> None:
     policy: Policy = trained(Case("lora", "gpt2"), backbone("gpt2"))
-    given = bench(policy, by_side(), pairs(4))
+    given = context(policy, by_side(), pairs(4))
     assert given.held_out_items is not None
     batch = batch_of(given.held_out_items.groups)
 
@@ -165,12 +167,12 @@ def test_likelihoods_are_those_of_the_policy_asked_directly() -> None:
 
 @pytest.mark.parametrize("point", [Point(1.0, "none", "none"), Point(0.5, "good/bad")], ids=["none", "mixture"])
 def test_where_no_class_is_asked_for_alone_there_is_no_loss(point: Point) -> None:
-    assert BetweenClasses(bench(Told(NATS), by_side(), pairs(3))).measure(point) == []
+    assert BetweenClasses(context(Told(NATS), by_side(), pairs(3))).measure(point) == []
 
 
 def test_gap_and_separation_compare_the_two_classes_prompt_by_prompt() -> None:
     texts = {"good": ["0.9", "0.2", "0.5"], "bad": ["0.1", "0.6", "0.5"], "none": ["9", "9", "9"]}
-    suite = BetweenClasses(bench(Told(NATS, texts), by_side(), pairs(3), by_number))
+    suite = BetweenClasses(context(Told(NATS, texts), by_side(), pairs(3), by_number))
 
     measured = named(suite.across(alone(TWO)))
 
@@ -181,7 +183,7 @@ def test_gap_and_separation_compare_the_two_classes_prompt_by_prompt() -> None:
 
 THREE_NATS = {name: {"0/0": -1.0, "1/0": -1.0, "2/0": -1.0} for name in THREE}
 THREE_RECORDS = [
-    Preference(str(number), prompt, (Response(text, label=name),))
+    Record(str(number), prompt, (Response(text, label=name),))
     for number, (name, (prompt, text, _)) in enumerate(zip(THREE, PAIRS, strict=False))
 ]
 
@@ -193,7 +195,7 @@ THREE_RECORDS = [
 def test_of_three_classes_separation_is_a_rank_correlation(rewards: Sequence[float], gap: float, separation: float) -> None:
     texts = {name: [str(reward)] * 3 for name, reward in zip(THREE, rewards, strict=True)}
     classes = Classes(THREE, lambda response: str(response.label))
-    suite = BetweenClasses(bench(Told(THREE_NATS, texts), classes, THREE_RECORDS, by_number))
+    suite = BetweenClasses(context(Told(THREE_NATS, texts), classes, THREE_RECORDS, by_number))
 
     measured = named(suite.across(alone(THREE)))
 
@@ -226,7 +228,7 @@ def by_words(_prompt: str, text: str) -> Said:
 
 def test_obedience_is_the_share_of_texts_that_have_all_attributes_of_their_class() -> None:
     texts = {"happy-long": ["happy long", "happy short", "sad long"], "none": ["happy long"] * 3}
-    suite = Toy(bench(Told({}, texts), MOODS, pairs(3), by_words))
+    suite = Toy(context(Told({}, texts), MOODS, pairs(3), by_words))
 
     measured, without = (named(suite.measure(Point(1.0, name, name))) for name in ("happy-long", "none"))
 
@@ -237,13 +239,13 @@ def test_obedience_is_the_share_of_texts_that_have_all_attributes_of_their_class
 def test_classes_of_attributes_have_no_order_and_so_no_gap() -> None:
     nats = {name: dict.fromkeys(("0/0", "0/1", "1/0", "1/1", "2/0", "2/1"), -1.0) for name in MOODS.names}
 
-    measured = BetweenClasses(bench(Told(nats), MOODS, pairs(3), by_words)).across(alone(MOODS.names))
+    measured = BetweenClasses(context(Told(nats), MOODS, pairs(3), by_words)).across(alone(MOODS.names))
 
     assert {each.metric for each in measured} == {"class_accuracy", "pair_accuracy", "likelihood_separation"}
 
 
 def test_without_classes_the_suite_is_refused() -> None:
-    made = Bench(Told(), Source("made", {}), None, EVALUATION)  # type: ignore[arg-type]
+    made = EvaluationContext(Told(), Source("made", {}), None, EVALUATION)  # type: ignore[arg-type]
 
     with pytest.raises(ConfigError, match="evaluation suite classes needs classes; data=made was not asked for any"):
         BetweenClasses(made)

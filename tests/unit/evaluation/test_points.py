@@ -8,7 +8,7 @@ import pytest
 
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
-from alignlab.evaluation.config import DialConfig, FormConfig
+from alignlab.evaluation.config import FormConfig, StrengthConfig
 from alignlab.evaluation.suite import Point
 from alignlab.evaluation.sweep import points
 from alignlab.models.policy import Policy
@@ -22,7 +22,7 @@ def form(strengths: list[float], **changes: Any) -> FormConfig:
 
 
 def test_a_dial_is_read_at_its_strengths() -> None:
-    assert points(DialConfig("dial", [0.0, 1.5], False), None) == [Point(0.0, "dial"), Point(1.5, "dial")]
+    assert points(StrengthConfig("dial", [0.0, 1.5], False), None) == [Point(0.0, "dial"), Point(1.5, "dial")]
 
 
 def test_two_classes_are_measured_alone_and_mixed() -> None:
@@ -32,7 +32,7 @@ def test_two_classes_are_measured_alone_and_mixed() -> None:
 
 
 def test_three_classes_are_measured_alone() -> None:
-    assert [point.asked for point in points(form([]), ("good", "bad", "dull"))] == ["good", "bad", "dull", "none"]
+    assert [point.mixture for point in points(form([]), ("good", "bad", "dull"))] == ["good", "bad", "dull", "none"]
 
 
 def test_strengths_between_three_classes_are_refused() -> None:

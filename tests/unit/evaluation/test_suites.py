@@ -15,21 +15,21 @@ from alignlab.data.encode import Limits
 from alignlab.data.source import Judge, Source, Split
 from alignlab.data.views import pair
 from alignlab.errors import ConfigError
-from alignlab.evaluation.config import DialConfig, EvaluationConfig
+from alignlab.evaluation.config import EvaluationConfig, StrengthConfig
 from alignlab.evaluation.fluency import Fluency, _distinct
-from alignlab.evaluation.preference import Preference as PreferenceSuite
+from alignlab.evaluation.preference import PreferenceSuite as PreferenceSuite
 from alignlab.evaluation.preference import _wins
 from alignlab.evaluation.statistics import Measurement
-from alignlab.evaluation.suite import Bench, Point, held_out
+from alignlab.evaluation.suite import EvaluationContext, Point, held_out
 from alignlab.evaluation.sweep import Row, headline, sweep
 from alignlab.evaluation.toy import Toy
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
-from alignlab.records import Encoded, EncodedGroup, Example, Preference
+from alignlab.records import Encoded, EncodedGroup, Example, Record
 from tests.unit.conftest import PAIRS, attached, batch_of, evaluation_config
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ def config(**changes: Any) -> EvaluationConfig:
     return evaluation_config(**{"prompts": 3, "pairs": 4, "max_new_tokens": 6, **changes})
 
 
-def bench(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> Bench:
+def context(policy: Policy, judge: Judge | None = by_length, **changes: Any) -> EvaluationContext:
     source = Source("made", {"test": lambda: Split(RECORDS)}, judge=judge)
     pairs = held_out(source.split("test"), pair, policy.backbone.codec, Limits(128, "error"))
-    return Bench(policy, source, pairs, config(**changes))
+    return EvaluationContext(policy, source, pairs, config(**changes))
 
 
 def at(strength: float) -> Point:
@@ -75,7 +75,7 @@ def test_preference_accuracy_is_the_share_of_pairs_whose_chosen_answer_is_likeli
     margin_G = scores.total_GM[:, 0] - scores.total_GM[:, 1]
     per_token_G = scores.mean_GM[:, 0] - scores.mean_GM[:, 1]
 
-    measured = named(PreferenceSuite(bench(policy)).measure(at(1.0)))
+    measured = named(PreferenceSuite(context(policy)).measure(at(1.0)))
 
     assert measured["accuracy"].value == (margin_G > 0).float().mean().item()
     assert measured["accuracy_per_token"].value == (per_token_G > 0).float().mean().item()
@@ -89,28 +89,28 @@ def test_the_reward_margin_is_measured_against_the_untouched_backbone(llama: Bac
         base = policy.logprobs(batch_of(llama)).total_GM
     margin_G = (own - base)[:, 0] - (own - base)[:, 1]
 
-    measured = named(PreferenceSuite(bench(policy)).measure(at(1.0)))
+    measured = named(PreferenceSuite(context(policy)).measure(at(1.0)))
 
     assert measured["reward_margin"].value == pytest.approx(margin_G.mean().item(), abs=1e-4)
     assert measured["reward_accuracy"].value == (margin_G > 0).float().mean().item()
 
 
 def test_at_strength_zero_every_reward_is_a_tie(llama: Backbone) -> None:
-    measured = named(PreferenceSuite(bench(attached("lora", llama))).measure(at(0.0)))
+    measured = named(PreferenceSuite(context(attached("lora", llama))).measure(at(0.0)))
 
     assert measured["reward_accuracy"] == Measurement("reward_accuracy", 0.5, 4, 0.5, 0.5)
     assert measured["reward_margin"].value == pytest.approx(0.0, abs=1e-4)
 
 
 def test_as_many_pairs_are_scored_as_the_sheet_says(llama: Backbone) -> None:
-    measured = PreferenceSuite(bench(attached("lora", llama), pairs=2)).measure(at(1.0))
+    measured = PreferenceSuite(context(attached("lora", llama), pairs=2)).measure(at(1.0))
 
     assert {each.n for each in measured} == {2}
 
 
 def test_texts_are_sampled_once_per_strength_and_are_those_of_the_policy(llama: Backbone) -> None:
     policy = attached("lora", llama)
-    made = bench(policy)
+    made = context(policy)
 
     prompts, texts = made.answers(at(0.5))
 
@@ -122,7 +122,7 @@ def test_texts_are_sampled_once_per_strength_and_are_those_of_the_policy(llama: 
 def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(llama: Backbone) -> None:
     shortest = min(len(ids) for ids in llama.codec.prompts([prompt for prompt, _, _ in PAIRS]))
 
-    prompts, _ = bench(attached("lora", llama), max_new_tokens=llama.context - shortest).answers(at(1.0))
+    prompts, _ = context(attached("lora", llama), max_new_tokens=llama.context - shortest).answers(at(1.0))
 
     assert prompts == ["Tell a story."]
 
@@ -134,7 +134,7 @@ def test_a_prompt_of_several_pairs_is_asked_once() -> None:
 
 
 def test_the_toy_suite_reports_the_oracles_means(llama: Backbone) -> None:
-    made = bench(attached("lora", llama))
+    made = context(attached("lora", llama))
     prompts, texts = made.answers(at(1.0))
 
     measured = named(Toy(made).measure(at(1.0)))
@@ -145,12 +145,12 @@ def test_the_toy_suite_reports_the_oracles_means(llama: Backbone) -> None:
 
 def test_the_toy_suite_needs_an_oracle(llama: Backbone) -> None:
     with pytest.raises(ConfigError, match="toy needs an oracle; data=made has none"):
-        Toy(bench(attached("lora", llama), judge=None))
+        Toy(context(attached("lora", llama), judge=None))
 
 
 def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Backbone) -> None:
     policy = attached("lora", llama)
-    made = bench(policy)
+    made = context(policy)
     prompts, texts = made.answers(at(1.0))
     examples = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     encoded = policy.backbone.codec.examples(examples, ["text"] * len(examples))
@@ -165,7 +165,7 @@ def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Bac
 
 
 def test_empty_texts_have_no_perplexity(llama: Backbone) -> None:
-    made = bench(attached("lora", llama))
+    made = context(attached("lora", llama))
     made._answers[at(1.0)] = (["Tell a story."] * 2, ["", " "])
 
     measured = named(Fluency(made).measure(at(1.0)))
@@ -185,7 +185,9 @@ def test_distinct_is_the_share_of_different_n_grams(text: str, size: int, value:
 def test_a_sweep_measures_every_suite_at_every_strength_and_logs_each_row(llama: Backbone) -> None:
     logged: list[tuple[str, Row]] = []
 
-    rows = sweep(bench(attached("lora", llama)), ["toy", "preference"], [at(0.0), at(1.0)], lambda *given: logged.append(given))
+    rows = sweep(
+        context(attached("lora", llama)), ["toy", "preference"], [at(0.0), at(1.0)], lambda *given: logged.append(given)
+    )
 
     visited = list(dict.fromkeys((row.strength, row.suite) for row in rows))
     assert visited == [(0.0, "toy"), (0.0, "preference"), (1.0, "toy"), (1.0, "preference")]
@@ -239,4 +241,4 @@ def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any]
 )
 def test_a_grid_of_strengths_that_cannot_be_read_is_refused(strengths: list[float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        DialConfig("dial", strengths, figure=True).check()
+        StrengthConfig("dial", strengths, figure=True).check()

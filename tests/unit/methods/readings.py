@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 from alignlab.data.batching import whole
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Source, Split
+from alignlab.methods.rahf.directions import DirectionSource, Prefixes
 from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.stimuli import Prefixes, Stimuli
-from alignlab.methods.rahf.views import Beside
+from alignlab.methods.rahf.views import PromptVariants
 from alignlab.models.config import LayersConfig
 from alignlab.models.policy import Policy
-from alignlab.records import Batch, Encoded, EncodedGroup, Preference
+from alignlab.records import Batch, Encoded, EncodedGroup, Record
 from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
-from alignlab.training.stages import EVERYTHING, Window
+from alignlab.training.stages import EVERYTHING, Truncation
 from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, learned
@@ -28,18 +28,18 @@ BETTER, WORSE = " happy, glad, merry.\n\n", " sad.\n\n"  # of unequal length
 LEADS = ("", BETTER, WORSE)
 PLAIN = ("",)
 LAYERS = [1, 2]
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 LIMITS = Limits(128, "error")
 
 
 def layers_of(*numbers: int) -> LayersConfig:
-    """A sheet that numbers its layers."""
+    """A config that numbers its layers."""
     return LayersConfig(list(numbers), [0.3, 0.6])
 
 
 def match(
-    stimuli: Stimuli | None = None,
+    direction_source: DirectionSource | None = None,
     *,
     alpha: float = 5.0,
     distance: str = "norm",
@@ -47,20 +47,20 @@ def match(
     layers: Sequence[int] = LAYERS,
 ) -> Match:
     """The objective, under prefixes unless it is told otherwise."""
-    return Match(layers_of(*layers), stimuli or Prefixes(), alpha, distance, kl)
+    return Match(layers_of(*layers), direction_source or Prefixes(), alpha, distance, kl)
 
 
 def groups_of(
-    leads: Sequence[str] = LEADS, *, records: Sequence[Preference] = RECORDS, window: Window = EVERYTHING
+    prefixes: Sequence[str] = LEADS, *, records: Sequence[Record] = RECORDS, window: Truncation = EVERYTHING
 ) -> list[EncodedGroup]:
-    """Every response of some records behind every lead."""
-    groups, _ = encode(Split(tuple(records)), Beside(tuple(leads), None), CODEC.examples, window(LIMITS))
+    """Every response of some records behind every prefix."""
+    groups, _ = encode(Split(tuple(records)), PromptVariants(tuple(prefixes), None), CODEC.examples, window(LIMITS))
     return groups
 
 
-def batch_of(leads: Sequence[str] = LEADS) -> Batch:
+def batch_of(prefixes: Sequence[str] = LEADS) -> Batch:
     """All of them as one batch that is a step by itself."""
-    return whole(groups_of(leads), CODEC.pad)
+    return whole(groups_of(prefixes), CODEC.pad)
 
 
 def states(model: nn.Module, member: Encoded, layers: Sequence[int] = LAYERS) -> Tensor:

@@ -20,7 +20,7 @@ BY_LORA = "method.update={rank: 2, alpha: 4.0, dropout: 0.0}"
 HIR = ("method.variant=hir", "tuner=control", "control=prefixes")
 
 
-def sheets(*words: str, folder: Path = Path("nowhere"), data: tuple[str, ...] = WORLD) -> DictConfig:
+def configs(*words: str, folder: Path = Path("nowhere"), data: tuple[str, ...] = WORLD) -> DictConfig:
     """The config of a run of two steps in every stage that learns, the second at the full rate; `words` come last."""
     given = ("epochs=null", "steps=2", "batch=4", "warmup_fraction=0")
     short = [f"method.{name}.{word}" for name in TRAINED for word in given]
@@ -29,12 +29,12 @@ def sheets(*words: str, folder: Path = Path("nowhere"), data: tuple[str, ...] = 
 
 def planned(*words: str, data: tuple[str, ...] = WORLD) -> Plan:
     """Everything that is known before weights are loaded."""
-    return make_plan(parse(sheets(*words, data=data)))
+    return make_plan(parse(configs(*words, data=data)))
 
 
 def ran(folder: Path, *words: str) -> Path:
     """The folder of a run that was done, or gone on with, inside a folder; what it shares with others is there too."""
-    run(sheets(*words, folder=folder))
+    run(configs(*words, folder=folder))
     return folder / "run"
 
 

@@ -1,4 +1,4 @@
-"""RAHF's sheet: which stages it builds, and what is refused in one sentence before any weights are loaded."""
+"""RAHF's config: which stages it builds, and what is refused in one sentence before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from alignlab.config import GROUPS, parse
 from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError, DataError
 from alignlab.methods.rahf.contrast import Contrast
+from alignlab.methods.rahf.directions import Models, Prefixes, Stored
 from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.stimuli import Models, Prefixes, Stored
-from alignlab.methods.rahf.views import Beside, Instructed
+from alignlab.methods.rahf.views import InstructionVariants, PromptVariants
 from alignlab.training.collect import CollectStage
 from alignlab.training.objectives import nll
 from alignlab.training.parts import THE_TUNER, sentence
-from alignlab.training.stages import TrainStage, Window
-from tests.unit.methods.small_runs import BY_LORA, HIR, planned, sheets
+from alignlab.training.stages import TrainStage, Truncation
+from tests.unit.methods.small_runs import BY_LORA, HIR, configs, planned
 
 GOOD, BAD = "Be good.", "Be bad."
 PREFIXED = f"data.prefixes={{better: {GOOD}, worse: {BAD}}}"
@@ -30,8 +30,8 @@ SINGLE = {"prompt": "p", "response": "r", "label": "good"}
 
 
 def stages(*words: str) -> dict[str, Any]:
-    """The stages of a sheet, by name."""
-    config = parse(sheets(PREFIXED, *words))
+    """The stages of a config, by name."""
+    config = parse(configs(PREFIXED, *words))
     return {stage.name: stage for stage in GROUPS["method"]["rahf"].build(config.method).stages}
 
 
@@ -64,10 +64,10 @@ def test_scit_instructs_one_model_and_compares_its_prefixes() -> None:
     built = stages()
 
     assert list(built) == ["instruct", "shift", "fit"]
-    assert built["instruct"].view == Instructed(f"{GOOD}\n\n", f"{BAD}\n\n")
+    assert built["instruct"].view == InstructionVariants(f"{GOOD}\n\n", f"{BAD}\n\n")
     assert built["instruct"].objective == Contrast("mean", 0.2)
-    assert built["fit"].view == built["shift"].view == Beside(("", f"{GOOD}\n\n", f"{BAD}\n\n"), coin_seed=42)
-    assert isinstance(built["fit"].objective.stimuli, Prefixes)
+    assert built["fit"].view == built["shift"].view == PromptVariants(("", f"{GOOD}\n\n", f"{BAD}\n\n"), coin_seed=42)
+    assert isinstance(built["fit"].objective.direction_source, Prefixes)
     assert built["fit"].trains == THE_TUNER
     assert trained(built) == {"instruct": "backbone", "fit": "tuner"}
 
@@ -78,9 +78,9 @@ def test_dual_trains_two_models_and_compares_them_on_a_plain_prompt() -> None:
     assert list(built) == ["dispreferred", "preferred", "shift", "fit"]
     assert (built["dispreferred"].view, built["preferred"].view) == (rejected, chosen)
     assert built["dispreferred"].objective is built["preferred"].objective is nll
-    assert built["fit"].view == built["shift"].view == Beside(("",), coin_seed=None)
-    assert isinstance(built["fit"].objective.stimuli, Models)
-    assert built["fit"].objective.stimuli.described() is built["dispreferred"].second
+    assert built["fit"].view == built["shift"].view == PromptVariants(("",), coin_seed=None)
+    assert isinstance(built["fit"].objective.direction_source, Models)
+    assert built["fit"].objective.direction_source.described() is built["dispreferred"].second
     assert trained(built) == {"dispreferred": "a second model", "preferred": "backbone", "fit": "tuner"}
 
 
@@ -100,12 +100,12 @@ def test_both_models_of_dual_can_be_trained_by_a_lora() -> None:
 def test_the_official_code_reads_the_good_prefix_in_dual_and_scores_the_prompt_too() -> None:
     built = stages("method.variant=dual", "method.preset=official_code")
 
-    assert built["fit"].view == built["shift"].view == Beside((f"{GOOD}\n\n",), coin_seed=None)
+    assert built["fit"].view == built["shift"].view == PromptVariants((f"{GOOD}\n\n",), coin_seed=None)
     assert (built["preferred"].fit.loss_on, built["fit"].fit.loss_on) == ("all", "response")
 
 
 def test_the_official_codes_plain_prompt_stays_plain_under_prefixes() -> None:
-    assert stages("method.preset=official_code")["fit"].view.leads == ("", f"{GOOD}\n\n", f"{BAD}\n\n")
+    assert stages("method.preset=official_code")["fit"].view.prefixes == ("", f"{GOOD}\n\n", f"{BAD}\n\n")
 
 
 def test_with_halves_the_models_are_made_on_one_and_compared_on_the_other() -> None:
@@ -118,8 +118,8 @@ def test_with_halves_the_models_are_made_on_one_and_compared_on_the_other() -> N
 def test_shift_and_fit_read_the_same_window() -> None:
     built = stages("method.window=7", "method.prompt_tokens=99")
 
-    assert built["shift"].window == built["fit"].window == Window(prompt_tokens=99, response_tokens=7)
-    assert built["instruct"].window == Window()
+    assert built["shift"].window == built["fit"].window == Truncation(prompt_tokens=99, response_tokens=7)
+    assert built["instruct"].window == Truncation()
 
 
 def test_states_that_are_kept_by_shift_are_what_fit_reads() -> None:
@@ -130,7 +130,7 @@ def test_states_that_are_kept_by_shift_are_what_fit_reads() -> None:
     assert isinstance(fit, TrainStage)
     assert isinstance(fit.objective, Match)
     assert isinstance(shift.store, Stored)
-    assert shift.store is fit.objective.stimuli
+    assert shift.store is fit.objective.direction_source
     assert (shift.store_mib, shift.measure is not shift.store) == (7, True)
 
 
@@ -152,10 +152,13 @@ def test_states_that_are_kept_by_shift_are_what_fit_reads() -> None:
         (["method.stages=[instruct,instruct]"], "method.stages=['instruct', 'instruct'] must be some of sft, instruct,"),
         (["method.stages=[instruct,ftt]"], "method.stages=['instruct', 'ftt'] must be some of sft, instruct,"),
         (["method.stages=[]"], "method.stages=[] must be some of sft, instruct, dispreferred, preferred, shift, fit, in this"),
-        (["method.variant=dual", "method.stages=[preferred,fit]"], "method.stimuli=models compares two models; add the stages"),
+        (
+            ["method.variant=dual", "method.stages=[preferred,fit]"],
+            "method.direction_source=models compares two models; add the stages",
+        ),
         (["method.stages=[dispreferred,preferred,fit]"], "stage dispreferred trains a second model that no later stage reads;"),
         (["method.stages=[instruct,fit]", "method.cached=true"], "method.cached=true keeps what stage shift sees; add it to"),
-        (["method.stimuli=both"], "method.stimuli='both' is not known; choose one of prefixes, models."),
+        (["method.direction_source=both"], "method.direction_source='both' is not known; choose one of prefixes, models."),
         (["method.distance=l1"], "method.distance='l1' is not known; choose one of norm, squared."),
         (["method.contrast=max"], "method.contrast='max' is not known; choose one of mean, sum."),
         (["method.responses=two"], "method.responses='two' is not known; choose one of one, both."),

@@ -13,7 +13,7 @@ from alignlab.data.batching import collate, whole
 from alignlab.data.encode import encode
 from alignlab.data.source import Split
 from alignlab.methods.rahf.contrast import Contrast
-from alignlab.methods.rahf.views import Instructed
+from alignlab.methods.rahf.views import InstructionVariants
 from alignlab.models.backbone import Backbone
 from alignlab.models.logprobs import Logprobs
 from alignlab.records import Batch, Encoded, EncodedGroup
@@ -35,7 +35,7 @@ class Scored:
 
     mean_GM: list[list[float]]
     tokens: int = 4
-    knob = None
+    tuner = None
 
     def logprobs(self, batch: Batch) -> Logprobs:
         mean_GM = torch.tensor(self.mean_GM)
@@ -61,7 +61,7 @@ def token_nats(model: nn.Module, member: Encoded) -> list[float]:
 
 def instructed() -> list[EncodedGroup]:
     """Every response of the pairs behind both prefixes."""
-    return encode(Split(RECORDS), Instructed(BETTER, WORSE), CODEC.examples, LIMITS)[0]
+    return encode(Split(RECORDS), InstructionVariants(BETTER, WORSE), CODEC.examples, LIMITS)[0]
 
 
 @every_smoothing

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli
-from alignlab.methods.rahf.views import Beside
+from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes
+from alignlab.methods.rahf.views import PromptVariants
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
@@ -47,10 +47,12 @@ def lower(kind: str, *, beyond: int = 0, highest: int = 2) -> Policy:
     return Policy(made, build(config, made.model))
 
 
-def fitted(policy: Policy, folder: Path, stimuli: Stimuli | None = None, *, steps: int = 3) -> list[float]:
+def fitted(policy: Policy, folder: Path, direction_source: DirectionSource | None = None, *, steps: int = 3) -> list[float]:
     """The losses of a stage that fits the policy to what it is shown, under prefixes unless it is told otherwise."""
-    leads = PLAIN if isinstance(stimuli, Models) else LEADS
-    stage = TrainStage("fit", "train", Beside(leads, None), match(stimuli or Prefixes()), fit_config(steps=steps, batch=4))
+    prefixes = PLAIN if isinstance(direction_source, Models) else LEADS
+    stage = TrainStage(
+        "fit", "train", PromptVariants(prefixes, None), match(direction_source or Prefixes()), fit_config(steps=steps, batch=4)
+    )
     session = session_in(folder)
     stage.run(policy, stage.prepare(SOURCE, CODEC, LIMITS), session)
     return [entry["fit/loss"] for entry in session.ledger.history() if "fit/loss" in entry]
@@ -134,14 +136,14 @@ def test_trained_with_a_block_more_the_lora_below_ends_with_the_same_bits(tmp_pa
 
 
 @pytest.mark.parametrize(("strength", "kl"), [(1.0, 0.0), (1.0, 0.1), (0.5, 0.0)])
-@pytest.mark.parametrize("stimuli", ["prefixes", "models"])
+@pytest.mark.parametrize("direction_source", ["prefixes", "models"])
 @every_backbone
 def test_activations_that_are_computed_again_give_the_same_gradients(
-    kind: str, stimuli: str, strength: float, kl: float
+    kind: str, direction_source: str, strength: float, kl: float
 ) -> None:
     policy = attached("lora", backbone(kind))
-    shown, leads = (Prefixes(), LEADS) if stimuli == "prefixes" else (Models(second_of(policy, moved(kind))), PLAIN)
-    batch = batch_of(leads)
+    shown, prefixes = (Prefixes(), LEADS) if direction_source == "prefixes" else (Models(second_of(policy, moved(kind))), PLAIN)
+    batch = batch_of(prefixes)
     calls: list[nn.Module] = []
     first_part = next(block_list(policy.backbone.trunk)[1][0].children())  # a block's own hooks stand outside
     first_part.register_forward_pre_hook(noting(calls))

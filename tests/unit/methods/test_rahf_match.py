@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.stimuli import Models, Prefixes, Stimuli
+from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes
 from alignlab.models.backbone import Backbone
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
@@ -31,73 +31,73 @@ from tests.unit.methods.readings import (
 )
 
 every_backbone = pytest.mark.parametrize("kind", ["llama", "gpt2"])
-both_stimuli = pytest.mark.parametrize("stimuli", ["prefixes", "models"])
+both_directions = pytest.mark.parametrize("direction_source", ["prefixes", "models"])
 
 
-def case(kind: str, stimuli: str, *, spread: float = 0.0) -> tuple[Policy, Stimuli, tuple[str, ...]]:
-    """A policy with a LoRA in every block, what it is shown, and the leads of its members."""
+def case(kind: str, direction_source: str, *, spread: float = 0.0) -> tuple[Policy, DirectionSource, tuple[str, ...]]:
+    """A policy with a LoRA in every block, what it is shown, and the prefixes of its members."""
     policy = attached("lora", backbone(kind), spread=spread)
-    if stimuli == "prefixes":
+    if direction_source == "prefixes":
         return policy, Prefixes(), LEADS
     return policy, Models(second_of(policy, moved(kind))), PLAIN
 
 
-def shift(kind: str, stimuli: str) -> Tensor:
-    """v by plain passes of transformers: between the two leads, or between the two models."""
+def shift(kind: str, direction_source: str) -> Tensor:
+    """v by plain passes of transformers: between the two prefixes, or between the two models."""
     model = backbone(kind).model
-    if stimuli == "prefixes":
+    if direction_source == "prefixes":
         return all_states(model, groups_of(), 1) - all_states(model, groups_of(), 2)
     return all_states(model, groups_of(PLAIN), 0) - all_states(moved(kind), groups_of(PLAIN), 0)
 
 
 @every_backbone
-@both_stimuli
-def test_the_first_loss_is_alpha_times_the_mean_norm_of_the_shift(kind: str, stimuli: str) -> None:
-    policy, shown, leads = case(kind, stimuli)
+@both_directions
+def test_the_first_loss_is_alpha_times_the_mean_norm_of_the_shift(kind: str, direction_source: str) -> None:
+    policy, shown, prefixes = case(kind, direction_source)
 
-    loss = match(shown, alpha=3.0)(policy, batch_of(leads))
+    loss = match(shown, alpha=3.0)(policy, batch_of(prefixes))
 
-    assert loss.value.item() == pytest.approx(3 * mean_norm(shift(kind, stimuli)), rel=1e-6)
+    assert loss.value.item() == pytest.approx(3 * mean_norm(shift(kind, direction_source)), rel=1e-6)
     assert loss.metrics["distance"].item() == loss.value.item()
     assert loss.metrics["target"].item() == pytest.approx(loss.value.item(), rel=1e-6)
 
 
 @every_backbone
-@both_stimuli
-def test_squared_the_first_loss_is_alpha_squared_times_the_mean_squared_norm(kind: str, stimuli: str) -> None:
-    policy, shown, leads = case(kind, stimuli)
-    v_LKD = shift(kind, stimuli).double()
+@both_directions
+def test_squared_the_first_loss_is_alpha_squared_times_the_mean_squared_norm(kind: str, direction_source: str) -> None:
+    policy, shown, prefixes = case(kind, direction_source)
+    v_LKD = shift(kind, direction_source).double()
 
-    loss = match(shown, alpha=3.0, distance="squared")(policy, batch_of(leads))
+    loss = match(shown, alpha=3.0, distance="squared")(policy, batch_of(prefixes))
 
     assert loss.value.item() == pytest.approx(9 * float(v_LKD.square().sum(-1).mean()), rel=1e-6)
     assert loss.metrics["distance"].item() == pytest.approx(3 * mean_norm(v_LKD), rel=1e-6)
 
 
-@both_stimuli
-def test_doubling_alpha_doubles_the_first_loss(stimuli: str) -> None:
-    policy, shown, leads = case("llama", stimuli)
+@both_directions
+def test_doubling_alpha_doubles_the_first_loss(direction_source: str) -> None:
+    policy, shown, prefixes = case("llama", direction_source)
 
-    once, twice = (match(shown, alpha=alpha)(policy, batch_of(leads)).value.item() for alpha in (5.0, 10.0))
+    once, twice = (match(shown, alpha=alpha)(policy, batch_of(prefixes)).value.item() for alpha in (5.0, 10.0))
 
     assert twice == pytest.approx(2 * once, rel=1e-6)
 
 
 def test_at_alpha_0_a_new_tuner_has_nothing_to_do_between_models() -> None:
-    policy, shown, leads = case("llama", "models")
+    policy, shown, prefixes = case("llama", "models")
 
-    loss = match(shown, alpha=0.0)(policy, batch_of(leads)).value
+    loss = match(shown, alpha=0.0)(policy, batch_of(prefixes)).value
 
     assert loss.item() == 0
     assert all(grad is not None and not grad.any() for grad in own_gradients(policy, loss))
 
 
 def test_at_alpha_0_a_new_tuner_is_where_it_should_be_between_prefixes() -> None:
-    policy, shown, leads = case("llama", "prefixes")
+    policy, shown, prefixes = case("llama", "prefixes")
 
-    loss = match(shown, alpha=0.0)(policy, batch_of(leads)).value
+    loss = match(shown, alpha=0.0)(policy, batch_of(prefixes)).value
 
-    assert loss.item() == pytest.approx(0, abs=1e-5)  # three leads in one row are rounded otherwise than one by itself
+    assert loss.item() == pytest.approx(0, abs=1e-5)  # three prefixes in one row are rounded otherwise than one by itself
     assert all(grad is not None and grad.isfinite().all() for grad in own_gradients(policy, loss))
 
 
@@ -107,13 +107,13 @@ def own_gradients(policy: Policy, loss: Tensor) -> list[Tensor | None]:
 
 
 @every_backbone
-@both_stimuli
-def test_a_trained_tuners_loss_is_its_distance_from_base_plus_alpha_shift(kind: str, stimuli: str) -> None:
-    policy, shown, leads = case(kind, stimuli, spread=0.1)
+@both_directions
+def test_a_trained_tuners_loss_is_its_distance_from_base_plus_alpha_shift(kind: str, direction_source: str) -> None:
+    policy, shown, prefixes = case(kind, direction_source, spread=0.1)
     plain, groups = backbone(kind).model, groups_of(PLAIN)
-    residual = all_states(policy.model, groups, 0) - all_states(plain, groups, 0) - 2 * shift(kind, stimuli)
+    residual = all_states(policy.model, groups, 0) - all_states(plain, groups, 0) - 2 * shift(kind, direction_source)
 
-    loss = match(shown, alpha=2.0)(policy, batch_of(leads))
+    loss = match(shown, alpha=2.0)(policy, batch_of(prefixes))
 
     assert loss.value.item() == pytest.approx(mean_norm(residual), rel=1e-5)
 
@@ -140,10 +140,10 @@ def test_where_there_is_no_shift_nothing_of_it_is_reached(llama: Backbone) -> No
     assert [metrics[name].item() for name in ("target", "reached_1", "reached_2")] == [0, 0, 0]
 
 
-@both_stimuli
-def test_losses_and_metrics_of_the_parts_of_a_step_add_up(stimuli: str) -> None:
-    policy, shown, leads = case("llama", stimuli, spread=0.1)
-    groups = groups_of(leads)
+@both_directions
+def test_losses_and_metrics_of_the_parts_of_a_step_add_up(direction_source: str) -> None:
+    policy, shown, prefixes = case("llama", direction_source, spread=0.1)
+    groups = groups_of(prefixes)
     tokens = sum(group.response_tokens for group in groups)
     objective = match(shown, kl=0.5)
 
@@ -197,26 +197,26 @@ def divergence(before: torch.nn.Module, after: torch.nn.Module, ids: tuple[int, 
     return torch.distributions.kl_divergence(p, q)
 
 
-@both_stimuli
+@both_directions
 @pytest.mark.parametrize("highest", [1, 2])
 @every_backbone
-def test_only_a_lora_below_the_highest_layer_gets_a_gradient(kind: str, highest: int, stimuli: str) -> None:
-    policy, shown, leads = case(kind, stimuli, spread=0.1)
+def test_only_a_lora_below_the_highest_layer_gets_a_gradient(kind: str, highest: int, direction_source: str) -> None:
+    policy, shown, prefixes = case(kind, direction_source, spread=0.1)
     name_of_blocks = {"llama": ".layers.", "gpt2": ".h."}[kind]
     lower = tuple(f"{name_of_blocks}{index}." for index in range(highest))
 
-    found = gradients(policy, match(shown, layers=[highest])(policy, batch_of(leads)).value)
+    found = gradients(policy, match(shown, layers=[highest])(policy, batch_of(prefixes)).value)
 
     reached = {name for name, grad in found.items() if grad is not None and grad.any()}
     assert reached == {name for name in found if any(block in name for block in lower)}
     assert 0 < len(reached) < len(found)
 
 
-@both_stimuli
-def test_a_new_lora_gets_its_first_gradient_at_b_in_every_block_below(stimuli: str) -> None:
-    policy, shown, leads = case("llama", stimuli)
+@both_directions
+def test_a_new_lora_gets_its_first_gradient_at_b_in_every_block_below(direction_source: str) -> None:
+    policy, shown, prefixes = case("llama", direction_source)
 
-    found = gradients(policy, match(shown)(policy, batch_of(leads)).value)
+    found = gradients(policy, match(shown)(policy, batch_of(prefixes)).value)
 
     below = {name: grad for name, grad in found.items() if ".layers.2." not in name}
     reached = {name for name, grad in below.items() if grad is not None and grad.any()}
@@ -224,10 +224,10 @@ def test_a_new_lora_gets_its_first_gradient_at_b_in_every_block_below(stimuli: s
 
 
 def test_neither_the_backbone_nor_the_tuner_is_left_changed_by_a_loss() -> None:
-    policy, shown, leads = case("llama", "models", spread=0.1)
+    policy, shown, prefixes = case("llama", "models", spread=0.1)
     before = copy.deepcopy(policy.model.state_dict())
 
-    match(shown, kl=0.1)(policy, batch_of(leads)).value.backward()  # type: ignore[no-untyped-call]
+    match(shown, kl=0.1)(policy, batch_of(prefixes)).value.backward()  # type: ignore[no-untyped-call]
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.model.state_dict().items())
 

@@ -91,7 +91,7 @@ def test_strength_0_is_the_model_that_the_lora_sits_on_and_merged_is_strength_1(
 
     export(folder, tmp_path / "plain", "float32")
 
-    with policy.knob.at(0.0):
+    with policy.tuner.at(0.0):
         assert torch.equal(logits(policy.model), logits(below))
     with policy.off():
         assert torch.equal(logits(policy.model), logits(below))

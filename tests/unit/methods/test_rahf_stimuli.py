@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.stimuli import Models, Prefixes, Stored
+from alignlab.methods.rahf.directions import Models, Prefixes, Stored
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.records import Encoded, EncodedGroup, Preference
+from alignlab.records import Encoded, EncodedGroup, Record
 from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
-from alignlab.training.stages import Window
+from alignlab.training.stages import Truncation
 from alignlab.training.trainable import training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, plain
@@ -157,16 +157,16 @@ def test_a_response_that_begins_a_token_later_or_earlier_has_another_shift(llama
     assert abs(mean_norm(earlier) - mean_norm(there)) > 1e-3
 
 
-@pytest.mark.parametrize("leads", [LEADS, PLAIN], ids=["prefixes", "models"])
-def test_tokens_behind_the_window_have_no_influence(llama: Backbone, leads: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("prefixes", [LEADS, PLAIN], ids=["prefixes", "models"])
+def test_tokens_behind_the_window_have_no_influence(llama: Backbone, prefixes: tuple[str, ...]) -> None:
     policy = attached("lora", llama)
-    stimuli = Prefixes() if leads == LEADS else Models(second_of(policy, moved("llama")))
+    direction_source = Prefixes() if prefixes == LEADS else Models(second_of(policy, moved("llama")))
     ends = ("Tom was happy.", "Tom was sad and lost his kite. He went home.")  # T o m _was: four tokens
-    short, long = (Preference.pair("row", "Tell a story.", end, end) for end in ends)
+    short, long = (Record.pair("row", "Tell a story.", end, end) for end in ends)
 
-    def loss(record: Preference, tokens: int | None) -> float:
-        groups = groups_of(leads, records=[record], window=Window(response_tokens=tokens))
-        return match(stimuli)(policy, whole(groups, CODEC.pad)).value.item()
+    def loss(record: Record, tokens: int | None) -> float:
+        groups = groups_of(prefixes, records=[record], window=Truncation(response_tokens=tokens))
+        return match(direction_source)(policy, whole(groups, CODEC.pad)).value.item()
 
     assert loss(short, 4) == loss(long, 4)
     assert loss(short, 5) != pytest.approx(loss(long, 5), rel=1e-3)

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sheet(path: Path | None, *, bos: bool | None = True, **changes: Any) -> ModelConfig:
+def model_config(path: Path | None, *, bos: bool | None = True, **changes: Any) -> ModelConfig:
     values: dict[str, Any] = {
         "name": "local",
         "kind": "causal",
@@ -57,7 +57,7 @@ def change_config(folder: Path, **values: object) -> None:
 
 
 def test_a_folder_gives_its_weights_frozen_and_in_evaluation_mode(folder: Path) -> None:
-    made = loaded(sheet(folder))
+    made = loaded(model_config(folder))
 
     assert torch.equal(first_weight(made), first_weight(backbone("gpt2")))
     assert not any(parameter.requires_grad for parameter in made.model.parameters())
@@ -65,38 +65,38 @@ def test_a_folder_gives_its_weights_frozen_and_in_evaluation_mode(folder: Path) 
 
 
 def test_dropout_is_off_whatever_the_config_says(folder: Path) -> None:
-    made = loaded(sheet(folder))
+    made = loaded(model_config(folder))
 
     assert {module.p for module in made.model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
 
 
 def test_random_weights_are_decided_by_the_seed(folder: Path) -> None:
-    first, again, other = (loaded(sheet(folder), "random", seed) for seed in (1, 1, 2))
+    first, again, other = (loaded(model_config(folder), "random", seed) for seed in (1, 1, 2))
 
     assert torch.equal(first_weight(first), first_weight(again))
     assert not torch.equal(first_weight(first), first_weight(other))
 
 
 def test_a_skeleton_has_every_parameter_and_no_memory(folder: Path) -> None:
-    made = skeleton(sheet(folder))
+    made = skeleton(model_config(folder))
 
     assert made.num_parameters() == backbone("gpt2").model.num_parameters()
     assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
 
 
 def test_the_codec_carries_the_template_of_the_sheet(folder: Path) -> None:
-    codec = load_codec(sheet(folder))
+    codec = load_codec(model_config(folder))
 
     (ids,) = codec.prompts(["Tell a story."])
     assert ids == backbone("gpt2").codec.prompts(["Tell a story."])[0]
 
 
 def test_without_a_wish_bos_is_added_only_where_the_tokenizer_adds_it(folder: Path) -> None:
-    assert load_codec(sheet(folder, bos=None)).head == ()
+    assert load_codec(model_config(folder, bos=None)).head == ()
 
 
 def test_the_fingerprint_changes_with_weights_dtype_and_a_random_seed(folder: Path) -> None:
-    config = sheet(folder)
+    config = model_config(folder)
     before = [
         fingerprint(config, "pretrained", 0),
         fingerprint(replace(config, dtype="bfloat16"), "pretrained", 0),
@@ -115,14 +115,14 @@ def test_weights_other_than_safetensors_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
     with pytest.raises(ModelError, match=r"holds no \*\.safetensors; convert the weights"):
-        loaded(sheet(folder))
+        loaded(model_config(folder))
 
 
 def test_a_folder_that_cannot_be_loaded_is_one_sentence_with_its_cause(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
 
     with pytest.raises(ModelError, match=r"could not be loaded \(.*unheard_of.*\); check the folder\.$") as info:
-        loaded(sheet(folder))
+        loaded(model_config(folder))
 
     assert "\n" not in str(info.value)
     assert info.value.__cause__ is not None
@@ -168,4 +168,4 @@ def test_a_trunk_without_a_list_of_blocks_is_refused(llama: Backbone) -> None:
 )
 def test_a_sheet_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        replace(sheet(folder), **changes).check()
+        replace(model_config(folder), **changes).check()

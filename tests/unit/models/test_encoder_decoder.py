@@ -18,11 +18,11 @@ from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
 from alignlab.models.kinds import KINDS
-from alignlab.models.knob import Lead, Strength, Term
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Prefix, Strength, WeightedPass
 from alignlab.tuners.lora import LoraTuner
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL
-from tests.unit.conftest import NoKnob
+from tests.unit.conftest import Untuned0
 
 SIZES = {"vocab_size": len(CODEC.tokenizer), "decoder_start_token_id": CODEC.pad, "d_model": 32, "dropout": 0.0}
 PROMPTS = [
@@ -107,7 +107,7 @@ def test_at_strength_one_it_is_generate_of_the_merged_model(kind: str) -> None:
 
     answers = policy.respond(PROMPTS, strength=1.0, sampling=GREEDY, seed=0)
 
-    merged = copy.deepcopy(policy.knob.module).merge_and_unload()  # type: ignore[attr-defined]
+    merged = copy.deepcopy(policy.tuner.module).merge_and_unload()  # type: ignore[attr-defined]
     assert answers == texts(generated(merged))
     assert answers != texts(generated(backbone(kind).model))
 
@@ -145,36 +145,36 @@ def test_the_encoder_reads_each_row_once_and_at_its_own_strength(kind: str) -> N
     policy.respond(PROMPTS[:1] * 2, strength=[0.0, 2.0], sampling=GREEDY, seed=0)
 
     ids = torch.tensor(CODEC.prompts(PROMPTS[:1]))
-    with torch.no_grad(), policy.knob.at(2.0):
+    with torch.no_grad(), policy.tuner.at(2.0):
         expected = encoder(input_ids=ids).last_hidden_state
     assert [len(states) for states in seen[:-1]] == [2]
     torch.testing.assert_close(seen[0][1:], expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(seen[0][:1], expected, atol=1e-2)
 
 
-class Doubled(NoKnob):
+class Doubled(Untuned0):
     """Twice the same pass, with weights that add up to 1: what a mixture does without a tuner to do it."""
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        return (Term(strength, 1.0), Term(1 - strength, 1.0))
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        return (WeightedPass(strength, 1.0), WeightedPass(1 - strength, 1.0))
 
 
 @pytest.mark.parametrize("per_row", [True, False], ids=["one pass", "two passes"])
 @every_kind
 def test_a_mixture_of_a_pass_with_itself_is_that_pass(kind: str, per_row: bool) -> None:
-    knob = Doubled()
-    knob.per_row = per_row
+    tuner = Doubled()
+    tuner.per_row = per_row
 
-    answers = Policy(backbone(kind), knob).respond(PROMPTS, strength=[0.0, 0.5, 1.0, 1.5], sampling=GREEDY, seed=0)
+    answers = Policy(backbone(kind), tuner).respond(PROMPTS, strength=[0.0, 0.5, 1.0, 1.5], sampling=GREEDY, seed=0)
 
     assert answers == texts(generated(backbone(kind).model))
 
 
-class Led(NoKnob):
-    """One pass, with a lead behind the first token of every source."""
+class Led(Untuned0):
+    """One pass, with a prefix behind the first token of every source."""
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        return (Term(1.0, 1.0, Lead(CODEC.lead("Sad:"), behind=1)),)
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        return (WeightedPass(1.0, 1.0, Prefix(CODEC.prefix("Sad:"), behind=1)),)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -184,7 +184,7 @@ def test_a_lead_stands_in_the_source(kind: str, beams: int) -> None:
 
     answers = Policy(backbone(kind), Led()).respond(PROMPTS, sampling=sampling, seed=0)
 
-    plain = Policy(backbone(kind), NoKnob())
+    plain = Policy(backbone(kind), Untuned0())
     assert answers == plain.respond([f"Sad:{prompt}" for prompt in PROMPTS], sampling=sampling, seed=0)
     assert answers != plain.respond(PROMPTS, sampling=sampling, seed=0)
 
@@ -192,7 +192,7 @@ def test_a_lead_stands_in_the_source(kind: str, beams: int) -> None:
 @every_kind
 def test_at_strength_inside_generate_is_respond(kind: str) -> None:
     policy = tuned(kind)
-    module = policy.knob.module  # type: ignore[attr-defined]
+    module = policy.tuner.module  # type: ignore[attr-defined]
 
     mixed = generated(module, custom_generate=alignlab.at_strength(module, STRENGTHS))
 
@@ -201,7 +201,7 @@ def test_at_strength_inside_generate_is_respond(kind: str) -> None:
 
 @every_kind
 def test_several_answers_per_prompt_take_the_strength_of_their_prompt(kind: str) -> None:
-    module = tuned(kind).knob.module  # type: ignore[attr-defined]
+    module = tuned(kind).tuner.module  # type: ignore[attr-defined]
     asked = {"do_sample": True, "top_k": 1, "custom_generate": alignlab.at_strength(module, STRENGTHS)}
 
     several = generated(module, num_return_sequences=2, **asked)
@@ -215,7 +215,7 @@ def test_beams_are_those_of_the_merged_model(kind: str) -> None:
 
     answers = policy.respond(PROMPTS, strength=1.0, sampling=Sampling(8, 0.0, 1.0, beams=3), seed=0)
 
-    merged = copy.deepcopy(policy.knob.module).merge_and_unload()  # type: ignore[attr-defined]
+    merged = copy.deepcopy(policy.tuner.module).merge_and_unload()  # type: ignore[attr-defined]
     assert answers == texts(generated(merged, num_beams=3))
     assert answers != policy.respond(PROMPTS, strength=1.0, sampling=GREEDY, seed=0)
 
@@ -233,7 +233,7 @@ def test_a_prompt_may_fill_the_context_since_the_answer_is_another_text(kind: st
 
 @every_kind
 def test_states_of_an_encoder_are_not_taken(kind: str) -> None:
-    module = tuned(kind).knob.module  # type: ignore[attr-defined]
+    module = tuned(kind).tuner.module  # type: ignore[attr-defined]
     states = module.get_encoder()(torch.tensor(CODEC.prompts(PROMPTS[:1])))
 
     with pytest.raises(ControlError, match="give input_ids; embeddings and an encoder's states"):

@@ -28,7 +28,7 @@ PROMPTS = torch.tensor([[1, 8, 9, 10, 11], [1, 20, 30, 40, 50], [1, 5, 5, 7, 9],
 
 def module(tuner: str, kind: str = "llama") -> PeftModel:
     """A PeftModel whose adapter looks trained."""
-    made: PeftModel = attached(tuner, backbone(kind)).knob.module  # type: ignore[attr-defined]
+    made: PeftModel = attached(tuner, backbone(kind)).tuner.module  # type: ignore[attr-defined]
     return made
 
 
@@ -42,9 +42,9 @@ def generated(model: Any, strength: float | Sequence[float] | None, **more: Any)
 
 def mixed_by_hand(policy: Policy, strength: float, ids: Tensor) -> Tensor:
     """Last logits of two whole passes, without a cache, mixed before anything else."""
-    with policy.knob.at(1.0):
+    with policy.tuner.at(1.0):
         aligned_BV = policy.model(ids).logits[:, -1]
-    with policy.knob.at(0.0):
+    with policy.tuner.at(0.0):
         plain_BV = policy.model(ids).logits[:, -1]
     return strength * aligned_BV + (1 - strength) * plain_BV
 
@@ -97,7 +97,7 @@ def test_with_a_minimum_length_the_mix_comes_before_the_processor(llama: Backbon
     policy = attached("clm", llama)
     eos = [int(mixed_by_hand(policy, s, PROMPTS[r : r + 1]).argmax()) for r, s in enumerate(STRENGTHS)]
 
-    ids = generated(policy.knob.module, STRENGTHS, min_new_tokens=8, eos_token_id=eos)  # type: ignore[attr-defined]
+    ids = generated(policy.tuner.module, STRENGTHS, min_new_tokens=8, eos_token_id=eos)  # type: ignore[attr-defined]
 
     by_hand = [loop_by_hand(policy, s, PROMPTS[r : r + 1], 8, eos) for r, s in enumerate(STRENGTHS)]
     assert torch.equal(ids, torch.cat(by_hand))
@@ -174,7 +174,7 @@ def test_what_was_not_asked_for_is_not_kept() -> None:
 def test_returned_logits_are_the_mixture() -> None:
     policy = attached("clm", backbone("llama"))
 
-    found = generated(policy.knob.module, 1.5, max_new_tokens=1, return_dict_in_generate=True, output_logits=True)  # type: ignore[attr-defined]
+    found = generated(policy.tuner.module, 1.5, max_new_tokens=1, return_dict_in_generate=True, output_logits=True)  # type: ignore[attr-defined]
 
     torch.testing.assert_close(found.logits[0], mixed_by_hand(policy, 1.5, PROMPTS), atol=1e-5, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Layers of a backbone: which numbers a sheet means, and that they are transformers' own hidden states."""
+"""Layers of a backbone: which numbers a config means, and that they are transformers' own hidden states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_depth(*depth: float, blocks: int) -> list[int]:
 
 
 def numbered(*numbers: int, blocks: int = 32) -> list[int]:
-    """The layers of a sheet that numbers them."""
+    """The layers of a config that numbers them."""
     return LayersConfig(list(numbers), SCIT).of(Shape(blocks, 32))
 
 

@@ -16,8 +16,8 @@ from alignlab.errors import ConfigError, ControlError
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import Sampling
-from alignlab.models.knob import Knob, Strength, Term
 from alignlab.models.policy import Policy
+from alignlab.models.strength import HasStrength, Strength, WeightedPass
 from alignlab.records import Batch
 from tests.conftest import backbone
 from tests.unit.conftest import PAIRS, attached, batch_of, learned, plain
@@ -35,11 +35,11 @@ class Mixing:
     per_row = True
     controls = None
 
-    def __init__(self, inner: Knob) -> None:
+    def __init__(self, inner: HasStrength) -> None:
         self._inner = inner
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
-        return (Term(strength, 1.0), Term(1 - strength, 0.0))
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        return (WeightedPass(strength, 1.0), WeightedPass(1 - strength, 0.0))
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         return self._inner.at(setting)
@@ -64,9 +64,9 @@ def greedy_mixture(policy: Policy, prompt: str, strength: float, steps: int) -> 
     (start,) = codec.prompts([prompt])
     ids = list(start)
     for _ in range(steps):
-        with policy.knob.at(1.0):
+        with policy.tuner.at(1.0):
             tuned_V = policy.model(torch.tensor([ids])).logits[0, -1]
-        with policy.knob.at(0.0):
+        with policy.tuner.at(0.0):
             plain_V = policy.model(torch.tensor([ids])).logits[0, -1]
         ids.append(int((strength * tuned_V + (1 - strength) * plain_V).argmax()))
     new = ids[len(start) :]
@@ -137,7 +137,7 @@ def test_a_layer_that_does_not_exist_is_refused(llama: Backbone, layers: list[in
 
 
 def test_hidden_states_of_a_mixture_are_refused(llama: Backbone) -> None:
-    policy = Policy(llama, Mixing(attached("lora", llama).knob))
+    policy = Policy(llama, Mixing(attached("lora", llama).tuner))
     batch = batch_of(llama)
 
     with policy.at(0.5), pytest.raises(ControlError, match="mixture of passes"):
@@ -221,7 +221,7 @@ def test_a_tiny_top_p_is_greedy(llama: Backbone) -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0, -1.0])
 def test_two_passes_are_mixed_at_the_logits_of_every_token(llama: Backbone, strength: float) -> None:
-    policy = Policy(llama, Mixing(attached("lora", llama).knob))
+    policy = Policy(llama, Mixing(attached("lora", llama).tuner))
     expected = [greedy_mixture(policy, prompt, strength, steps=8) for prompt in PROMPTS]
 
     answers = policy.respond(PROMPTS, strength=strength, sampling=GREEDY, seed=0)
@@ -230,7 +230,7 @@ def test_two_passes_are_mixed_at_the_logits_of_every_token(llama: Backbone, stre
 
 
 def test_a_mixture_takes_one_strength_per_prompt(llama: Backbone) -> None:
-    policy = Policy(llama, Mixing(attached("lora", llama).knob))
+    policy = Policy(llama, Mixing(attached("lora", llama).tuner))
     expected = [greedy_mixture(policy, prompt, s, steps=8) for prompt, s in zip(PROMPTS, STRENGTHS, strict=True)]
 
     answers = policy.respond(PROMPTS, strength=STRENGTHS, sampling=GREEDY, seed=0)
@@ -239,12 +239,12 @@ def test_a_mixture_takes_one_strength_per_prompt(llama: Backbone) -> None:
 
 
 def test_log_probabilities_of_a_mixture_are_those_of_the_mixed_logits(llama: Backbone) -> None:
-    policy = Policy(llama, Mixing(attached("lora", llama).knob))
+    policy = Policy(llama, Mixing(attached("lora", llama).tuner))
     batch = batch_of(llama, [("Tell a story.", "Tom.", "Tom fell.")])
     ids_T, start, length = batch.ids_GMT[0, 0], int(batch.start_GM[0, 0]), int(batch.length_GM[0, 0])
-    with policy.knob.at(1.0):
+    with policy.tuner.at(1.0):
         tuned_TV = policy.model(ids_T[None, :length]).logits[0]
-    with policy.knob.at(0.0):
+    with policy.tuner.at(0.0):
         plain_TV = policy.model(ids_T[None, :length]).logits[0]
 
     with policy.at(1.5):

@@ -105,7 +105,7 @@ def test_trying_leaves_no_trace(llama: Backbone) -> None:
     state = torch.get_rng_state()
 
     find("llama", llama.model)
-    Policy(llama, policy.knob)
+    Policy(llama, policy.tuner)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in policy.model.modules()] == before[1]
@@ -118,7 +118,7 @@ def test_rows_of_several_settings_run_apart_where_the_model_mixes_its_rows(name:
     policy = tuned(lora, name)
 
     assert bool(policy.mixed) == (name == "olmoe")
-    assert policy.knob.per_row == (name == "opt")
+    assert policy.tuner.per_row == (name == "opt")
     assert ("one strength per pass" in policy.layout_reason) == (name == "olmoe")
 
 

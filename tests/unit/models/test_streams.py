@@ -28,7 +28,7 @@ PROMPTS = ["Tell a story about Tom and a kite."] * 5
 
 def longer(policy: Policy) -> Backbone:
     """The plain backbone with one more block that a CLM policy would be exported as."""
-    return replace(policy.backbone, model=copy.deepcopy(policy.knob.module).merge_and_unload())  # type: ignore[attr-defined]
+    return replace(policy.backbone, model=copy.deepcopy(policy.tuner.module).merge_and_unload())  # type: ignore[attr-defined]
 
 
 def ends(policy: Policy, ids: Tensor = IDS) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def ends(policy: Policy, ids: Tensor = IDS) -> tuple[Tensor, Tensor]:
 def stepped(policy: Policy, strength: float | Tensor, ids: Tensor = IDS, mask: Tensor | None = None) -> Tensor:
     """Last logits after one step over all tokens."""
     mask = torch.ones_like(ids) if mask is None else mask
-    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength), len(ids), ids.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.tuner, policy.tuner.passes(strength), len(ids), ids.device) as streams:
         return streams.step(ids, mask)
 
 
@@ -90,14 +90,14 @@ def test_the_slope_of_the_expected_gap_is_its_variance(llama: Backbone, strength
     policy = attached("clm", llama)
     policy.model.double()
     strength_B = torch.full((3,), strength, dtype=torch.float64, requires_grad=True)
-    terms = policy.knob.terms(strength_B)
+    passes = policy.tuner.passes(strength_B)
     parts = []
-    for term in terms:
-        with policy.knob.at(term.setting):
+    for weighted in passes:
+        with policy.tuner.at(weighted.setting):
             parts.append(policy.model(IDS).logits[:, -1].detach())
     gap_BV = parts[0] - parts[1]
 
-    chance_BV = sum(term.weight[:, None] * part for term, part in zip(terms, parts, strict=True)).softmax(-1)
+    chance_BV = sum(weighted.weight[:, None] * part for weighted, part in zip(passes, parts, strict=True)).softmax(-1)
     mean_B = (chance_BV * gap_BV).sum(-1)
     (slope_B,) = torch.autograd.grad(mean_B.sum(), strength_B)
 
@@ -134,7 +134,7 @@ def test_token_by_token_gives_the_logits_of_whole_passes_mixed_by_hand(kind: str
     policy = attached("clm", backbone(kind))
     strength_B = torch.tensor([-0.5, 0.0, 2.0])
 
-    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength_B), 3, IDS.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.tuner, policy.tuner.passes(strength_B), 3, IDS.device) as streams:
         found = [streams.step(IDS[:, :4], torch.ones(3, 4, dtype=torch.long))]
         found += [streams.step(IDS[:, t : t + 1], torch.ones(3, t + 1, dtype=torch.long)) for t in range(4, 7)]
 
@@ -219,8 +219,8 @@ def test_a_stream_begun_with_the_tuner_off_is_not_continued_with_it_on(llama: Ba
     policy = attached("clm", llama)
     mask = torch.ones(3, 8, dtype=torch.long)
 
-    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(1.0), 3, IDS.device) as streams:
-        with policy.knob.off():
+    with torch.no_grad(), Streams(policy.model, policy.tuner, policy.tuner.passes(1.0), 3, IDS.device) as streams:
+        with policy.tuner.off():
             streams.step(IDS, mask[:, :7])
         with pytest.raises(ControlError, match="this cache holds tokens read without the CLM block"):
             streams.step(IDS[:, :1], mask)

@@ -121,19 +121,19 @@ def test_a_response_that_would_merge_with_its_prompt_is_tokenised_apart_and_mark
 def test_a_lead_stands_behind_bos_and_leaves_all_other_ids_as_they_are() -> None:
     codec = Codec(tokenizer(merges=[("a", "b")]), PLAIN)  # "a" in front of "b" would merge
 
-    bare, led = codec.examples([Example("bc", "d"), Example("bc", "d", lead="ca")], [ROW, ROW])
+    bare, led = codec.examples([Example("bc", "d"), Example("bc", "d", prefix="ca")], [ROW, ROW])
 
     assert bare.ids == (BOS, *ids_of("bcd"), EOS)
     assert led.ids == (BOS, *ids_of("cabcd"), EOS)
     assert (bare.head, bare.start, led.head, led.start) == (1, 3, 3, 5)
-    assert codec.lead("ca") == ids_of("ca")
-    assert codec.lead("") == ()
+    assert codec.prefix("ca") == ids_of("ca")
+    assert codec.prefix("") == ()
 
 
 def test_a_lead_stands_in_front_of_the_template() -> None:
     codec = Codec(tokenizer(), Template("U:{prompt}\nA:", chat=False, bos=True))
 
-    (encoded,) = codec.examples([Example("ab", "c", lead="d ")], [ROW])
+    (encoded,) = codec.examples([Example("ab", "c", prefix="d ")], [ROW])
 
     assert encoded.ids == (BOS, *ids_of("d U:ab\nA:c"), EOS)
     assert (encoded.head, encoded.start) == (3, 10)
@@ -142,7 +142,7 @@ def test_a_lead_stands_in_front_of_the_template() -> None:
 def test_without_bos_a_lead_stands_first() -> None:
     codec = Codec(tokenizer(bos_by_itself=True), Template("{prompt}", chat=False, bos=False))
 
-    (encoded,) = codec.examples([Example("a", "b", lead="cd")], [ROW])
+    (encoded,) = codec.examples([Example("a", "b", prefix="cd")], [ROW])
 
     assert encoded.ids == (*ids_of("cdab"), EOS)
     assert (encoded.head, encoded.start) == (2, 3)
@@ -151,18 +151,18 @@ def test_without_bos_a_lead_stands_first() -> None:
 def test_behind_a_lead_a_response_that_would_merge_is_still_tokenised_apart() -> None:
     codec = Codec(tokenizer(merges=[("a", "b")]), PLAIN)
 
-    (encoded,) = codec.examples([Example("ca", "bd", lead="d")], [ROW])
+    (encoded,) = codec.examples([Example("ca", "bd", prefix="d")], [ROW])
 
     assert encoded.ids == (BOS, *ids_of("dcabd"), EOS)
     assert (encoded.head, encoded.start, encoded.moved) == (2, 4, True)
 
 
-@pytest.mark.parametrize("lead", ["a</s>", "<s>a"])
-def test_bos_or_eos_written_out_in_a_lead_is_refused(lead: str) -> None:
+@pytest.mark.parametrize("prefix", ["a</s>", "<s>a"])
+def test_bos_or_eos_written_out_in_a_lead_is_refused(prefix: str) -> None:
     codec = Codec(tokenizer(), PLAIN)
 
-    with pytest.raises(DataError, match=f"the prefix '{lead}' holds a BOS or EOS token as text; remove it"):
-        codec.examples([Example("a", "b"), Example("a", "b", lead=lead)], [ROW, ROW])
+    with pytest.raises(DataError, match=f"the prefix '{prefix}' holds a BOS or EOS token as text; remove it"):
+        codec.examples([Example("a", "b"), Example("a", "b", prefix=prefix)], [ROW, ROW])
 
 
 def test_the_template_is_written_around_the_prompt() -> None:

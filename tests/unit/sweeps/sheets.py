@@ -1,4 +1,4 @@
-"""The project's own sheets, composed by Hydra: what the tests of sweeps compare with."""
+"""The project's own configs, composed by Hydra: what the tests of sweeps compare with."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def load(words: list[str]) -> DictConfig:
 
 
 def choices(group: str) -> list[str]:
-    """The sheets of a group, and the folders in it."""
+    """The configs of a group, and the folders in it."""
     return [path.stem for path in (ROOT / "conf" / group).glob("*")]
 
 
 def composer() -> Composer:
-    """A new one, over the project's sheets."""
+    """A new one, over the project's configs."""
     return Composer(load, choices)
 
 

@@ -66,7 +66,7 @@ def test_a_refused_seed_is_a_job_beside_the_others(tmp_path: Path) -> None:
 def test_a_key_that_its_sheet_cannot_have_refuses_its_own_job_only(tmp_path: Path) -> None:
     jobs = planned(tmp_path, ["control.strengths.x=1"], ["seed=3"])
 
-    assert jobs[0].job.refused.startswith("a key on the command line does not fit the sheets: ")
+    assert jobs[0].job.refused.startswith("a key on the command line does not fit the configs: ")
     assert jobs[1].job.refused == ""
 
 

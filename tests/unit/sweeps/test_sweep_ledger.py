@@ -83,7 +83,7 @@ def test_a_refused_job_goes_when_a_job_of_the_same_words_can_run(tmp_path: Path)
     ledger = SweepLedger(tmp_path, "table")
 
     ledger.declare([], [replace(job("row=a"), refused="no such key"), replace(job("row=b"), refused="no such key")])
-    ledger.declare([], [job("row=a", seed=1)])  # a seed that its sheet sets
+    ledger.declare([], [job("row=a", seed=1)])  # a seed that its config sets
 
     assert [(each.words, each.seed) for each in ledger.jobs()] == [(("row=b",), 0), (("row=a",), 1)]
 

@@ -17,10 +17,10 @@ SWEPT = "hydra: {sweeper: {params: {%s: glob(*)}}}"
 
 @pytest.fixture
 def experiments(tmp_path: Path) -> Path:
-    """A home with a table of two rows at both scales, one table at the toy scale only, and one sheet that is no table."""
+    """A home with a table of two rows at both scales, one table at the toy scale only, and one config that is no table."""
     rows = SWEPT % "+experiment/home/table"
-    sheets = {"table": rows, "toy/table": rows, "toy/small": SWEPT % "seed", "plain": "seed: 1"}
-    for name, content in {**sheets, "table/a": "", "table/b": ""}.items():
+    configs = {"table": rows, "toy/table": rows, "toy/small": SWEPT % "seed", "plain": "seed: 1"}
+    for name, content in {**configs, "table/a": "", "table/b": ""}.items():
         path = tmp_path / "home" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

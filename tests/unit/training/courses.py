@@ -15,20 +15,19 @@ from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
 from alignlab.methods.meet import MeetConfig, build
 from alignlab.models.policy import Policy
-from alignlab.records import Preference, Response
+from alignlab.records import Record, Response
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC
 from tests.contracts.controls import THREE, Case, learned
 from tests.unit.conftest import PAIRS, fit_config, session_in
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 PLAIN_SOURCE = Source("made", {name: lambda: Split(RECORDS) for name in ("train", "test")})
 SOURCE = classed(PLAIN_SOURCE, find(ClassesConfig("pairs", ["good", "bad"], 2, []), PLAIN_SOURCE))
 TEXTS = [(prompt, text) for prompt, *texts in PAIRS for text in texts]
 THREE_RECORDS = tuple(
-    Preference(f"row {number}", prompt, (Response(text, label=THREE[number % 3]),))
-    for number, (prompt, text) in enumerate(TEXTS)
+    Record(f"row {number}", prompt, (Response(text, label=THREE[number % 3]),)) for number, (prompt, text) in enumerate(TEXTS)
 )
 THREE_SOURCE = classed(
     Source("three", {"train": lambda: Split(THREE_RECORDS)}), Classes(THREE, lambda response: str(response.label))
@@ -51,7 +50,7 @@ def stage(name: str, *, steps: int = 3, control_rate: float | None = CONTROL_RAT
 
 
 def stages(names: Sequence[str], *, steps: tuple[int, int], control_rate: float | None = CONTROL_RATE, **changes: Any) -> Any:
-    """The stages of MEET; `steps` of each in the sheet."""
+    """The stages of MEET; `steps` of each in the config."""
     controls, joint = (fit_config(steps=count, **{"learning_rate": RATE, **changes}) for count in steps)
     return build(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
 

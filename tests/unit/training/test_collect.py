@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.views import Beside
+from alignlab.methods.rahf.views import PromptVariants
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
 from alignlab.training.collect import CollectStage
 from alignlab.training.method import Work
-from alignlab.training.stages import Window
+from alignlab.training.stages import Truncation
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import plain, session_in, trainer_config
 from tests.unit.methods.readings import LEADS, LIMITS, PLAIN, SOURCE, layers_of
@@ -63,10 +63,10 @@ def told(shifts: Sequence[list[list[float]]], base: list[list[float]]) -> Told:
     return Told(dict.fromkeys(rows, base), dict(zip(rows, shifts, strict=True)))
 
 
-def stage(measure: Any, *, leads: Sequence[str] = PLAIN, sample: int = 99, **changes: Any) -> CollectStage:
+def stage(measure: Any, *, prefixes: Sequence[str] = PLAIN, sample: int = 99, **changes: Any) -> CollectStage:
     """Both responses of every pair, at layers 1 and 2."""
-    view = Beside(tuple(leads), None)
-    return CollectStage("shift", "train", view, measure, layers_of(1, 2), Window(None, 4), sample, **changes)
+    view = PromptVariants(tuple(prefixes), None)
+    return CollectStage("shift", "train", view, measure, layers_of(1, 2), Truncation(None, 4), sample, **changes)
 
 
 def profile(made: CollectStage, folder: Path) -> tuple[dict[str, Any], Work]:
@@ -100,7 +100,7 @@ def test_equal_shifts_have_a_cosine_of_1(tmp_path: Path) -> None:
 
 def test_norms_are_means_over_tokens_and_long_responses_weigh_more(tmp_path: Path) -> None:
     measure = told([[[1.0, 0.0], [1.0, 0.0]]] + [[[0.0, 0.0], [0.0, 0.0]]] * 7, [[1.0, 0.0]] * 2)
-    made = replace(stage(measure), window=Window())
+    made = replace(stage(measure), window=Truncation())
 
     found, work = profile(made, tmp_path)
 
@@ -188,10 +188,10 @@ def test_a_finished_stage_finds_its_states_again(tmp_path: Path) -> None:
     assert store.paths == [tmp_path / "states.safetensors"]
 
 
-@pytest.mark.parametrize("leads", [PLAIN, LEADS], ids=["one-member", "three-members"])
-def test_states_may_take_so_much_and_not_a_number_more(leads: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("prefixes", [PLAIN, LEADS], ids=["one-member", "three-members"])
+def test_states_may_take_so_much_and_not_a_number_more(prefixes: tuple[str, ...]) -> None:
     def checked(mib: float) -> None:
-        made = stage(Told({}, {}), leads=leads, store=Opened(), store_mib=mib)
+        made = stage(Told({}, {}), prefixes=prefixes, store=Opened(), store_mib=mib)
         made.check(made.prepare(SOURCE, CODEC, LIMITS), trainer_config(), SHAPE)
 
     # Base and shift of 2 layers, 32 wide, 8 responses of 4 tokens, in 4 bytes: 16 KiB whatever the members.

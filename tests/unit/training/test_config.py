@@ -1,4 +1,4 @@
-"""What the sheets of a stage and of the trainer refuse."""
+"""What the configs of a stage and of the trainer refuse."""
 
 from __future__ import annotations
 

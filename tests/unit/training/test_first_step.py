@@ -16,16 +16,16 @@ from alignlab.data.views import chosen, pair
 from alignlab.errors import FirstLossError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.records import Preference
+from alignlab.records import Record
 from alignlab.training.objectives import Objective, nll
-from alignlab.training.objectives import Preference as PreferenceObjective
+from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
 from alignlab.training.reference_models import Base, Reference, Start
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
 
-ROWS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS * 3))
+ROWS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS * 3))
 SOURCE = Source("made", {"train": lambda: Split(ROWS)})
 DPO = PreferenceObjective("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
 

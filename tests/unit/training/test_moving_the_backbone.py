@@ -15,8 +15,8 @@ from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
 from alignlab.data.views import chosen, pair
 from alignlab.models.policy import Policy
-from alignlab.records import Preference
-from alignlab.training.objectives import Preference as PreferenceObjective
+from alignlab.records import Record
+from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
 from alignlab.training.objectives import nll
 from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.reference_models import Base
@@ -25,7 +25,7 @@ from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, batch_of, fit_config, learned, session_in
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
@@ -81,7 +81,7 @@ def test_every_weight_of_the_backbone_moves_and_none_of_the_adapter(kind: str, t
 def test_a_clm_block_becomes_a_copy_of_the_first_block_that_was_trained(kind: str, tmp_path: Path) -> None:
     policy = fine_tuned("clm", tmp_path, kind)
 
-    (layer,) = policy.knob.layers  # type: ignore[attr-defined]
+    (layer,) = policy.tuner.layers  # type: ignore[attr-defined]
     (block,) = layer.clm_blocks["default"].blocks
     theirs = dict(layer.base_layer.named_parameters())
     writes = [f"{name}.{tensor}" for name in WRITES[kind] for tensor in ("weight", "bias")]

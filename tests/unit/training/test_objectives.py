@@ -19,14 +19,14 @@ from alignlab.models.kinds import token_nll
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
-from alignlab.training.objectives import Objective, Preference, nll
+from alignlab.training.objectives import Objective, PreferenceLoss, nll
 from tests.unit.conftest import attached, batch_of, encoded
 
 TOTAL_GM = torch.tensor([[-4.0, -6.0], [-3.0, -2.0]])
 REFERENCE_GM = torch.tensor([[-5.0, -5.0], [-4.0, -3.0]])
 TOKENS_GM = torch.tensor([[2.0, 3.0], [3.0, 1.0]])
 # Margins 2 and -1, of the reference 0 and -1: gaps 2 and 0. Per token 0 and 1, of the reference -5/6 and 5/3.
-DPO = Preference("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
+DPO = PreferenceLoss("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)
 
 
 class Made:
@@ -204,7 +204,7 @@ def test_the_first_loss_is_not_known_under_another_reference(llama: Backbone, re
 
 def test_the_first_loss_is_not_known_where_the_tuner_starts_elsewhere_or_drops_at_random(llama: Backbone) -> None:
     policy = attached("lora", llama)
-    policy.knob.starts_as_base = False
+    policy.tuner.starts_as_base = False
 
     from_base, from_start = DPO.first_loss(policy), replace(DPO, reference="start").first_loss(policy)
     policy.model.add_module("drops", torch.nn.Dropout(0.1))

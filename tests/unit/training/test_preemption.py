@@ -19,7 +19,7 @@ from alignlab.data.source import Source, Split
 from alignlab.data.views import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
-from alignlab.records import Batch, Loss, Preference
+from alignlab.records import Batch, Loss, Record
 from alignlab.training import processes
 from alignlab.training.checkpoint import latest
 from alignlab.training.objectives import nll
@@ -29,7 +29,7 @@ from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 
 

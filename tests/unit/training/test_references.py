@@ -33,7 +33,7 @@ class Counting(Policy):
 
 @pytest.fixture
 def policy(llama: Backbone) -> Counting:
-    return Counting(llama, attached("lora", llama).knob)
+    return Counting(llama, attached("lora", llama).tuner)
 
 
 def referenced(

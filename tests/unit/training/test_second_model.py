@@ -65,7 +65,7 @@ def on(policy: Policy) -> Tensor:
 
 def named(policy: Policy) -> dict[str, Tensor]:
     """The weights of the backbone under their plain names."""
-    own = {id(parameter) for parameter in learned(policy)} if policy.knob.adds_parameters else set()  # type: ignore[attr-defined]
+    own = {id(parameter) for parameter in learned(policy)} if policy.tuner.adds_parameters else set()  # type: ignore[attr-defined]
     found = {name: p.detach().clone() for name, p in policy.model.named_parameters() if id(p) not in own}
     return {name.replace(".base_layer", ""): tensor for name, tensor in found.items()}
 
@@ -224,7 +224,7 @@ def test_the_whole_backbone_is_left_beside_it_as_a_checkpoint_that_the_tuner_nam
 
     with policy.off():
         assert torch.equal(plain(IDS).logits, policy.model(IDS).logits)
-    policy.knob.save(tmp_path / "stages" / "fit" / "result")  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path / "stages" / "fit" / "result")  # type: ignore[attr-defined]
     written = json.loads((tmp_path / "stages" / "fit" / "result" / "adapter_config.json").read_text(encoding="utf-8"))
     assert written["base_model_name_or_path"] == "../../preferred/whole"
     assert policy.backbone.fingerprint != kind

@@ -19,18 +19,18 @@ from alignlab.data.views import chosen, pair
 from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
-from alignlab.records import Batch, Loss, Preference
+from alignlab.records import Batch, Loss, Record
 from alignlab.training.arguments import arguments
 from alignlab.training.checkpoint import latest
 from alignlab.training.objectives import Objective, nll
-from alignlab.training.objectives import Preference as PreferenceObjective
+from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
 from alignlab.training.reference_models import Base, Reference, Start
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, learned, session_in
 
-RECORDS = tuple(Preference.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
+RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
 LIMITS = Limits(128, "error")
 DPO = PreferenceObjective("sigmoid", beta=0.1, smoothing=0.0, length_norm="sum", reference="base", likelihood=0.0)

@@ -18,7 +18,7 @@ from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.tuners.dial import knob_of
+from alignlab.tuners.at_strength import tuner_in
 from tests.conftest import backbone
 from tests.contracts.controls import THREE, Case, attach, last_logits, said
 from tests.unit.training.courses import (
@@ -57,7 +57,7 @@ def test_what_joint_leaves_loads_with_transformers_and_peft_alone(case: Case, tm
     result = tmp_path / "stages" / "joint" / "result"
 
     plain = AutoModelForCausalLM.from_pretrained(result / "lm")
-    loaded = Policy(replace(policy.backbone, model=plain), knob_of(PeftModel.from_pretrained(plain, result / "control")))
+    loaded = Policy(replace(policy.backbone, model=plain), tuner_in(PeftModel.from_pretrained(plain, result / "control")))
 
     assert not moved(loaded, weights(policy))
     for name in ("good", "bad", "none"):
@@ -82,7 +82,7 @@ def test_the_control_that_joint_leaves_is_refused_on_the_backbone_from_before(ca
     control = tmp_path / "stages" / "joint" / "result" / "control"
 
     with pytest.raises(ModelError, match="tuned together with other weights"):
-        attach(case, backbone(case.backbone)).knob.load(control)  # type: ignore[attr-defined]
+        attach(case, backbone(case.backbone)).tuner.load(control)  # type: ignore[attr-defined]
     with pytest.raises(ModelError, match="tuned together with other weights"):
         PeftModel.from_pretrained(backbone(case.backbone).model, control)
 

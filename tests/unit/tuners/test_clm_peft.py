@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ModelError
+from alignlab.tuners.at_strength import tuner_in
 from alignlab.tuners.clm import ClmConfig, ClmLayer
-from alignlab.tuners.dial import knob_of
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -228,4 +228,4 @@ def test_the_dial_of_an_adapter_is_the_one_it_was_made_with(build: Build, tmp_pa
 
     back = PeftModel.from_pretrained(build("llama"), tmp_path)
 
-    assert len(knob_of(back).terms(0.5)) == 1
+    assert len(tuner_in(back).passes(0.5)) == 1

@@ -205,7 +205,7 @@ def test_strengths_beyond_the_usual_are_warned_about_once(
     config = TUNERS["clm"].config("clm", 1e-2, 1e-2, blocks=1, start="identity", merge="logits", targets=None, writes=None)
     tuner = TUNERS["clm"].build(config, build("llama"))
 
-    tuner.terms(strength)
-    tuner.terms(strength)
+    tuner.passes(strength)
+    tuner.passes(strength)
 
     assert ["lies outside -0.5 to 2, where texts often break" in text for text in caplog.messages] == [True] * warned

@@ -50,7 +50,7 @@ def last_logits(model: torch.nn.Module) -> Tensor:
 
 def stepped(policy: Policy, strength: float | Tensor) -> Tensor:
     """The same, at a strength."""
-    with torch.no_grad(), Streams(policy.model, policy.knob, policy.knob.terms(strength), 3, IDS.device) as streams:
+    with torch.no_grad(), Streams(policy.model, policy.tuner, policy.tuner.passes(strength), 3, IDS.device) as streams:
         return streams.step(IDS, torch.ones_like(IDS))
 
 
@@ -83,7 +83,7 @@ def test_dera_mixes_the_logits_of_two_models(llama: Backbone, aligned: str, stre
 def test_at_its_ends_dera_is_one_of_the_models(llama: Backbone, aligned: str) -> None:
     policy = policy_of("dera", llama, aligned=aligned)
 
-    with policy.knob.at(0.0):
+    with policy.tuner.at(0.0):
         plain = last_logits(policy.model)
 
     assert torch.equal(plain, last_logits(backbone("llama").model))

@@ -30,8 +30,8 @@ def count(tuner: LoraTuner) -> int:
 
 def blocks_of(kind: str, highest: int, beyond: int) -> set[int]:
     """The blocks, counted from 0, that hold a LoRA."""
-    sheet = replace(SHEET, below=LayersConfig([highest], [0.31, 0.56]), beyond=beyond)
-    tuner = build(sheet, backbone(kind).model)
+    config = replace(SHEET, below=LayersConfig([highest], [0.31, 0.56]), beyond=beyond)
+    tuner = build(config, backbone(kind).model)
     names = [name for name, _ in tuner.module.named_parameters() if ".lora_" in name]
     return {int(name.partition(BLOCKS[kind])[2].partition(".")[0]) for name in names}
 
@@ -48,9 +48,9 @@ def blocks_of(kind: str, highest: int, beyond: int) -> set[int]:
     ids=["scit-code", "dual-code", "scit", "dual"],
 )
 def test_the_count_on_llama_2_7b(depth: float, beyond: int, learned: int) -> None:
-    sheet = replace(SHEET, below=LayersConfig(None, [0.31, depth]), beyond=beyond)
+    config = replace(SHEET, below=LayersConfig(None, [0.31, depth]), beyond=beyond)
 
-    assert count(build(sheet, llama_2_7b())) == learned
+    assert count(build(config, llama_2_7b())) == learned
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_it_stands_on_queries_and_values(kind: str, maps: set[str]) -> None:
 
 
 def test_named_maps_are_taken_in_the_same_blocks() -> None:
-    sheet = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=["mlp.down_proj"])
+    config = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=["mlp.down_proj"])
 
-    tuner = build(sheet, backbone("llama").model)
+    tuner = build(config, backbone("llama").model)
 
     assert count(tuner) == 8 * (64 + 32)
 
 
 @pytest.mark.parametrize("targets", [[], r".*\.(self_attn|mlp)\.\w+_proj"])
 def test_every_linear_map_or_a_pattern_is_taken_in_the_same_blocks(targets: list[str] | str) -> None:
-    sheet = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=targets)
+    config = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=targets)
 
-    tuner = build(sheet, backbone("llama").model)
+    tuner = build(config, backbone("llama").model)
 
     # q, k, v, o: 32, 16, 16 and 32 wide from 32; gate and up 32 to 64; down 64 to 32; in one block.
     assert count(tuner) == 8 * (64 + 48 + 48 + 64 + 96 + 96 + 96)

@@ -25,10 +25,10 @@ def config(name: str, **changes: Any) -> Any:
 
 def placed(name: str, **changes: Any) -> list[str]:
     """The layers of a Llama that a tuner sits on, attached without weights as a plan does it."""
-    sheet = config(name, **changes)
-    sheet.check()
+    wanted = config(name, **changes)
+    wanted.check()
     model = backbone("llama").model.to("meta")
-    return list(TUNERS[name].build(sheet, model).module.base_model.targeted_module_names)
+    return list(TUNERS[name].build(wanted, model).module.base_model.targeted_module_names)
 
 
 @pytest.mark.parametrize("targets", [["self_attn.o_proj"], r".*\.self_attn\.o_proj"])

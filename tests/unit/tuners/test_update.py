@@ -170,11 +170,11 @@ def test_a_lora_takes_no_part_while_an_update_stands() -> None:
 
 def test_what_a_lora_saves_is_the_same_before_and_after_an_update(tmp_path: Path) -> None:
     policy = attached("lora", backbone("llama"))
-    policy.knob.save(tmp_path / "before")  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path / "before")  # type: ignore[attr-defined]
     update = standing(policy.backbone)
 
     update.remove()
-    policy.knob.save(tmp_path / "after")  # type: ignore[attr-defined]
+    policy.tuner.save(tmp_path / "after")  # type: ignore[attr-defined]
 
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "after"))
     assert first.keys() == second.keys()

@@ -1,6 +1,6 @@
 """What peft trains beside an edit: whole modules (`modules_to_save`) and rows of an embedding (`trainable_token_indices`).
 
-Both are shared by all rows of a batch, and both keep what they were, so they follow the knob: 0 is what they were, 1 what they
+Both are shared by all rows of a batch, and both keep what they were, so they follow the tuner: 0 is what they were, 1 what they
 have become. A classifier's head has no start worth going back to, so it stays as trained at every strength.
 """
 
@@ -20,7 +20,7 @@ HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """Task types whose head peft trains of itself, from random numbers."""
 
 
-class Beside:
+class ModulesToSave:
     """The modules and token rows that are trained beside an adapter. `names`: theirs, without the heads."""
 
     def __init__(self, model: PeftModel) -> None:

@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 from alignlab.config import parse
 from alignlab.data.config import DataConfig, HalvesConfig, PrefixConfig
-from alignlab.data.parts import EARLIER, flipped, parted
+from alignlab.data.halves import EARLIER, flipped, with_halves
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, Example, Preference, Response
+from alignlab.records import Encoded, Example, Record, Response
 from tests.conftest import CODEC
 
 ROWS = [f"file:{number}" for number in range(1, 1001)]
@@ -47,11 +47,11 @@ def halves(**changes: Any) -> HalvesConfig:
     return HalvesConfig(**{**values, **changes})
 
 
-def pair(row: str, *, prompt: str = "a b", chosen: str = "c", rejected: str = "d") -> Preference:
-    return Preference.pair(row, prompt, chosen, rejected)
+def pair(row: str, *, prompt: str = "a b", chosen: str = "c", rejected: str = "d") -> Record:
+    return Record.pair(row, prompt, chosen, rejected)
 
 
-def source(train: Sequence[Preference], **left_out: int) -> Source:
+def source(train: Sequence[Record], **left_out: int) -> Source:
     """A training split, and two pairs to test with."""
     test = Split((pair("test:1"), pair("test:2")))
     return Source("made", {"train": lambda: Split(tuple(train), left_out), "test": lambda: test})
@@ -72,23 +72,23 @@ PAIRS = [pair(row) for row in ROWS]
 def test_a_sheet_that_asks_for_nothing_leaves_the_source_itself() -> None:
     given = source(PAIRS)
 
-    assert parted(given, config(), words) is given
+    assert with_halves(given, config(), words) is given
 
 
 def test_no_split_is_read_before_it_is_asked_for() -> None:
     def unread() -> Split:
         raise AssertionError("read too early")
 
-    parted(Source("made", {"train": unread, "test": unread}), config(flipped=0.5, halves=halves(test=1)), words)
+    with_halves(Source("made", {"train": unread, "test": unread}), config(flipped=0.5, halves=halves(test=1)), words)
 
 
 def test_a_flipped_pair_keeps_its_texts_scores_and_attributes_and_swaps_its_labels() -> None:
-    record = Preference("row", "p", (Response("yes", "chosen", 1.0, {"tone": "kind"}), Response("no", "rejected", -1.0)))
+    record = Record("row", "p", (Response("yes", "chosen", 1.0, {"tone": "kind"}), Response("no", "rejected", -1.0)))
 
     split = flipped(Split((record,)), 1.0)
 
     assert split.records == (
-        Preference("row", "p", (Response("yes", "rejected", 1.0, {"tone": "kind"}), Response("no", "chosen", -1.0))),
+        Record("row", "p", (Response("yes", "rejected", 1.0, {"tone": "kind"}), Response("no", "chosen", -1.0))),
     )
 
 
@@ -122,13 +122,13 @@ def test_a_row_alone_decides_whether_it_is_flipped() -> None:
     ids=str,
 )
 def test_what_is_no_pair_is_never_flipped(labels: tuple[str | None, ...]) -> None:
-    split = Split((Preference("row", "p", tuple(Response("text", label) for label in labels)),), {"unreadable": 1})
+    split = Split((Record("row", "p", tuple(Response("text", label) for label in labels)),), {"unreadable": 1})
 
     assert flipped(split, 1.0) == split
 
 
 def test_the_training_split_is_flipped_and_the_test_split_is_not() -> None:
-    made = parted(source(PAIRS), config(flipped=1.0), words)
+    made = with_halves(source(PAIRS), config(flipped=1.0), words)
 
     assert turned(made.split("train")) == set(ROWS)
     assert turned(made.split("test")) == set()
@@ -138,14 +138,14 @@ def test_a_source_that_was_read_before_stays_as_it_is_and_its_part_is_read_anew(
     given = source(PAIRS)
     before = given.split("train")
 
-    made = parted(given, config(flipped=1.0), words).split("train")
+    made = with_halves(given, config(flipped=1.0), words).split("train")
 
     assert turned(made) == set(ROWS)
     assert given.split("train") is before
 
 
 def test_halves_and_test_hold_every_record_once() -> None:
-    made = parted(source(PAIRS), config(halves=halves(test=101)), words)
+    made = with_halves(source(PAIRS), config(halves=halves(test=101)), words)
 
     rm, ppo, test = (rows(made.split(name)) for name in ("rm", "ppo", "test"))
 
@@ -156,7 +156,7 @@ def test_halves_and_test_hold_every_record_once() -> None:
 
 def test_halves_are_shuffled_by_their_seed_alone() -> None:
     once, again, other = (
-        rows(parted(source(PAIRS), config(halves=halves(seed=seed)), words).split("train")) for seed in (1, 1, 2)
+        rows(with_halves(source(PAIRS), config(halves=halves(seed=seed)), words).split("train")) for seed in (1, 1, 2)
     )
 
     assert once == again
@@ -168,7 +168,7 @@ def test_halves_are_shuffled_by_their_seed_alone() -> None:
 def test_without_a_count_for_it_the_test_split_is_the_datas_own() -> None:
     given = source(PAIRS)
 
-    assert parted(given, config(halves=halves()), words).split("test") is given.split("test")
+    assert with_halves(given, config(halves=halves()), words).split("test") is given.split("test")
 
 
 def test_other_splits_the_judge_and_the_prompts_to_ask_stay_as_they_are(composed: Callable[..., DictConfig]) -> None:
@@ -177,7 +177,7 @@ def test_other_splits_the_judge_and_the_prompts_to_ask_stay_as_they_are(composed
     data = parse(composed("data=toy", "data.pairs=9", "data.corpus=3", "data.halves={seed: 0, test: 3, max_prompt: null}")).data
     world = SOURCES["toy"].build(data)
 
-    made = parted(world, data, CODEC.examples)
+    made = with_halves(world, data, CODEC.examples)
 
     assert made.split("corpus") is world.split("corpus")
     assert made.judge is world.judge
@@ -187,7 +187,7 @@ def test_other_splits_the_judge_and_the_prompts_to_ask_stay_as_they_are(composed
 
 @pytest.mark.parametrize("part", ["rm", "ppo"])
 def test_a_part_makes_its_half_the_training_split(part: str) -> None:
-    whole, made = (parted(source(PAIRS), config(halves=halves(test=100), part=named), words) for named in (None, part))
+    whole, made = (with_halves(source(PAIRS), config(halves=halves(test=100), part=named), words) for named in (None, part))
 
     assert rows(made.split("train")) == rows(whole.split(part))
     assert [rows(made.split(name)) for name in ("rm", "ppo", "test")] == [
@@ -196,9 +196,9 @@ def test_a_part_makes_its_half_the_training_split(part: str) -> None:
 
 
 def test_halves_are_flipped_as_the_whole_split_is_and_a_test_split_cut_from_it_is_not() -> None:
-    whole = turned(parted(source(PAIRS), config(flipped=0.3), words).split("train"))
+    whole = turned(with_halves(source(PAIRS), config(flipped=0.3), words).split("train"))
 
-    made = parted(source(PAIRS), config(flipped=0.3, halves=halves(test=100)), words)
+    made = with_halves(source(PAIRS), config(flipped=0.3, halves=halves(test=100)), words)
 
     held_out = set(rows(made.split("test")))
     assert turned(made.split("test")) == set()
@@ -215,7 +215,7 @@ def test_records_over_the_limits_are_in_no_part() -> None:
         pair("short"),
     ]
 
-    made = parted(source(records), config(max_tokens=7, halves=halves(max_prompt=4)), words)
+    made = with_halves(source(records), config(max_tokens=7, halves=halves(max_prompt=4)), words)
 
     assert sorted(rows(made.split("train"))) == ["fits", "short"]
     assert made.split("train").left_out == {
@@ -227,7 +227,7 @@ def test_records_over_the_limits_are_in_no_part() -> None:
 def test_a_record_too_long_in_two_ways_counts_once() -> None:
     records = [*PAIRS[:4], pair("long", prompt="a b c d", chosen="e f g h")]
 
-    made = parted(source(records), config(max_tokens=5, halves=halves(max_prompt=3)), words)
+    made = with_halves(source(records), config(max_tokens=5, halves=halves(max_prompt=3)), words)
 
     assert made.split("train").left_out == {f"prompt longer than 3 tokens, {EARLIER}": 1}
 
@@ -237,18 +237,18 @@ def test_the_prompt_is_counted_as_the_model_reads_it() -> None:
     (ids,) = CODEC.prompts([prompt])  # with BOS and the template's line break
     records = [pair(row, prompt=prompt) for row in ROWS[:4]]
 
-    made = parted(source(records), config(halves=halves(max_prompt=len(ids))), CODEC.examples)
+    made = with_halves(source(records), config(halves=halves(max_prompt=len(ids))), CODEC.examples)
 
     assert len(made.split("train").records) == 4
     with pytest.raises(DataError, match="of 4 training records 4 were left out"):
-        parted(source(records), config(halves=halves(max_prompt=len(ids) - 1)), CODEC.examples).split("train")
+        with_halves(source(records), config(halves=halves(max_prompt=len(ids) - 1)), CODEC.examples).split("train")
 
 
 def test_what_was_left_out_while_reading_is_told_of_every_part() -> None:
     records = [*PAIRS[:10], pair("long", prompt="a b c d")]
     given = source(records, unreadable=3)
 
-    made = parted(given, config(halves=halves(test=2, max_prompt=3)), words)
+    made = with_halves(given, config(halves=halves(test=2, max_prompt=3)), words)
 
     told = {f"unreadable, {EARLIER}": 3, f"prompt longer than 3 tokens, {EARLIER}": 1}
     assert [made.split(name).left_out for name in ("train", "rm", "ppo", "test")] == [told] * 4
@@ -257,7 +257,7 @@ def test_what_was_left_out_while_reading_is_told_of_every_part() -> None:
 
 
 def test_flipping_leaves_out_nothing_and_loses_no_count() -> None:
-    made = parted(source(PAIRS, unreadable=3), config(flipped=0.5), words)
+    made = with_halves(source(PAIRS, unreadable=3), config(flipped=0.5), words)
 
     assert rows(made.split("train")) == ROWS
     assert made.split("train").left_out == {"unreadable": 3}
@@ -276,13 +276,13 @@ def test_flipping_leaves_out_nothing_and_loses_no_count() -> None:
 def test_a_half_without_records_is_refused_with_what_became_of_them(
     split: str, count: int, test: int | None, said: str
 ) -> None:
-    made = parted(source(PAIRS[:count], unreadable=2), config(halves=halves(test=test)), words)
+    made = with_halves(source(PAIRS[:count], unreadable=2), config(halves=halves(test=test)), words)
 
     with pytest.raises(DataError, match=f"^data=made: {said} give more data, or change data.halves or data.max_tokens.$"):
         made.split(split)
 
 
 def test_the_smallest_halves_hold_one_record_each() -> None:
-    made = parted(source(PAIRS[:3]), config(halves=halves(test=1)), words)
+    made = with_halves(source(PAIRS[:3]), config(halves=halves(test=1)), words)
 
     assert [len(made.split(name).records) for name in ("rm", "ppo", "test")] == [1, 1, 1]

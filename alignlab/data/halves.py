@@ -12,7 +12,7 @@ from alignlab.data.config import HALVES, DataConfig, HalvesConfig
 from alignlab.data.encode import Encode
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, Example, Preference
+from alignlab.records import Encoded, Example, Record
 
 EARLIER = "before the halves were made"
 """Said of what was left out of the training split, so that each of its parts can count it."""
@@ -20,8 +20,8 @@ EARLIER = "before the halves were made"
 _OTHER = {"chosen": "rejected", "rejected": "chosen"}
 
 
-def parted(source: Source, config: DataConfig, encode: Encode) -> Source:
-    """The source as `flipped`, `halves` and `part` of its sheet ask for; the source itself where they ask for nothing.
+def with_halves(source: Source, config: DataConfig, encode: Encode) -> Source:
+    """The source as `flipped`, `halves` and `part` of its config ask for; the source itself where they ask for nothing.
 
     Halves are the splits `rm` and `ppo`; `train` is both or the one that `part` names. Test splits are never flipped. Splits
     are read when they are asked for; reading raises DataError for a half without records.
@@ -46,12 +46,12 @@ def flipped(split: Split, share: float) -> Split:
     return replace(split, records=tuple(_swapped(record) if _is_flipped(record, share) else record for record in split.records))
 
 
-def _is_flipped(record: Preference, share: float) -> bool:
+def _is_flipped(record: Record, share: float) -> bool:
     is_pair = len(record.responses) == 2 and {response.label for response in record.responses} == set(_OTHER)
     return is_pair and Random(f"flipped/{record.row}").random() < share
 
 
-def _swapped(record: Preference) -> Preference:
+def _swapped(record: Record) -> Record:
     return replace(record, responses=tuple(replace(each, label=_OTHER[str(each.label)]) for each in record.responses))
 
 
@@ -81,12 +81,12 @@ def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: En
 
 
 def _fitting(
-    records: Sequence[Preference], max_tokens: int | None, max_prompt: int | None, encode: Encode
-) -> tuple[list[Preference], Counter[str]]:
+    records: Sequence[Record], max_tokens: int | None, max_prompt: int | None, encode: Encode
+) -> tuple[list[Record], Counter[str]]:
     """Those within the limits, and how many are not, by reason; a record counts once."""
     examples = [Example(record.prompt, response.text) for record in records for response in record.responses]
     flat = iter(encode(examples, [record.row for record in records for _ in record.responses]))
-    kept: list[Preference] = []
+    kept: list[Record] = []
     left_out: Counter[str] = Counter()
     for record in records:
         reason = _reason([next(flat) for _ in record.responses], max_tokens, max_prompt)

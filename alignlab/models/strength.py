@@ -21,7 +21,7 @@ Strength: TypeAlias = "float | Tensor"
 
 
 @dataclass(frozen=True)
-class Lead:
+class Prefix:
     """Ids that are put into a text, behind its first `behind` tokens (BOS)."""
 
     ids: tuple[int, ...] = ()
@@ -29,15 +29,15 @@ class Lead:
 
 
 @dataclass(frozen=True)
-class Term:
-    """One weighted forward pass: its logits, times `weight`, with the tuner at `setting` and a lead in every text."""
+class WeightedPass:
+    """One weighted forward pass: its logits, times `weight`, with the tuner at `setting` and a prefix in every text."""
 
     weight: Strength
     setting: Strength
-    lead: Lead = Lead()
+    prefix: Prefix = Prefix()
 
 
-class Knob(Protocol):
+class HasStrength(Protocol):
     """How a tuner turns a strength into forward passes, and how it is set and switched off."""
 
     per_row: bool
@@ -49,7 +49,7 @@ class Knob(Protocol):
     starts_as_base: bool
     """Whether a new one leaves every log-probability as it is without the tuner."""
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """The passes whose weighted logits make this strength; raises ControlError for one it cannot honour."""
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
@@ -60,16 +60,16 @@ class Knob(Protocol):
 
 
 class Untuned:
-    """The knob of a model that carries nothing."""
+    """The tuner of a model that carries nothing."""
 
     per_row = True
     controls: Controls | None = None
     starts_as_base = True
 
-    def terms(self, strength: Strength) -> tuple[Term, ...]:
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass, whatever the strength."""
         del strength
-        return (Term(1.0, 1.0),)
+        return (WeightedPass(1.0, 1.0),)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Nothing to set."""

@@ -9,7 +9,7 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.tables.jobs import read_sweep
-from alignlab.tables.obtained import origin, without_paths
+from alignlab.tables.results import origin, without_paths
 from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
 
 

@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import Asked
+from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import CustomGenerate, decoding
-from alignlab.models.knob import Knob, Term, as_strength, checked_strengths
 from alignlab.models.policy import Policy
+from alignlab.models.strength import HasStrength, WeightedPass, as_strength, checked_strengths
 from alignlab.models.text import Codec
 from alignlab.tuners.clm.tuner import ClmTuner
 from alignlab.tuners.control.tuner import ControlTuner
@@ -22,7 +22,7 @@ from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.red.tuner import RedTuner
 
 T = TypeVar("T")
-KNOBS: Mapping[str, type[PeftTuner]] = {
+TUNERS_OF: Mapping[str, type[PeftTuner]] = {
     "CLM": ClmTuner,
     "CONTROL": ControlTuner,
     "RED": RedTuner,
@@ -48,18 +48,18 @@ def at_strength(
     Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for strengths
     that are not finite or of another number than the prompts.
     """
-    knob, values = _turned(model, template), checked_strengths(strength)
+    tuner, values = _turned(model, template), checked_strengths(strength)
 
-    def terms(rows: int, copies: int, device: torch.device) -> Sequence[Term]:
+    def passes(rows: int, copies: int, device: torch.device) -> Sequence[WeightedPass]:
         each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
-        return knob.terms(as_strength(each, device))
+        return tuner.passes(as_strength(each, device))
 
-    return decoding(knob, terms, streamer)
+    return decoding(tuner, passes, streamer)
 
 
 def at_class(
     model: PeftModel | Policy,
-    control: Asked | Sequence[Asked],
+    control: ClassMixture | Sequence[ClassMixture],
     *,
     template: str | Codec | None = None,
     streamer: BaseStreamer | None = None,
@@ -70,34 +70,34 @@ def at_class(
     Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for an adapter
     without classes and for an unknown class.
     """
-    knob = _turned(model, template)
-    controls = knob.controls
+    tuner = _turned(model, template)
+    controls = tuner.controls
     if controls is None:
         raise ControlError("this adapter has a strength and no classes; take at_strength.")
     many = isinstance(control, Sequence) and not isinstance(control, str)
-    given = controls.asked(control, len(control) if many else 1)
+    given = controls.mixtures(control, len(control) if many else 1)
 
-    def terms(rows: int, copies: int, _device: torch.device) -> Sequence[Term]:
+    def passes(rows: int, copies: int, _device: torch.device) -> Sequence[WeightedPass]:
         each = _per_row(given, rows, copies) if many else given * rows
-        return controls.terms(controls.asked(each, rows))
+        return controls.passes(controls.mixtures(each, rows))
 
-    return decoding(knob, terms, streamer)
+    return decoding(tuner, passes, streamer)
 
 
-def knob_of(model: PeftModel) -> Knob:
-    """The knob of the active adapter. Raises ModelError for an adapter without one."""
+def tuner_in(model: PeftModel) -> HasStrength:
+    """The tuner of the active adapter. Raises ModelError for an adapter without one."""
     kind = str(model.active_peft_config.peft_type.value)
-    if kind not in KNOBS:
-        raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(KNOBS)}.")
-    return KNOBS[kind].around(model)
+    if kind not in TUNERS_OF:
+        raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(TUNERS_OF)}.")
+    return TUNERS_OF[kind].around(model)
 
 
-def _turned(model: PeftModel | Policy, template: str | Codec | None) -> Knob:
-    """The knob, which fits the template that is named."""
-    knob = model.knob if isinstance(model, Policy) else knob_of(model)
-    if template is not None and knob.controls is not None:
-        knob.controls.check_template(template if isinstance(template, str) else template.template_hash)
-    return knob
+def _turned(model: PeftModel | Policy, template: str | Codec | None) -> HasStrength:
+    """The tuner, which fits the template that is named."""
+    tuner = model.tuner if isinstance(model, Policy) else tuner_in(model)
+    if template is not None and tuner.controls is not None:
+        tuner.controls.check_template(template if isinstance(template, str) else template.template_hash)
+    return tuner
 
 
 def _per_row(values: Sequence[T], rows: int, copies: int) -> list[T]:

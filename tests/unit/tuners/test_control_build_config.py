@@ -1,4 +1,4 @@
-"""From a control's sheet to its configuration: phrases as ids, placeholders that no text holds, and what is refused."""
+"""From a control's config to its configuration: phrases as ids, placeholders that no text holds, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.evaluation.config import EmbeddedFormConfig, FormConfig, LoraFormConfig
 from alignlab.models.text import Codec
 from alignlab.tuners.control import ControlConfig
-from alignlab.tuners.control.settle import free_ids, settle
+from alignlab.tuners.control.build_config import build_config, free_ids
 from tests.conftest import CODEC, TEMPLATE, backbone
 from tests.contracts.controls import Case, attach
 
@@ -25,8 +25,8 @@ EVERY_BYTE_OF_TEXT = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000, 
 PAIR = Classes(("good", "bad"), str)
 
 
-def sheet(kind: type[FormConfig], name: str, **changes: Any) -> Any:
-    """A control's sheet."""
+def model_config(kind: type[FormConfig], name: str, **changes: Any) -> Any:
+    """A control's config."""
     values: dict[str, Any] = {
         "name": name,
         "classes": ClassesConfig("pairs", ["good", "bad"], 2, []),
@@ -42,7 +42,7 @@ def sheet(kind: type[FormConfig], name: str, **changes: Any) -> Any:
 
 
 def soft_prompt(**changes: Any) -> Any:
-    return sheet(EmbeddedFormConfig, "soft_prompt", **{"length": 5, "init": "text", "placeholders": None, **changes})
+    return model_config(EmbeddedFormConfig, "soft_prompt", **{"length": 5, "init": "text", "placeholders": None, **changes})
 
 
 def tokenizer_of(pieces: list[str]) -> PreTrainedTokenizerFast:
@@ -60,7 +60,7 @@ def test_free_in_a_byte_level_vocabulary_are_the_bytes_that_utf8_never_has() -> 
 def test_free_ids_are_just_the_bytes_that_no_text_is_encoded_to() -> None:
     every_byte = set(CODEC.tokenizer.convert_tokens_to_ids(sorted(pre_tokenizers.ByteLevel.alphabet())))
 
-    used = set(CODEC.lead(EVERY_BYTE_OF_TEXT))
+    used = set(CODEC.prefix(EVERY_BYTE_OF_TEXT))
 
     assert set(free_ids(CODEC.tokenizer, ROWS)) == every_byte - used
 
@@ -102,24 +102,24 @@ def test_a_vocabulary_of_letters_alone_has_no_free_id() -> None:
 
 
 def test_a_soft_prompt_settles_on_free_ids_and_on_its_phrases() -> None:
-    made = settle(soft_prompt(phrases={"bad": "A sad story."}), PAIR, CODEC, ROWS)
+    made = build_config(soft_prompt(phrases={"bad": "A sad story."}), PAIR, CODEC, ROWS)
 
     assert made.placeholders == free_ids(CODEC.tokenizer, ROWS)[:2]
-    assert made.phrases == [list(CODEC.lead("A good story.")), list(CODEC.lead("A sad story."))]
+    assert made.phrases == [list(CODEC.prefix("A good story.")), list(CODEC.prefix("A sad story."))]
     assert (made.form, made.classes, made.length, made.init, made.behind) == ("soft_prompt", ["good", "bad"], 5, "text", 1)
     assert made.template == CODEC.template_hash
 
 
 def test_before_bos_stands_behind_nothing_and_edges_are_kept() -> None:
-    made = settle(soft_prompt(place="before_bos"), Classes(("high", "low"), str, (0.5,)), CODEC, ROWS)
+    made = build_config(soft_prompt(place="before_bos"), Classes(("high", "low"), str, (0.5,)), CODEC, ROWS)
 
     assert (made.behind, made.edges) == (0, [0.5])
 
 
 def test_a_phrase_and_a_lora_need_no_placeholders() -> None:
-    lora = sheet(LoraFormConfig, "lora", rank=2, alpha=4.0, dropout=0.1, targets=[])
+    lora = model_config(LoraFormConfig, "lora", rank=2, alpha=4.0, dropout=0.1, targets=[])
 
-    made = [settle(each, PAIR, CODEC, ROWS) for each in (sheet(FormConfig, "text"), lora)]
+    made = [build_config(each, PAIR, CODEC, ROWS) for each in (model_config(FormConfig, "text"), lora)]
 
     assert [each.placeholders for each in made] == [[], []]
     assert (made[1].rank, made[1].alpha, made[1].dropout, made[1].target_modules) == (2, 4.0, 0.1, None)
@@ -129,7 +129,7 @@ def test_too_few_free_ids_are_refused_with_what_can_be_done() -> None:
     many = Classes(tuple(f"class {number}" for number in range(14)), str)
 
     with pytest.raises(ConfigError) as caught:
-        settle(soft_prompt(), many, CODEC, ROWS)
+        build_config(soft_prompt(), many, CODEC, ROWS)
 
     assert str(caught.value) == (
         "a control in the text needs an unused id for each of 14 classes, and this vocabulary has 13; give"
@@ -140,26 +140,26 @@ def test_too_few_free_ids_are_refused_with_what_can_be_done() -> None:
 @pytest.mark.parametrize("beyond", [-1, ROWS, ROWS + 5])
 def test_a_placeholder_beyond_the_vocabulary_is_refused(beyond: int) -> None:
     with pytest.raises(ConfigError, match=rf"control\.placeholders: {beyond} lies beyond the vocabulary of {ROWS}"):
-        settle(soft_prompt(placeholders=[127, beyond]), PAIR, CODEC, ROWS)
+        build_config(soft_prompt(placeholders=[127, beyond]), PAIR, CODEC, ROWS)
 
 
 @pytest.mark.parametrize("special", [CODEC.pad, CODEC.head[0], CODEC.eos])
 def test_a_placeholder_that_is_special_is_refused(special: int) -> None:
     with pytest.raises(ConfigError, match="holds BOS, EOS or the padding; give ids that no text uses"):
-        settle(soft_prompt(placeholders=[127, special]), PAIR, CODEC, ROWS)
+        build_config(soft_prompt(placeholders=[127, special]), PAIR, CODEC, ROWS)
 
 
 def test_a_placeholder_that_texts_use_is_refused() -> None:
-    (dog,) = CODEC.lead(" dog")
+    (dog,) = CODEC.prefix(" dog")
 
     with pytest.raises(ConfigError, match="give ids that no text uses"):
-        settle(soft_prompt(placeholders=[127, dog]), PAIR, CODEC, ROWS)
+        build_config(soft_prompt(placeholders=[127, dog]), PAIR, CODEC, ROWS)
 
 
 def test_a_template_without_bos_puts_the_control_in_front() -> None:
     codec = Codec(CODEC.tokenizer, type(TEMPLATE)("{prompt}\n", chat=False, bos=False))
 
-    assert settle(soft_prompt(), PAIR, codec, ROWS).behind == 0
+    assert build_config(soft_prompt(), PAIR, codec, ROWS).behind == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From a control's sheet to its configuration: the classes' phrases as ids, and ids that no text holds as placeholders."""
+"""From a control's config to its configuration: the classes' phrases as ids, and ids that no text holds as placeholders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NEVER_IN_UTF8 = (0xC0, 0xC1, *range(0xF5, 0x100))
 _RESERVED = re.compile(r"<\|?(reserved|unused)\w*\|?>|\[unused\d+\]")
 
 
-class Sheet(Protocol):
-    """What every form's sheet has; a form adds its own numbers."""
+class ControlConfigLike(Protocol):
+    """What every form's config has; a form adds its own numbers."""
 
     place: str
     phrases: dict[str, str]
@@ -36,20 +36,20 @@ class Sheet(Protocol):
         """The text that stands for a class."""
 
 
-def settle(sheet: Sheet, classes: Classes, codec: Codec, rows: int) -> ControlConfig:
+def build_config(config: ControlConfigLike, classes: Classes, codec: Codec, rows: int) -> ControlConfig:
     """The configuration of a control. `rows`: of the model's embedding.
 
     Raises ConfigError for placeholders that lie beyond it, that texts use, or that cannot be found.
     """
-    _check_phrases(sheet, classes, codec)
+    _check_phrases(config, classes, codec)
     return ControlConfig(
-        form=sheet.form,
+        form=config.form,
         classes=list(classes.names),
-        behind=len(codec.head) if sheet.place == "after_bos" else 0,
-        phrases=[list(codec.lead(sheet.phrase_of(name))) for name in classes.names],
+        behind=len(codec.head) if config.place == "after_bos" else 0,
+        phrases=[list(codec.prefix(config.phrase_of(name))) for name in classes.names],
         edges=list(classes.edges),
         template=codec.template_hash,
-        **_own(sheet, len(classes.names), codec, rows),
+        **_own(config, len(classes.names), codec, rows),
     )
 
 
@@ -73,24 +73,24 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _own(sheet: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
+def _own(config: Any, classes: int, codec: Codec, rows: int) -> dict[str, Any]:
     """What a form has beside the others."""
-    if sheet.form == "lora":
-        own = {"rank": sheet.rank, "alpha": sheet.alpha, "dropout": sheet.dropout}
-        return {**own, "target_modules": list(sheet.targets) or None}
-    if sheet.form == "text":
+    if config.form == "lora":
+        own = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
+        return {**own, "target_modules": list(config.targets) or None}
+    if config.form == "text":
         return {}
-    found = sheet.placeholders or free_ids(codec.tokenizer, rows)[:classes]
+    found = config.placeholders or free_ids(codec.tokenizer, rows)[:classes]
     _check(found, classes, codec, rows)
-    return {"length": sheet.length, "init": sheet.init, "placeholders": list(found)}
+    return {"length": config.length, "init": config.init, "placeholders": list(found)}
 
 
-def _check_phrases(sheet: Sheet, classes: Classes, codec: Codec) -> None:
-    lost = [name for name in sheet.phrases if name not in classes.names]
+def _check_phrases(config: ControlConfigLike, classes: Classes, codec: Codec) -> None:
+    lost = [name for name in config.phrases if name not in classes.names]
     if lost:
         raise ConfigError(unknown("class in control.phrases", lost[0], classes.names))
-    texts = [sheet.phrase_of(name) for name in classes.names]
-    if not all(codec.lead(text) for text in texts) or len(set(texts)) < len(texts):
+    texts = [config.phrase_of(name) for name in classes.names]
+    if not all(codec.prefix(text) for text in texts) or len(set(texts)) < len(texts):
         raise ConfigError(f"control.phrases: {texts} must be texts that differ from class to class, and none of them empty.")
 
 

@@ -23,8 +23,8 @@ from alignlab.training.second_model import SecondModel
 FILE = "states.safetensors"
 
 
-class Stimuli(Protocol):
-    """Reads each group's response under both stimuli."""
+class DirectionSource(Protocol):
+    """Reads each group's response under both direction_source."""
 
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The states of the model that the tuner sits on, and their shift towards what is preferred; both L,K,D, fp32, at the
@@ -43,7 +43,7 @@ class Prefixes:
 
     @torch.no_grad()
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See Stimuli."""
+        """See DirectionSource."""
         with policy.off():
             states_LND = policy.hidden_states(batch, layers).float()
         member_N = member_of_tokens(batch)
@@ -63,7 +63,7 @@ class Models:
 
     @torch.no_grad()
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See Stimuli."""
+        """See DirectionSource."""
         with policy.off():
             preferred = policy.hidden_states(batch.member(0), layers).float()
             with self._second.inside():
@@ -88,7 +88,7 @@ class Stored:
         self._rows = {name.partition(":")[2] for name in self._file.keys()}  # noqa: SIM118 - a file is no mapping
 
     def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See Stimuli. Raises ConfigError for a row that is not in the file."""
+        """See DirectionSource. Raises ConfigError for a row that is not in the file."""
         if not set(batch.rows) <= self._rows:
             raise ConfigError("stage fit reads states that stage shift did not keep; run both with the same settings.")
         both = [torch.cat([self._file.get_tensor(f"{kind}:{row}") for row in batch.rows], dim=1) for kind in ("base", "shift")]

@@ -12,8 +12,8 @@ from peft import PeftModel
 from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.tuners.control.belongs import weights_hash
-from alignlab.tuners.dial import knob_of
+from alignlab.tuners.at_strength import tuner_in
+from alignlab.tuners.control.base_hash import weights_hash
 from tests.conftest import backbone
 from tests.contracts.controls import CASES, Case, attach, last_logits, trained
 
@@ -34,7 +34,7 @@ def other(kind: str) -> Backbone:
 def saved(case: Case, folder: Path, seed: int = 0) -> Policy:
     """A policy that was just saved."""
     policy = trained(case, backbone(case.backbone), seed=seed)
-    policy.knob.save(folder)  # type: ignore[attr-defined]
+    policy.tuner.save(folder)  # type: ignore[attr-defined]
     return policy
 
 
@@ -43,7 +43,7 @@ def test_it_is_refused_by_load_on_other_weights(case: Case, tmp_path: Path) -> N
     saved(case, tmp_path)
 
     with pytest.raises(ModelError, match=SENTENCE):
-        attach(case, other(case.backbone)).knob.load(tmp_path)  # type: ignore[attr-defined]
+        attach(case, other(case.backbone)).tuner.load(tmp_path)  # type: ignore[attr-defined]
 
 
 @every_case
@@ -59,9 +59,9 @@ def test_peft_loads_it_on_the_same_weights_with_the_same_logits(case: Case, tmp_
     policy = saved(case, tmp_path)
     base = backbone(case.backbone)
 
-    loaded = Policy(base, knob_of(PeftModel.from_pretrained(base.model, tmp_path)))
+    loaded = Policy(base, tuner_in(PeftModel.from_pretrained(base.model, tmp_path)))
 
-    assert loaded.knob.controls == policy.knob.controls
+    assert loaded.tuner.controls == policy.tuner.controls
     assert all(torch.equal(last_logits(loaded, name), last_logits(policy, name)) for name in case.classes)
 
 
@@ -73,7 +73,7 @@ def test_it_loads_on_the_same_weights_in_half_precision(case: Case, tmp_path: Pa
 
     loaded = PeftModel.from_pretrained(base.model, tmp_path, autocast_adapter_dtype=False)
 
-    assert knob_of(loaded).controls is not None
+    assert tuner_in(loaded).controls is not None
 
 
 @every_case
@@ -82,7 +82,7 @@ def test_the_hash_is_of_the_backbone_alone_with_or_without_a_control(case: Case)
 
     policy = trained(case, backbone(case.backbone))
 
-    assert weights_hash(policy.knob.module) == weights_hash(policy.model) == bare  # type: ignore[attr-defined]
+    assert weights_hash(policy.tuner.module) == weights_hash(policy.model) == bare  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -100,7 +100,7 @@ def test_a_second_adapter_on_the_same_base_answers_as_if_it_were_alone(case: Cas
 
     for name, alone in (("second", second), ("first", first)):
         both.set_adapter(name)
-        here = Policy(base, knob_of(both))
+        here = Policy(base, tuner_in(both))
         assert all(torch.equal(last_logits(here, each), last_logits(alone, each)) for each in case.classes)
 
 
