@@ -41,7 +41,7 @@ def real(made: Batch) -> list[list[int]]:
 
 
 def plainly(passes: tuple[WeightedPass, ...]) -> list[tuple[Any, Any, Prefix]]:
-    """Terms with lists in place of tensors."""
+    """Passes with lists in place of tensors."""
     return [(_listed(weighted.weight), _listed(weighted.setting), weighted.prefix) for weighted in passes]
 
 
@@ -204,13 +204,13 @@ def test_a_class_of_weight_zero_has_no_pass() -> None:
     assert plainly(passes) == [(1.0, 1.0, CONTROLS.prefixes[1])]
 
 
-@pytest.mark.parametrize(("strength", "passes"), [(1.0, [(1.0, 0.0)]), (0.0, [(1.0, 1.0)]), (1.5, [(1.5, 0.0), (-0.5, 1.0)])])
+@pytest.mark.parametrize(("strength", "expected"), [(1.0, [(1.0, 0.0)]), (0.0, [(1.0, 1.0)]), (1.5, [(1.5, 0.0), (-0.5, 1.0)])])
 def test_a_strength_is_the_weight_of_the_first_class_and_the_rest_is_the_seconds(
-    strength: float, passes: list[tuple[float, float]]
+    strength: float, expected: list[tuple[float, float]]
 ) -> None:
     passes = CONTROLS.at_strength(strength)
 
-    assert [(weighted.weight, weighted.setting) for weighted in passes] == passes
+    assert [(weighted.weight, weighted.setting) for weighted in passes] == expected
 
 
 def test_strengths_that_differ_run_in_two_passes() -> None:
