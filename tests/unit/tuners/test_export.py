@@ -182,7 +182,7 @@ def test_adapter_that_cannot_merge_is_refused(build: Build, tmp_path: Path) -> N
         export_plain(tuned, None, tmp_path / "plain")
 
 
-@pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias weighted:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term:UserWarning")
 def test_reason_of_peft_is_passed_on(build: Build, tmp_path: Path) -> None:
     tuned = get_peft_model(build("llama"), BeftConfig(target_modules=["down_proj"]))
 
