@@ -58,7 +58,7 @@ def test_scale_half_is_ia3_on_the_output() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad.flatten(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias weighted:UserWarning")
+@pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term:UserWarning")
 def test_shift_half_is_beft() -> None:
     red, shifts = _with_vectors(RedConfig(edit="shift"), 0.0)
     beft, oracle = _with_vectors(BeftConfig(target_modules=["down_proj"]), 0.0)
