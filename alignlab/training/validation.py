@@ -1,4 +1,4 @@
-"""What a stage measures while it trains, on rows that it does not train on; measuring leaves the training as it was."""
+"""What a stage measures while it trains, on rows that it does not train on; measuring does not change the training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Validation:
 
 
 class MeasureAt(TrainerCallback):
-    """Makes a Trainer evaluate behind these steps."""
+    """Makes a Trainer evaluate after these steps."""
 
     def __init__(self, steps: frozenset[int]) -> None:
         self._steps = steps
@@ -44,7 +44,7 @@ class MeasureAt(TrainerCallback):
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Inside, passes have no gradient and no dropout. Afterwards the modes of all modules and every random generator are what
-    they were, so that a training goes on as if nothing had been measured."""
+    they were, so that training continues as if nothing had been measured."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -19,7 +19,7 @@ from alignlab.models.policy import Policy
 from alignlab.records import Record
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
-from alignlab.training.reference_models import Base, Reference, Start
+from alignlab.training.references import Base, Reference, Start
 from alignlab.training.session import Session
 from alignlab.training.stages import TrainStage
 from tests.conftest import CODEC, backbone
