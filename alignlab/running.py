@@ -16,8 +16,7 @@ from alignlab.models.policy import Policy
 from alignlab.preparation import Plan
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
-from alignlab.training.session import DONE, METRICS, Session, StageStore, stage_key
-from alignlab.training.stages import Stage, Work
+from alignlab.training.stages import DONE, METRICS, Session, Stage, StageStore, Work, stage_key
 from alignlab.training.validation import Validation
 
 log = logging.getLogger(__name__)

@@ -142,7 +142,7 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
     from alignlab.training.references import with_references
-    from alignlab.training.session import Session
+    from alignlab.training.stages import Session
     from alignlab.training.trainable import training
     from alignlab.training.trainer import FitTrainer, Step, arguments
 

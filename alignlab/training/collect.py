@@ -22,8 +22,7 @@ from alignlab.models.text import Codec
 from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
-from alignlab.training.session import Session
-from alignlab.training.stages import Truncation, Work
+from alignlab.training.stages import Session, Truncation, Work
 from alignlab.training.trainable import Trains
 
 PROFILE = "profile.json"

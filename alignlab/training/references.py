@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,9 @@ from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup
 from alignlab.scoring import scored, scored_in
-from alignlab.training.session import Session
+
+if TYPE_CHECKING:
+    from alignlab.training.stages import Session
 
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16

@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -23,13 +23,14 @@ from alignlab.records import Batch, Loss
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
-from alignlab.training.config import FitConfig, TrainerConfig, ValidationConfig
+from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.objectives import Objective, check_first_loss
 from alignlab.training.processes import Preemption
-from alignlab.training.session import Session
 from alignlab.training.sharded import Unsharded
 from alignlab.training.trainable import TrainableParts
-from alignlab.training.validation import BEST, MeasureAt, Validation, undisturbed
+
+if TYPE_CHECKING:
+    from alignlab.training.stages import Session
 
 log = logging.getLogger(__name__)
 OWNED = (
@@ -70,12 +71,9 @@ def check_extra(trainer: TrainerConfig) -> None:
         )
 
 
-def arguments(
-    fit: FitConfig, session: Session, folder: Path, steps: int, validation: Validation | None = None
-) -> TrainingArguments:
+def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
     """The Trainer's arguments, every number from a config."""
     trainer = session.trainer
-    best = validation.config if validation and validation.config.keep_best else None
     given: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=steps,
@@ -97,9 +95,7 @@ def arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=trainer.checkpoint_every_steps,
-        save_total_limit=trainer.keep_checkpoints + (1 if best else 0),  # the best is kept beside the others
-        metric_for_best_model=best.metric if best else None,
-        greater_is_better=best.higher_is_better if best else None,
+        save_total_limit=trainer.keep_checkpoints,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -135,11 +131,10 @@ class Step(nn.Module):
         self._no_split_modules = getattr(policy.backbone.model, "_no_split_modules", None)  # FSDP: the blocks
         self.policy = policy
         self.objective = objective
-        self._device = policy.backbone.device
 
     def forward(self, batch: Batch) -> Loss:
         """The objective's loss on one batch."""
-        return self.objective(self.policy, batch.to(self._device))
+        return self.objective(self.policy, batch)
 
 
 class FitTrainer(Trainer):
@@ -158,24 +153,20 @@ class FitTrainer(Trainer):
         session: Session,
         batches: Any,
         args: TrainingArguments,
-        validation: Validation | None = None,
-        measured_at: frozenset[int] = frozenset(),
     ) -> None:
         self._step, self._stage, self._parts, self._session = step, stage, parts, session
         self._names = {id(parameter): name for name, parameter in step.named_parameters()}  # sharding replaces parameters
-        self._validation = validation
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
         self._progress = ShowProgress(stage, session.ledger)
         callbacks = [*([self._progress] if processes.is_main_process() else []), SaveAndLeave(session.preemption)]
         self._unsharded = Unsharded(step) if args.fsdp else None
         callbacks += [self._unsharded] if self._unsharded else []
-        callbacks += [MeasureAt(measured_at)] if validation else []
         super().__init__(model=step, args=args, train_dataset=batches, data_collator=_first, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
     def fit(self) -> None:
-        """Trains from the last complete checkpoint, or from the start; ends with the best, where that is asked for."""
+        """Trains from the last complete checkpoint, or from the start."""
         checkpoint = processes.by_main_process(lambda: latest(self._folder))
         if checkpoint:
             log.info("%s: resumed from %s", self._stage, checkpoint.name)
@@ -188,8 +179,6 @@ class FitTrainer(Trainer):
                 self._unsharded.end()
         finally:
             self._progress.close()
-        if self._validation and self._validation.config.keep_best:
-            self._end_with_best(self._validation.config)
 
     def get_train_dataloader(self) -> Any:
         """Micro-batches in the order they were planned; nothing shuffles them again, and process r of n gets every n-th."""
@@ -221,6 +210,10 @@ class FitTrainer(Trainer):
                     groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
         return groups
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the policy's device."""
+        return {"batch": inputs["batch"].to(self._step.policy.backbone.device)}
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """The objective; raises DivergedError before a loss that is not finite reaches the weights."""
         loss: Loss = model(**inputs)
@@ -250,36 +243,6 @@ class FitTrainer(Trainer):
                     own[f"{part.name}_learning_rate"] = part.settings.learning_rate * done
             self._session.log(self._stage, self.state.global_step, {**logs, **own})
         super().log(logs, start_time)
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The numbers of the validation's suite, measured by the main process; logged as stage/validation/metric."""
-        assert self._validation is not None
-        measure, policy = self._validation.measure, self._step.policy
-        with undisturbed(self._step):
-            found = processes.by_main_process(lambda: dict(measure(policy)))
-        self._session.log(self._stage, self.state.global_step, {f"validation/{name}": value for name, value in found.items()})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        watched = self._validation.config.metric
-        # A number that was not found is no candidate: transformers compares, and nothing is better than a NaN or worse.
-        return {f"eval_{watched}": found.get(watched, math.nan)}
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Of equal numbers the earliest is the best. A new best is saved, since the training may end with it."""
-        best: bool = super()._determine_best_metric(metrics, trial)
-        self.control.should_save = self.control.should_save or best
-        return best
-
-    def _end_with_best(self, config: ValidationConfig) -> None:
-        """Puts the weights of the best step back, and writes down which it was."""
-        step = self.state.best_global_step
-        if not step:
-            log.warning("%s: %s was never a number, so the stage ends with its last weights", self._stage, config.metric)
-            return
-        self._parts.load(self._folder / f"checkpoint-{step}")
-        value = float(self.state.best_metric or 0.0)
-        log.info("%s: ends with step %d, the best by %s/%s (%.4g)", self._stage, step, config.suite, config.metric, value)
-        if processes.is_main_process():
-            Ledger(self._folder).write(BEST, {"metric": f"{config.suite}/{config.metric}", "value": value, "step": step})
 
     @property
     def _folder(self) -> Path:

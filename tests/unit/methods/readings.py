@@ -49,10 +49,10 @@ def match(
 
 
 def groups_of(
-    prefixes: Sequence[str] = LEADS, *, records: Sequence[Record] = RECORDS, window: Truncation = EVERYTHING
+    prefixes: Sequence[str] = LEADS, *, records: Sequence[Record] = RECORDS, truncation: Truncation = EVERYTHING
 ) -> list[EncodedGroup]:
     """Every response of some records behind every prefix."""
-    groups, _ = encode(Split(tuple(records)), PromptVariants(tuple(prefixes), None), CODEC.examples, window(LIMITS))
+    groups, _ = encode(Split(tuple(records)), PromptVariants(tuple(prefixes), None), CODEC.examples, truncation(LIMITS))
     return groups
 
 

@@ -11,9 +11,9 @@ import pytest
 from alignlab.config import GROUPS, parse
 from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError, DataError
-from alignlab.methods.rahf.objectives import Contrast, Match, Models, Prefixes, Stored
+from alignlab.methods.rahf.objectives import Contrast, Match, Models, Prefixes
 from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants
-from alignlab.training.collect import CollectStage
+from alignlab.training.collect import CollectStage, Stored
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage, Truncation
 from alignlab.training.trainable import THE_TUNER, sentence

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.objectives import Models, Prefixes, Stored
+from alignlab.methods.rahf.objectives import Models, Prefixes
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Record
+from alignlab.training.collect import Stored
 from alignlab.training.references import SecondModel
 from alignlab.training.stages import Truncation
 from alignlab.training.trainable import THE_BACKBONE, training

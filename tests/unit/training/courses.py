@@ -16,8 +16,7 @@ from alignlab.data.source import Source, Split
 from alignlab.methods.controlled import MeetConfig, meet
 from alignlab.models.policy import Policy
 from alignlab.records import Record, Response
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.stages import Session, TrainStage
 from tests.conftest import CODEC
 from tests.contracts.controls import THREE, Case, learned
 from tests.unit.conftest import PAIRS, fit_config, session_in

@@ -13,7 +13,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.records import EncodedGroup
 from alignlab.training.references import OtherModel
-from alignlab.training.session import Session, cache_key
+from alignlab.training.stages import Session, cache_key
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, encoded, plain, session_in
 

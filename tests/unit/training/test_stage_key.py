@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from alignlab.config import parse
 from alignlab.preparation import make_plan
 from alignlab.running import stage_keys
-from alignlab.training.session import cache_key
+from alignlab.training.stages import cache_key
 from tests.experiments.sweeps import ROOT
 
 SMALL = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24", "tracking=off", "evaluation=off")

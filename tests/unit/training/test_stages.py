@@ -23,8 +23,7 @@ from alignlab.records import Batch, Loss, Record
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
 from alignlab.training.references import Base, Reference, Start
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.stages import Session, TrainStage
 from alignlab.training.trainer import arguments, latest
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, learned, session_in
