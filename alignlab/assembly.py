@@ -31,7 +31,7 @@ from alignlab.tracking.tracker import NoTracker
 from alignlab.training import processes
 from alignlab.training.collect import PROFILE
 from alignlab.training.config import TrainerConfig
-from alignlab.training.session import Session
+from alignlab.training.stages import Session
 
 log = logging.getLogger(__name__)
 CONTROL = "control"

@@ -12,7 +12,7 @@ from alignlab.config import RunConfig
 from alignlab.evaluation.config import FormConfig
 from alignlab.folders import folder_of
 from alignlab.preparation import Plan
-from alignlab.training.method import Work
+from alignlab.training.stages import Work
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:

@@ -33,8 +33,8 @@ from alignlab.models.probes import described, expected
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
 from alignlab.registry import unknown
-from alignlab.training.method import Method, Work
-from alignlab.training.parts import check_parts
+from alignlab.training.stages import Method, Work
+from alignlab.training.trainable import check_parts
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, something of a prompt, something of a response, EOS."""

@@ -16,10 +16,7 @@ from alignlab.models.policy import Policy
 from alignlab.preparation import Plan
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
-from alignlab.training.method import Stage, Work
-from alignlab.training.session import Session
-from alignlab.training.stage_key import stage_key
-from alignlab.training.stage_store import DONE, METRICS, StageStore
+from alignlab.training.stages import DONE, METRICS, Session, Stage, StageStore, Work, stage_key
 from alignlab.training.validation import Validation
 
 log = logging.getLogger(__name__)

@@ -141,11 +141,10 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.models.policy import Policy
     from alignlab.tracking.ledger import Ledger
     from alignlab.tracking.tracker import NoTracker
-    from alignlab.training.arguments import arguments
     from alignlab.training.references import with_references
-    from alignlab.training.session import Session
+    from alignlab.training.stages import Session
     from alignlab.training.trainable import training
-    from alignlab.training.trainer import FitTrainer, Step
+    from alignlab.training.trainer import FitTrainer, Step, arguments
 
     folder = Path(tempfile.mkdtemp())
     steps = pairs // BATCH

@@ -129,8 +129,7 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     import torch
 
     from alignlab.data.batching import whole
-    from alignlab.methods.rahf.directions import Prefixes
-    from alignlab.methods.rahf.match import Match
+    from alignlab.methods.rahf.objectives import Match, Prefixes
     from alignlab.models.backbone import Backbone
     from alignlab.models.config import LayersConfig
     from alignlab.models.kinds import KINDS

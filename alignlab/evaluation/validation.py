@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Limits
@@ -26,20 +25,20 @@ class Validated:
 
     suite: str
     config: EvaluationConfig
-    source: Source
+    source: Source = field(compare=False)
     points: tuple[Point, ...]
-    classes: Classes | None
-    pairs: HeldOut | None
-    items: HeldOut | None
-    labels: LabelSet | None = None
-    told: HeldOut | None = None
+    classes: Classes | None = field(compare=False)
+    pairs: HeldOut | None = field(compare=False)
+    items: HeldOut | None = field(compare=False)
+    labels: LabelSet | None = field(default=None, compare=False)
+    told: HeldOut | None = field(default=None, compare=False)
 
-    def described(self) -> list[Any]:
-        """What decides its numbers."""
+    def cache_key(self) -> str:
+        """A hash of the records: what decides its numbers, besides the fields that are compared."""
         digest = hashlib.sha256()
         for record in self.source.split("test").records:
             digest.update(repr((record.prompt, record.second, record.responses)).encode())
-        return [self.suite, self.config, self.points, digest.hexdigest()]
+        return digest.hexdigest()
 
     def measure(self, policy: Policy) -> Mapping[str, float]:
         """The suite's numbers for the policy as it is now; nothing is kept from one time to the next."""

@@ -1,21 +1,21 @@
-"""Methods: one room each, one table. A method is a list of stages over a tuner; no room imports another."""
+"""The table of methods. A method is a list of stages over a tuner; methods that differ only in their configs share an entry."""
 
 from __future__ import annotations
 
-from alignlab.methods import clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft
+from alignlab.methods import controlled, evaluate, likelihood, preference, rahf
 from alignlab.registry import Registry
 
 METHODS = Registry(
     "method",
     {
-        "sft": sft.ENTRY,
-        "dpo": dpo.ENTRY,
-        "red": red.ENTRY,
-        "clm": clm.ENTRY,
-        "meet": meet.ENTRY,
-        "coh": coh.ENTRY,
+        "sft": likelihood.CHOSEN,
+        "dpo": preference.ENTRY,
+        "red": likelihood.CHOSEN,
+        "clm": preference.ENTRY,
+        "meet": controlled.MEET,
+        "coh": controlled.COH,
         "rahf": rahf.ENTRY,
         "evaluate": evaluate.ENTRY,
-        "pretrain": pretrain.ENTRY,
+        "pretrain": likelihood.PRETRAIN,
     },
 )

@@ -1,4 +1,7 @@
-"""What methods that learn from pairs have in common: perhaps a fine-tuned backbone first, then a preference loss."""
+"""Methods that learn from pairs by a preference loss, perhaps after fine-tuning the backbone: DPO and its relatives, and CLM.
+
+CLM (arXiv 2503.04346) is the same training: its config chooses the tuner `clm`, an identity block in front of the model.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
 from alignlab.methods.config import MethodConfig, between, one_of
+from alignlab.registry import Entry, capabilities
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
-    from alignlab.training.method import Method
+    from alignlab.training.stages import Method
 
 LOSSES = ["sigmoid", "ipo", "hinge", "robust", "apo_zero"]
 REFERENCES = ["base", "start", "none"]
@@ -22,8 +26,8 @@ MODEL = "model:"
 
 @dataclass
 class PreferenceConfig(MethodConfig):
-    """`sft_first`: whether the backbone itself is first fine-tuned on the chosen responses, by `sft`. `smoothing`: share of
-    flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`: base (tuner off) | start
+    """`sft_first`: whether the backbone itself is first fine-tuned on the chosen responses, by `sft`. `smoothing`: fraction
+    of flipped labels (sigmoid, robust). `length_norm`: sum | mean over response tokens. `reference`: base (tuner off) | start
     (the stage's first weights) | none | model:PATH (another model with the same vocabulary, a folder of save_pretrained).
     `cache_reference`: compute it once beforehand. `likelihood`: weight of the chosen response's negative log-likelihood per
     token."""
@@ -84,21 +88,20 @@ class PreferenceConfig(MethodConfig):
         return {"sft": self.sft} if self.sft_first else {}
 
 
-def stages(config: PreferenceConfig) -> Method:
+def build(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
     from alignlab.data import views
-    from alignlab.training.method import Method
     from alignlab.training.objectives import PreferenceLoss, nll
-    from alignlab.training.parts import THE_BACKBONE
-    from alignlab.training.reference_models import Base, OtherModel, Reference, Start
-    from alignlab.training.stages import TrainStage
+    from alignlab.training.references import Base, OtherModel, Reference, Start
+    from alignlab.training.stages import Method, TrainStage
+    from alignlab.training.trainable import THE_BACKBONE
 
     kind = "model" if config.other_model else config.reference
     objective = PreferenceLoss(config.loss, config.beta, config.smoothing, config.length_norm, kind, config.likelihood)
     cached: Reference | None = None
     if config.other_model:
         cached = OtherModel(config.other_model)
-    elif config.reference == "start":  # where a stage starts is gone after its first step
+    elif config.reference == "start":  # the stage's first weights no longer exist after its first step
         cached = Start()
     elif config.reference == "base" and config.cache_reference:
         cached = Base()
@@ -116,3 +119,6 @@ def _check_model(folder: Path) -> None:
         raise ConfigError(f"{given} is an adapter; `python -m alignlab export RUN` makes a whole model.")
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise ConfigError(f"{given} holds no config.json with *.safetensors; give a folder saved by save_pretrained.")
+
+
+ENTRY = Entry(PreferenceConfig, build, requires=capabilities("pairs"), provides=capabilities("training"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from alignlab.config import RunConfig
 
 READ_BY_ALL = ("model", "tuner", "data", "control", "trainer", "seed")
-"""Sheets of which any stage may read something. A stage's own key (training/stage_key.py) knows what it does read, but needs
+"""Sheets of which any stage may read something. A stage's own key (training/stages.py) knows what it does read, but needs
 encoded rows; so two stages that are the same here have the same key, and others may have it too."""
 
 

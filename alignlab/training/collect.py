@@ -1,13 +1,14 @@
-"""The stage that looks without learning: it measures states, and leaves a profile of them, or the states themselves."""
+"""The stage that trains nothing: it measures hidden states, and leaves a profile of them, or the states themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,12 +22,11 @@ from alignlab.models.text import Codec
 from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
-from alignlab.training.method import Work
-from alignlab.training.parts import Trains
-from alignlab.training.session import Session
-from alignlab.training.stages import Truncation
+from alignlab.training.stages import Session, Truncation, Work
+from alignlab.training.trainable import Trains
 
 PROFILE = "profile.json"
+STATES = "states.safetensors"
 GROUPS_PER_PASS = 16
 BYTES = 4
 """Of a stored number."""
@@ -36,16 +36,35 @@ Measure = Callable[[Policy, Batch, Sequence[int]], tuple[Tensor, Tensor]]
 """(policy, batch, layers) -> two sets of states at the response tokens of each group, L,K,D."""
 
 
-class Store(Protocol):
-    """Where a later stage finds states that were kept."""
+class Stored:
+    """The states that a stage has kept of every group, found by its row; a `Measure`. It belongs to one run: the stage says
+    where the file is."""
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._rows: set[str] = set()
+
+    def cache_key(self) -> str:
+        """The same for every run: what it holds follows from the stage that keeps it."""
+        return "stored"
 
     def open(self, path: Path) -> None:
         """Reads from this file from now on."""
+        self._file = safe_open(path, framework="pt")
+        self._rows = {name.partition(":")[2] for name in self._file.keys()}  # noqa: SIM118 - a file is no mapping
+
+    def __call__(self, policy: Policy, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What was measured. Raises ConfigError for a row that is not in the file."""
+        if not set(batch.rows) <= self._rows:
+            raise ConfigError("stage fit reads states that stage shift did not keep; run both with the same settings.")
+        both = [torch.cat([self._file.get_tensor(f"{kind}:{row}") for row in batch.rows], dim=1) for kind in ("base", "shift")]
+        base, shift = (states.to(policy.backbone.device) for states in both)
+        return base, shift
 
 
 @dataclass(frozen=True)
 class CollectStage:
-    """Measures `base` states and a `shift` of them. `sample`: groups that are looked at, from all over the split; every one
+    """Measures `base` states and a `shift` of them. `sample`: how many groups are measured, evenly from the split; all of them
     where `store` keeps the states, which may take `store_mib`."""
 
     name: str
@@ -53,9 +72,9 @@ class CollectStage:
     view: View
     measure: Measure
     layers: LayersConfig
-    window: Truncation
+    truncation: Truncation
     sample: int
-    store: Store | None = None
+    store: Stored | None = None
     store_mib: float = 0.0
     stays = False
 
@@ -70,7 +89,7 @@ class CollectStage:
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""
-        groups, account = encode(source.split(self.split), self.view, codec.examples, self.window(limits))
+        groups, account = encode(source.split(self.split), self.view, codec.examples, self.truncation(limits))
         wanted = min(self.sample, len(groups))
         looked = groups if self.store else [groups[number * len(groups) // wanted] for number in range(wanted)]
         kept = "keeps the states of" if self.store else "looks at"
@@ -114,13 +133,13 @@ class CollectStage:
             named = {f"{name}_{layer}".replace(" ", "_"): value for layer, value in zip(layers, values, strict=True)}
             session.log(self.name, 0, {key: value for key, value in named.items() if value is not None})
         if self.store:
-            save_file(kept, folder / "states.safetensors")
-            self.store.open(folder / "states.safetensors")
+            save_file(kept, folder / STATES)
+            self.store.open(folder / STATES)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Finds the states again."""
         if self.store:
-            self.store.open(folder / "states.safetensors")
+            self.store.open(folder / STATES)
 
 
 def _tokens(group: EncodedGroup) -> int:

@@ -1,34 +1,79 @@
-"""What a stage minimises: functions (policy, batch) -> Loss. Values and metrics are the batch's share of its step."""
+"""What a stage minimises: functions (policy, batch) -> Loss. Values and metrics are the batch's part of its optimiser step.
+
+The preference losses are pure functions. Margins are log p(chosen) - log p(rejected) in nats, one per pair (G).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignlab.models.config import Shape
+from alignlab.errors import FirstLossError
 from alignlab.models.logprobs import Logprobs
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
-from alignlab.training.losses import PREFERENCE_LOSSES, Ratios
+from alignlab.training import processes
 
 Objective = Callable[[Policy, Batch], Loss]
-
-
-@runtime_checkable
-class Shaped(Protocol):
-    """An objective that does not fit every backbone."""
-
-    def check(self, shape: Shape) -> None:
-        """Raises ConfigError where it does not."""
+"""One that does not fit every backbone has a method `check(shape)` too, which raises ConfigError."""
+TOLERANCE = 1e-4
+"""How far the first loss may lie from the known one; absolute, and relative to a known loss above 1."""
 
 
 def nll(policy: Policy, batch: Batch) -> Loss:
     """Mean negative log-likelihood of what the examples of the step end in: nats per response token, or per class."""
     return policy.backbone.kind.nll(policy, batch)
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """How far the policy is from its reference, in nats per pair. `gap_G`: the policy's margin minus the reference's.
+    `chosen_G`, `rejected_G`: log p under the policy minus log p under the reference, of each response."""
+
+    gap_G: Tensor
+    chosen_G: Tensor
+    rejected_G: Tensor
+
+
+def sigmoid(ratios: Ratios, beta: float, smoothing: float) -> Tensor:
+    """DPO (arXiv 2305.18290, eq. 7); with smoothing, conservative DPO: that fraction of labels is taken as flipped."""
+    gap_G = ratios.gap_G
+    return -(1 - smoothing) * F.logsigmoid(beta * gap_G) - smoothing * F.logsigmoid(-beta * gap_G)
+
+
+def ipo(ratios: Ratios, beta: float, smoothing: float) -> Tensor:
+    """IPO (arXiv 2310.12036, eq. 17): the gap is pulled to 1 / (2 beta). Smoothing has no meaning here and is refused."""
+    return (ratios.gap_G - 1 / (2 * beta)) ** 2
+
+
+def hinge(ratios: Ratios, beta: float, smoothing: float) -> Tensor:
+    """SLiC's hinge on DPO's margin (arXiv 2305.10425; margin form of arXiv 2309.06657)."""
+    return F.relu(1 - beta * ratios.gap_G)
+
+
+def robust(ratios: Ratios, beta: float, smoothing: float) -> Tensor:
+    """Robust DPO (arXiv 2403.00409, eq. 12): unbiased under a known fraction `smoothing` < 0.5 of flipped labels."""
+    flipped = smoothing * F.logsigmoid(-beta * ratios.gap_G)
+    return (-(1 - smoothing) * F.logsigmoid(beta * ratios.gap_G) + flipped) / (1 - 2 * smoothing)
+
+
+def apo_zero(ratios: Ratios, beta: float, smoothing: float) -> Tensor:
+    """APO-zero (arXiv 2408.06266, eq. 7): the chosen response becomes likelier than it was, the rejected one less likely."""
+    return (1 - (beta * ratios.chosen_G).sigmoid()) + (beta * ratios.rejected_G).sigmoid()
+
+
+PREFERENCE_LOSSES: Mapping[str, Callable[[Ratios, float, float], Tensor]] = {
+    "sigmoid": sigmoid,
+    "ipo": ipo,
+    "hinge": hinge,
+    "robust": robust,
+    "apo_zero": apo_zero,
+}
+"""(ratios, beta, label smoothing) -> loss, per pair."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +93,7 @@ class PreferenceLoss:
     likelihood: float
 
     def __call__(self, policy: Policy, batch: Batch) -> Loss:
-        """The loss and what has to be watched beside it; falling chosen log-probabilities are common, see the card."""
+        """The loss, and metrics to watch; falling log-probabilities of chosen responses are common, see the card."""
         scores = policy.logprobs(batch)
         value_GM = self._value(scores.total_GM, scores)
         reference_GM = self._reference(policy, batch, scores)
@@ -58,10 +103,9 @@ class PreferenceLoss:
         loss_G = self._loss(Ratios(gap_G, ratio_GM[:, 0], ratio_GM[:, 1]))
         if self.likelihood:
             loss_G = loss_G - self.likelihood * scores.mean_GM[:, 0]
-        share = 1 / batch.step_groups
-        correct_G = (gap_G > 0).float() + 0.5 * (gap_G == 0).float()
+        per_group = 1 / batch.step_groups
         metrics = {
-            "accuracy": correct_G,
+            "accuracy": (gap_G > 0).float() + 0.5 * (gap_G == 0).float(),
             "reward_margin": _margin(reward_GM),
             "chosen_nats": scores.total_GM[:, 0],
             "rejected_nats": scores.total_GM[:, 1],
@@ -70,7 +114,7 @@ class PreferenceLoss:
             "chosen_tokens": scores.tokens_GM[:, 0],
             "rejected_tokens": scores.tokens_GM[:, 1],
         }
-        return Loss(loss_G.sum() * share, {name: value.detach().sum() * share for name, value in metrics.items()})
+        return Loss(loss_G.sum() * per_group, {name: value.detach().sum() * per_group for name, value in metrics.items()})
 
     def first_loss(self, policy: Policy) -> float | None:
         """The preference loss of a pair while the policy is its own reference, as at the first step: ln 2 for sigmoid. None
@@ -105,3 +149,18 @@ class PreferenceLoss:
 
 def _margin(value_GM: Tensor) -> Tensor:
     return value_GM[:, 0] - value_GM[:, 1]
+
+
+def check_first_loss(stage: str, objective: Objective, policy: Policy, loss: Loss, batch: Batch) -> None:
+    """Raises FirstLossError where a preference loss of the first step is not the known one, in every process or in none: the
+    policy starts as its own reference, so an error in the reference shows there."""
+    known = objective.first_loss(policy) if isinstance(objective, PreferenceLoss) else None
+    if known is None or not isinstance(objective, PreferenceLoss):
+        return
+    for found in processes.gathered(objective.preference_per_pair(loss, batch)):
+        if abs(found - known) > TOLERANCE * max(1.0, known):
+            raise FirstLossError(
+                f"stage {stage}: the first preference loss is {found:.6g} and has to be {known:.6g}, since policy and reference"
+                " are the same model before the first update; the reference log-probabilities are another model's, or rounded"
+                " otherwise: remove the folder `references` of the store, or set method.cache_reference=false."
+            )

@@ -1,12 +1,16 @@
-"""Several processes that train one run together, as torchrun starts them: who leads, and what they tell each other.
+"""The processes that train one run together, as torchrun starts them, and the signal that asks them to leave (`Preemption`).
 
-Process 0 leads: it alone writes, and after the last stage it goes on alone. Where there is one process, it leads, and nothing
-here costs anything.
+Process 0 is the main process: it alone writes, and after the last stage it continues alone. With a single process nothing here
+costs anything.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +23,15 @@ from alignlab.tracking.ledger import Ledger
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)
-"""How long a process waits for what another is at; the launcher ends those that wait for one that has died."""
+"""How long a process waits for another; the launcher ends those that wait for one that has died."""
 END_SECONDS = 60
-"""How long a process that fails as the main process does waits to be ended, so that the main process can say why."""
+"""How long a worker that fails as the main process does waits to be ended, so that the main process can report the error."""
+COME_AGAIN = 75
+"""Exit status of a preempted job that no launcher re-queues (EX_TEMPFAIL): a script may run the same command again."""
+NAMED_BY = "SUBMITIT_PREEMPT_SIGNAL"
+"""Environment variable with the signal that asks a job to leave, without its SIG."""
 _group: list[Any] = []
-"""What words go through while the processes are joined; another than the gradients', which have a time limit."""
+"""The process group of objects, while the processes are joined; that of the gradients has a shorter time limit."""
 
 
 def count() -> int:
@@ -43,7 +51,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Inside, until `disband`, the processes hear each other. `device`: auto | cpu | cuda.
+    """Inside, until `disband`, the processes are one group. `device`: auto | cpu | cuda.
 
     Raises ConfigError where a launcher has promised processes that are not there, or that have no GPU.
     """
@@ -71,7 +79,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def disband() -> None:
-    """From here on the main process is alone, and may take as long as it likes."""
+    """From here on the main process is alone, and nothing waits for it."""
     if _group:
         import torch.distributed as dist
 
@@ -81,26 +89,26 @@ def disband() -> None:
 
 
 def meet() -> None:
-    """Waits until all have come here."""
+    """Waits until all processes have come here."""
     gathered(None)
 
 
-def gathered(word: T) -> list[T]:
-    """What each process says, in their order, to all of them."""
+def gathered(own: T) -> list[T]:
+    """The object of each process, by rank, in all of them."""
     if not _group:
-        return [word]
+        return [own]
     import torch.distributed as dist
 
-    words: list[Any] = [None] * count()
+    objects: list[Any] = [None] * count()
     try:
-        dist.all_gather_object(words, word, group=_group[0])
+        dist.all_gather_object(objects, own, group=_group[0])
     except RuntimeError as error:
         raise ProcessError("another process of this run has ended; look at what it said.") from error
-    return words
+    return objects
 
 
 def by_main_process(action: Callable[[], T]) -> T:
-    """When all have come here, the main process acts; when it is done, all get what came of it."""
+    """When all have come here, the main process acts; when it is done, all get its result."""
     meet()
     return gathered(action() if is_main_process() else None)[0]  # type: ignore[return-value]
 
@@ -125,7 +133,7 @@ def summed(own: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Raises ConfigError where the environment tells of more processes than were started."""
+    """Raises ConfigError where the environment names more processes than were started."""
     several = int(environment.get("WORLD_SIZE", "1")) > 1
     missing = [key for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in environment]
     if several and missing:
@@ -151,7 +159,7 @@ def refuse_sweep() -> None:
 
 
 class SilentLedger(Ledger):
-    """The ledger of a process that is a worker: it reads."""
+    """The ledger of a worker: it reads, and leaves writing to the main process."""
 
     def write(self, name: str, content: Mapping[str, Any]) -> Any:
         """Nothing: the main process writes the same."""
@@ -162,8 +170,8 @@ class SilentLedger(Ledger):
 
 
 def failed(ledger: Ledger, error: BaseException) -> None:
-    """Writes down why this process failed. The first to fail has the word: raises ProcessError where another has ended the
-    run, since all that has come of it here is a broken connection."""
+    """Writes down why this process failed. Raises ProcessError where another process has ended the run before: the error here
+    is then a broken connection, which explains nothing."""
     told = ledger.read("status.json") or {}
     if count() > 1 and told.get("state") != "running":
         raise ProcessError(f"another process of this run has ended it ({told.get('error', told.get('state'))}).") from error
@@ -171,6 +179,93 @@ def failed(ledger: Ledger, error: BaseException) -> None:
 
 
 def wait_for_the_end() -> None:
-    """For a process whose error is the main process's too: if it were gone first, the launcher would end the main process
-    before it could say what is wrong."""
+    """For a worker whose error is the main process's too: if it ended first, the launcher would end the main process before it
+    could say what is wrong."""
     time.sleep(END_SECONDS)
+
+
+class Preemption:
+    """Whether this process was asked to leave by a signal, and what it does then.
+
+    In training it leaves with the checkpoint of the step it is in, anywhere else at once. It leaves by SystemExit, so that
+    everything that is open is closed on the way.
+    """
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+        self._in_training = False
+        self.left = False
+        """Whether `heeded` has been left because of it."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked is not None
+
+    @contextmanager
+    def heeded(self, say: Callable[[], None]) -> Iterator[None]:
+        """Inside, signals are heeded; afterwards the earlier handlers are back.
+
+        `say` is called on the way out, and then the handler that was there before: a launcher's puts the job back into its
+        queue and exits. Only the main thread of a process can do this; in another, nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._ask) for number in _signals()}
+        try:
+            yield
+        except SystemExit:
+            if self._asked is None:
+                raise
+            self.left = True
+            say()
+            _hand_on(self._asked, before[self._asked])
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Inside, a signal waits for `leave`; one that has come after the last step is heeded at the end."""
+        self._in_training = True
+        try:
+            yield
+        finally:
+            self._in_training = False
+        if self.requested:
+            self.leave()
+
+    def leave(self) -> None:
+        """Raises SystemExit; also in a process that got no signal itself, because another one did."""
+        self._asked = self._asked or _signals()[0]
+        sys.exit(COME_AGAIN)
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.left:
+            return
+        self._asked = signal.Signals(number)
+        if not self._in_training:
+            self.leave()
+
+
+def _hand_on(number: signal.Signals, launcher: Any) -> None:
+    """Calls the launcher's handler; returns where it does not end the process."""
+    if not callable(launcher):
+        return
+    try:
+        launcher(number, None)
+    except subprocess.CalledProcessError as error:
+        # SLURM ends all processes of a job that goes back into its queue, the `scontrol requeue` that asked for it among them.
+        if error.returncode >= 0:
+            raise
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """Those that ask a job to leave. submitit ignores SIGTERM, since SLURM sends it along; so alignlab does there."""
+    name = os.environ.get(NAMED_BY, "USR2")
+    number = signal.Signals.__members__.get(f"SIG{name}")
+    if number is None:
+        raise ConfigError(f"{NAMED_BY}={name} is not a signal here; give its name without SIG, such as USR2.")
+    return (number,) if "SUBMITIT_EXECUTOR" in os.environ else (number, signal.SIGTERM)

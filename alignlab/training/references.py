@@ -1,4 +1,5 @@
-"""Reference log-probabilities, computed once: kept in the store under a hash of everything that decides them."""
+"""Models that a stage compares its policy with: references, whose log-probabilities are computed once beforehand, and a
+second model, which takes the backbone's place for a pass."""
 
 from __future__ import annotations
 
@@ -6,20 +7,31 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.data.batching import in_order
+from alignlab.errors import ConfigError
+from alignlab.files import file_keys
+from alignlab.models.anatomy import context_of
+from alignlab.models.backbone import load, load_codec, skeleton
+from alignlab.models.config import ModelConfig, TemplateConfig
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Untuned
+from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup
 from alignlab.scoring import scored, scored_in
+
+if TYPE_CHECKING:
+    from alignlab.training.stages import Session
 
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16
@@ -30,6 +42,97 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 
 
 Batching = Sequence[Sequence[int]]
 """Numbers of the groups of each batch."""
+
+
+class Reference:
+    """A model whose log-probabilities of all rows are computed once, before the stage begins."""
+
+    def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
+        """Raises ConfigError where it cannot read these rows; no weights yet. The policy itself reads them all."""
+
+    def added(
+        self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
+    ) -> list[EncodedGroup]:
+        """The groups with their reference."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Base(Reference):
+    """The policy without its tuner."""
+
+    def added(
+        self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
+    ) -> list[EncodedGroup]:
+        """Kept for all runs."""
+        weights = policy.backbone.fingerprint
+        return with_references(groups, policy, session.store, weights=weights, inside=policy.off(), trained_in=trained_in)
+
+
+@dataclass(frozen=True)
+class Start(Reference):
+    """The policy with its tuner, as the stage finds it."""
+
+    def added(
+        self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
+    ) -> list[EncodedGroup]:
+        """Kept for this stage alone."""
+        store, weights = session.stage_folder(stage), policy.backbone.fingerprint
+        return with_references(groups, policy, store, weights=weights, inside=nullcontext(), trained_in=trained_in)
+
+
+@dataclass(frozen=True)
+class OtherModel(Reference):
+    """The model in a folder, with the vocabulary of the run's own. Its weights are in memory only while they are needed."""
+
+    folder: Path
+
+    def cache_key(self) -> list[str]:
+        """Tells apart the weights that lay in the folder."""
+        return file_keys(sorted(self.folder.glob("*.safetensors")))
+
+    def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
+        """Raises ConfigError for another vocabulary, and for rows that are longer than its context or hold ids beyond it."""
+        config = self._config("float32", "sdpa")
+        if load_codec(config).tokenizer.get_vocab() != codec.tokenizer.get_vocab():
+            raise ConfigError(
+                f"method.reference=model:{self.folder} has another vocabulary than the run's model, so its log-probabilities"
+                " would be of other texts; give a model with the same tokenizer."
+            )
+        model = skeleton(config)
+        highest = max(max(member.ids) for group in groups for member in group.members)
+        known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+        context = context_of(model)
+        longest = max(groups, key=lambda group: group.length)
+        if highest >= known or longest.length > context:
+            what = f"has {known} embeddings and the rows hold the id {highest}"
+            if longest.length > context:
+                what = f"reads {context} tokens and {longest.row} has {longest.length}"
+            raise ConfigError(f"method.reference=model:{self.folder} {what}; give another model, or set data.max_tokens.")
+
+    def added(
+        self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
+    ) -> list[EncodedGroup]:
+        """Kept for all runs under the content of its files."""
+        own: Any = policy.backbone.model
+        dtype = str(own.dtype)
+        config = self._config(dtype.removeprefix("torch."), str(own.config._attn_implementation))
+        other = Policy(load(config, start="pretrained", seed=0, device=str(own.device)), Untuned(), packing=policy.packing)
+        weights = self._content(dtype)
+        return with_references(groups, other, session.store, weights=weights, inside=nullcontext(), trained_in=trained_in)
+
+    def _content(self, dtype: str) -> str:
+        """A hash of dtype and files."""
+        digest = hashlib.sha256(dtype.encode())
+        for file in [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]:
+            with file.open("rb") as opened:
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+        return digest.hexdigest()[:16]
+
+    def _config(self, dtype: str, attention: str) -> ModelConfig:
+        template = TemplateConfig(format="{prompt}", chat=False, bos=None)  # nothing is rendered: the rows are ids
+        return ModelConfig("reference", None, "folder", str(self.folder), None, dtype, attention, False, template)
 
 
 def with_references(
@@ -105,3 +208,52 @@ def _joined(groups: Sequence[EncodedGroup], rows: Sequence[int], total_NM: Tenso
     for row in rows:
         joined[row] = replace(groups[row], reference=tuple(total_NM[row].tolist()))
     return joined
+
+
+class SecondModel:
+    """A second model beside the backbone: the same module with other weights, so its passes need no second network.
+
+    It belongs to one run: the stage that trains it sets its weights when it has run or was restored.
+    """
+
+    def __init__(self) -> None:
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+
+    def cache_key(self) -> str:
+        """The same for every run: its weights follow from the stage that trains it."""
+        return "second model"
+
+    def hold(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """From now on it is the backbone with these weights in some of its parameters."""
+        self._weights = list(weights)
+
+    @contextmanager
+    def instead_of(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Inside, the parameters may become another model's. On leaving this holds what they have become, unless an error
+        ends it, and they are what they were."""
+        with _in_place([(parameter, parameter.data.clone()) for parameter in parameters]):
+            yield
+            self.hold([(parameter, parameter.data) for parameter in parameters])
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Every pass inside is the second model's, the tuner being off. Raises ConfigError where it was not trained."""
+        if not self._weights:
+            raise ConfigError(
+                "the second model was not trained in this run; its stage must stand before the one that needs it."
+            )
+        with _in_place(self._weights):
+            yield
+
+
+@contextmanager
+def _in_place(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Inside, each parameter holds another value; afterwards it holds its own again, errors included."""
+    starts = [parameter.data for parameter, _ in weights]
+    try:
+        for parameter, value in weights:
+            parameter.data = value
+        yield
+    finally:
+        for (parameter, _), start in zip(weights, starts, strict=True):
+            parameter.data = start

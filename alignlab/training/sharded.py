@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed import _composable_state
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from alignlab.errors import ConfigError
-from alignlab.training import processes
-from alignlab.training.config import TrainerConfig
-
 
 class Unsharded(TrainerCallback):
     """A module as it is before it is sharded in place.
 
-    Sharding puts other parameters where the first ones were. A tuner goes on to know the first ones, which are empty while
-    their numbers are spread, and back in place with all of them when they are saved and when the training is over.
+    Sharding replaces the first parameters by others. A tuner still refers to the first ones, which are empty while their
+    values are sharded, and are back in place with all values when they are saved and when the training is over.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,7 +29,7 @@ class Unsharded(TrainerCallback):
         ]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The module has been sharded: the first parameters let go of their numbers."""
+        """The module has been sharded: the first parameters are emptied."""
         self.spread()
 
     def spread(self) -> None:
@@ -46,7 +40,7 @@ class Unsharded(TrainerCallback):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, the first parameters are in place, with all their numbers. Every process has to come here."""
+        """Inside, the first parameters are in place, with all their values. Every process has to come here."""
         shards = self._gather()
         try:
             yield
@@ -56,7 +50,7 @@ class Unsharded(TrainerCallback):
             self.spread()
 
     def end(self) -> None:
-        """The module is what it was before it was sharded, with the numbers that it has now. Every process has to come here."""
+        """The module is what it was before it was sharded, with the values that it has now. Every process has to come here."""
         self._gather()
         for each, kind, attributes in self._before:
             each.__class__ = kind
@@ -75,21 +69,6 @@ class Unsharded(TrainerCallback):
                 owner._parameters[name] = first
                 shards.append((owner, name, shard))
         return shards
-
-
-def check_sharding(trainer: TrainerConfig) -> None:
-    """Raises ConfigError where trainer.extra asks for FSDP or DeepSpeed and this run cannot have it."""
-    asked = next((key for key in ("fsdp", "deepspeed") if trainer.extra.get(key)), None)
-    if asked == "deepspeed" and find_spec("deepspeed") is None:
-        raise ConfigError("trainer.extra.deepspeed needs the package deepspeed; pip install deepspeed, or take trainer=fsdp.")
-    if asked and (trainer.device == "cpu" or not torch.cuda.is_available()):
-        # transformers would train with plain DDP and not say so.
-        raise ConfigError(f"trainer.extra.{asked} shards over GPUs, and this run has none; take trainer=default.")
-    if asked and processes.count() == 1:
-        raise ConfigError(
-            f"trainer.extra.{asked} shards over processes, and there is one; start them with"
-            " torchrun --nproc_per_node N run.py ..., or take trainer=default."
-        )
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,44 +1,139 @@
-"""The stage that learns: some parameters, one objective, one view of one split."""
+"""A method is an ordered list of stages over one tuner. What a stage is and is given, the stage that trains (`TrainStage`),
+and how finished stages are found again by their keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from tempfile import mkdtemp
+from typing import Any, Protocol
 
 import torch
 
 from alignlab.data.batching import Batches, Share, padding_share, plan
-from alignlab.data.encode import Limits, encode
+from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.mixture import drawn_from, shares
 from alignlab.data.source import Source
+from alignlab.files import alone
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
+from alignlab.provenance import PACKAGES, package_version
 from alignlab.records import EncodedGroup, View
+from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.tracker import Tracker
 from alignlab.training import processes
-from alignlab.training.arguments import arguments, check_extra
 from alignlab.training.config import FitConfig, Length, TrainerConfig
-from alignlab.training.method import Work
-from alignlab.training.objectives import Objective, Shaped
-from alignlab.training.parts import THE_TUNER, Trains, sentence
-from alignlab.training.reference_models import Reference
-from alignlab.training.second_model import SecondModel
-from alignlab.training.session import Session
-from alignlab.training.sharded import check_sharding
-from alignlab.training.trainable import TrainableParts, load_result, training
-from alignlab.training.trainer import FitTrainer, Step
+from alignlab.training.objectives import Objective
+from alignlab.training.processes import Preemption
+from alignlab.training.references import Reference, SecondModel
+from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, load_result, sentence, training
+from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
+from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners.update import UpdateShape
+
+log = logging.getLogger(__name__)
+WEIGHTS = ".safetensors"
+DONE = "done.json"
+"""In a stage's folder; written last."""
+METRICS = "metrics.json"
+"""What the stage has logged, so that a run that fetches it has its curves too."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run: where it writes, what it reports to, how it trains, its seed, the store shared by all runs, whether it was asked
+    to leave, and what is measured while it trains, if anything."""
+
+    folder: Path
+    store: Path
+    ledger: Ledger
+    tracker: Tracker
+    trainer: TrainerConfig
+    device: str
+    seed: int
+    preemption: Preemption = field(default_factory=Preemption)
+    validation: Validation | None = None
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints and its result."""
+        return self.folder / "stages" / stage
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of a stage to the ledger and the tracker, named stage/quantity."""
+        named = {f"{stage}/{quantity}": value for quantity, value in values.items()}
+        self.ledger.metrics(step, named)
+        self.tracker.log(step, named)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is about to do: the rows it will see, their account, its optimiser steps and a note for the plan. `weights`:
+    the fraction of its rows that it draws from each of several sources."""
+
+    groups: Sequence[EncodedGroup]
+    account: Account
+    steps: int
+    note: str
+    weights: Mapping[str, float] | None = None
+
+
+class Stage(Protocol):
+    """A unit of work with a name: it trains, or it only measures states."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the method; also its folder and the first half of its metrics' names."""
+
+    @property
+    def trains(self) -> Trains:
+        """The parts that it trains, by name; none where it only measures."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether the finished policy needs its result; that of the others is read by later stages only."""
+
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Whether it is measured while it trains."""
+
+    def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
+        """Reads and encodes its rows; no weights yet."""
+
+    def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
+        """Raises ConfigError where the trainer's config, or the backbone's shape, does not fit this work; no weights yet."""
+
+    def run(self, policy: Policy, work: Work, session: Session) -> None:
+        """Does the work, from the last checkpoint if there is one."""
+
+    def restore(self, policy: Policy, folder: Path) -> None:
+        """Puts back what an earlier, finished run of this stage left in its folder."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """`start`: pretrained | random weights."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    start: str = "pretrained"
 
 
 @dataclass(frozen=True)
 class ScheduleSplit:
-    """The lengths of the parts of a stream of batches; a stage takes those from `first` to before `behind`."""
+    """`lengths` of consecutive ranges of one stream of batches; a stage trains on those from `first` to before `end`."""
 
     lengths: tuple[Length, ...]
     first: int
-    behind: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +144,7 @@ class Truncation:
     response_tokens: int | None = None
 
     def __call__(self, limits: Limits) -> Limits:
-        """The limits, this window included."""
+        """The limits, with this truncation."""
         return replace(limits, prompt_tokens=self.prompt_tokens, response_tokens=self.response_tokens)
 
 
@@ -60,11 +155,11 @@ EVERYTHING = Truncation()
 class TrainStage:
     """Trains some parts of the policy (`trains`) under `objective` on `view` of `split`.
 
-    `course`: the lengths of all stages that cut their steps from one stream of batches; None = this stage alone.
-    `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `through`:
-    a LoRA by which the backbone is moved, None = every weight. `second`: what comes of the backbone is a model of its own,
-    which this gets, and the backbone is put back. `sources`: those of a mixture that it draws from, with their weights; None =
-    as the data's config says.
+    `schedule_split`: which steps of a stream of batches it takes, where several stages share one; None = it has its own.
+    `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `update`:
+    the shape of a LoRA by which the backbone is trained, None = every weight. `second`: gets the backbone's trained weights,
+    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights; None = as the
+    data's config says.
     """
 
     name: str
@@ -74,9 +169,9 @@ class TrainStage:
     fit: FitConfig
     cached_reference: Reference | None = None
     trains: Trains = field(default_factory=lambda: THE_TUNER)
-    course: ScheduleSplit | None = None
-    window: Truncation = EVERYTHING
-    through: UpdateShape | None = None
+    schedule_split: ScheduleSplit | None = None
+    truncation: Truncation = EVERYTHING
+    update: UpdateShape | None = None
     second: SecondModel | None = None
     sources: Mapping[str, float] | None = None
 
@@ -88,44 +183,51 @@ class TrainStage:
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS, where the model predicts its prompt at all."""
         split, mixing = drawn_from(source, self.split, self.sources)
-        groups, account = encode(split, self.view, codec.examples, self.window(limits))
+        groups, account = encode(split, self.view, codec.examples, self.truncation(limits))
         if self.fit.loss_on == "all" and codec.predicts_prompt:
-            groups = [_from_the_start(group) for group in groups]
+            groups = [
+                replace(group, members=tuple(replace(member, start=member.head) for member in group.members))
+                for group in groups
+            ]
         if self.cached_reference is not None:
             self.cached_reference.check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
         note = (
             f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g};"
-            f" trains {sentence(self.trains, self.through, self.second)}"
+            f" trains {sentence(self.trains, self.update, self.second)}"
         )
-        begin, end, _ = self._schedule(len(groups))
-        return Work(groups, account, end - begin, note, shares(groups, mixing))
+        first, end, _ = self._steps(len(groups))
+        return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
         """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
         what the objective refuses."""
         trainer.micro(self.fit.batch, processes.count())
-        check_extra(trainer.extra)
-        check_sharding(trainer)
-        if isinstance(self.objective, Shaped):
+        check_extra(trainer)
+        if hasattr(self.objective, "check"):
             self.objective.check(shape)
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
         """Trains, and leaves the result in the stage's folder."""
         folder = session.stage_folder(self.name)
         torch.manual_seed(session.seed)  # what a stage draws depends on its seed, not on the stages before it
-        micro = session.trainer.micro(self.fit.batch, processes.count())
-        shares = self._shares(work.groups, micro, session.seed, work.weights)
-        groups = self._with_references(work.groups, shares, policy, session)
-        batches = Batches(groups, shares, policy.backbone.codec.pad)
-        session.log(self.name, 0, {"padding_share": padding_share(groups, shares)})
-        slim = policy.without_activations(session.trainer.gradient_checkpointing)
-        with self.training(policy) as parts, policy.only(parts.parameters()), slim:
+        micro_batches = self._micro_batches(work, session)
+        groups, reference = work.groups, self.cached_reference
+        if reference is not None:
+            trained_in = [each.members for each in micro_batches]
+            groups = processes.main_process_first(lambda: reference.added(work.groups, policy, session, self.name, trained_in))
+        batches = Batches(groups, micro_batches, policy.backbone.codec.pad)
+        session.log(self.name, 0, {"padding_share": padding_share(groups, micro_batches)})
+        recomputed = policy.without_activations(session.trainer.gradient_checkpointing)
+        with self.training(policy) as parts, policy.only(parts.parameters()), recomputed:
             step = Step(policy, self.objective)
             watched = session.validation if session.validation and self.validated(session.trainer) else None
-            args = arguments(self.fit, session, folder, work.steps, watched)
-            at = watched.config.steps(work.steps, len(groups), self.fit.batch) if watched else frozenset()
-            FitTrainer(step, self.name, parts, session, batches, args, watched, at).fit()
+            given = (step, self.name, parts, session, batches, arguments(self.fit, session, folder, work.steps))
+            if watched:
+                measured_at = watched.config.steps(work.steps, len(groups), self.fit.batch)
+                ValidatedTrainer(*given, validation=watched, measured_at=measured_at).fit()
+            else:
+                FitTrainer(*given).fit()
             policy.model.eval()
             processes.by_main_process(lambda: parts.save(folder / "result"))
         self._load_result(policy, folder)
@@ -143,34 +245,139 @@ class TrainStage:
 
     def training(self, policy: Policy) -> AbstractContextManager[TrainableParts]:
         """Inside, what this stage trains."""
-        return training(policy, self.trains, self.through, self.second)
+        return training(policy, self.trains, self.update, self.second)
 
     def _load_result(self, policy: Policy, folder: Path) -> None:
-        processes.main_process_first(lambda: load_result(policy, folder / "result", self.trains, self.through, self.second))
+        processes.main_process_first(lambda: load_result(policy, folder / "result", self.trains, self.update, self.second))
 
-    def _shares(
-        self, groups: Sequence[EncodedGroup], micro: int, seed: int, weights: Mapping[str, float] | None
-    ) -> list[Share]:
-        """This stage's micro-batches, behind those of the stages before it in its course."""
-        begin, end, steps = self._schedule(len(groups))
-        every = plan(groups, steps=steps, step_groups=self.fit.batch, micro_groups=micro, seed=seed, weights=weights)
+    def _micro_batches(self, work: Work, session: Session) -> list[Share]:
+        """This stage's micro-batches, from its first step in the stream of batches on."""
+        micro = session.trainer.micro(self.fit.batch, processes.count())
+        first, end, steps = self._steps(len(work.groups))
+        every = plan(
+            work.groups,
+            steps=steps,
+            step_groups=self.fit.batch,
+            micro_groups=micro,
+            seed=session.seed,
+            weights=work.weights,
+        )
         per_step = self.fit.batch // micro
-        return every[begin * per_step : end * per_step]
+        return every[first * per_step : end * per_step]
 
-    def _schedule(self, groups: int) -> tuple[int, int, int]:
-        """The first step of this stage, the step behind its last, and the steps of its whole course."""
-        course = self.course or ScheduleSplit((self.fit.length,), 0, 1)
-        steps = [length.total_steps(groups) for length in course.lengths]
-        return sum(steps[: course.first]), sum(steps[: course.behind]), sum(steps)
-
-    def _with_references(
-        self, groups: Sequence[EncodedGroup], shares: Sequence[Share], policy: Policy, session: Session
-    ) -> Sequence[EncodedGroup]:
-        reference, trained_in = self.cached_reference, [share.members for share in shares]
-        if reference is None:
-            return groups
-        return processes.main_process_first(lambda: reference.added(groups, policy, session, self.name, trained_in))
+    def _steps(self, groups: int) -> tuple[int, int, int]:
+        """The first step of this stage, the step after its last, and the steps of the whole stream of batches."""
+        split = self.schedule_split or ScheduleSplit((self.fit.length,), 0, 1)
+        steps = [length.total_steps(groups) for length in split.lengths]
+        return sum(steps[: split.first]), sum(steps[: split.end]), sum(steps)
 
 
-def _from_the_start(group: EncodedGroup) -> EncodedGroup:
-    return replace(group, members=tuple(replace(member, start=member.head) for member in group.members))
+def stage_key(stage: Stage, work: Work, before: Mapping[str, Any]) -> str:
+    """What decides a stage's result, as 24 hex digits: two jobs with the same key would leave the same bits.
+
+    `before`: what the stage starts from: weights, tuner, seed, the trainer's config, the keys of earlier stages. Rows count by
+    their ids, so tokenizer, template and data are in the key, and what only the evaluation reads is not. The sources of
+    alignlab and the versions of its dependencies count too.
+    """
+    parts = [cache_key(stage), cache_key(before), work.steps, cache_key(work.weights), _code()]
+    digest, rows = hashlib.sha256(json.dumps(parts).encode()), hashlib.sha256()
+    for group in work.groups:
+        members = [[m.ids, m.start, m.control, m.target] for m in group.members]
+        rows.update(json.dumps([group.row, group.task, members]).encode())
+    digest.update(rows.digest())
+    return digest.hexdigest()[:24]
+
+
+def cache_key(thing: Any) -> Any:
+    """A thing as JSON that is equal in every process, and differs where any part differs.
+
+    A dataclass counts by its class, by the fields that it is compared by, and by what its method `cache_key` adds; another
+    object by its class and `cache_key()`; a function by its name. Raises TypeError for an object with none of these.
+    """
+    if thing is None or isinstance(thing, (str, int, float, bool)):
+        return thing
+    if isinstance(thing, PurePath):
+        return str(thing)
+    if isinstance(thing, (list, tuple)):
+        return [cache_key(each) for each in thing]
+    if isinstance(thing, (set, frozenset)):
+        return sorted(cache_key(each) for each in thing)
+    if isinstance(thing, Mapping):
+        return {str(key): cache_key(value) for key, value in sorted(thing.items(), key=lambda item: str(item[0]))}
+    if isinstance(thing, functools.partial):
+        return [cache_key(thing.func), cache_key(thing.args), cache_key(thing.keywords)]
+    if callable(thing) and hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    name = cache_key(type(thing))
+    own = [cache_key(thing.cache_key())] if hasattr(thing, "cache_key") else []
+    if dataclasses.is_dataclass(thing):
+        compared = [each.name for each in dataclasses.fields(thing) if each.compare]
+        return [name, {each: cache_key(getattr(thing, each)) for each in compared}, *own]
+    if own:
+        return [name, *own]
+    raise TypeError(f"{name} does not say what decides its result; give it a method `cache_key`.")
+
+
+@functools.cache
+def _code() -> list[str]:
+    """The sources of alignlab as one hash, and the versions of its dependencies."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return [digest.hexdigest(), *(f"{name} {package_version(name)}" for name in PACKAGES)]
+
+
+class StageStore:
+    """Finished stages, one folder per `stage_key` below `folder`; safe among jobs that run at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def holds(self, key: str) -> bool:
+        """Whether the stage of this key has been finished by any job."""
+        return (self._folder / key / DONE).is_file()
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go."""
+        with alone(self._folder / f"{key}.lock", "waits for another job that computes the same stage"):
+            yield
+
+    def keep(self, key: str, stage: Path) -> None:
+        """Keeps what a finished stage of a run has left, without its checkpoints; appears whole or not at all. A full disk is a
+        warning: the stage is in the run's own folder."""
+        scratch = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=self._folder))
+        try:
+            _copy(stage, scratch)
+            scratch.rename(self._folder / key)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not self.holds(key):  # else another job was faster, with the same result
+                log.warning("the stage is not kept for other runs (%s)", error.strerror)
+
+    def fetch(self, key: str, stage: Path) -> None:
+        """Puts a kept stage into a run's folder, as if the run had finished it; `done.json` comes last. Its files name others
+        of the run by relative paths, so nothing in them is changed."""
+        kept = self._folder / key
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        _copy(kept, stage, skip=(DONE,))
+        shutil.copyfile(kept / DONE, stage / DONE)
+
+
+def _copy(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
+    """Every file but checkpoints. Weights are written once and never changed, so they are hard links where the file system has
+    them; a run may write the others again."""
+    for file in sorted(source.rglob("*")):
+        inside = file.relative_to(source)
+        if file.is_dir() or inside.parts[0].startswith("checkpoint-") or str(inside) in skip:
+            continue
+        place = target / inside
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == WEIGHTS:
+            try:
+                os.link(file, place)
+                continue
+            except OSError:
+                log.debug("%s: no hard links here", place)
+        shutil.copyfile(file, place)

@@ -18,7 +18,7 @@ from alignlab.config import parse
 from alignlab.errors import ConfigError, DataError, DivergedError, RunFolderError
 from alignlab.methods import METHODS
 from alignlab.models.decode import Sampling
-from alignlab.training.checkpoint import latest
+from alignlab.training.trainer import latest
 from run import run
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -155,7 +155,7 @@ def test_resuming_equals_never_having_stopped(
     with caplog.at_level("INFO", logger="alignlab"):
         run(composed(tmp_path / "cut", method, *words, steps=4))
 
-    assert f"{STAGE[method]}: goes on from checkpoint-2" in caplog.text
+    assert f"{STAGE[method]}: resumed from checkpoint-2" in caplog.text
     first, second = (learned(tmp_path / name, method) for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -14,7 +14,7 @@ import pytest
 
 from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.states import state_of
-from alignlab.training.preemption import COME_AGAIN
+from alignlab.training.processes import COME_AGAIN
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.training import processes
-from alignlab.training.sharded import check_sharding
+from alignlab.training.trainer import check_extra
 from run import run
 from tests.contracts.test_methods import CONF, history, tensors
 from tests.contracts.two_processes import KINDS, RATE
@@ -151,15 +151,15 @@ def test_the_fsdp_sheet_is_one_that_transformers_takes(tmp_path: Path) -> None:
 
 
 def test_deepspeed_without_its_package_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignlab.training.sharded.find_spec", lambda _name: None)
+    monkeypatch.setattr("alignlab.training.trainer.find_spec", lambda _name: None)
 
     with pytest.raises(ConfigError, match="needs the package deepspeed; pip install deepspeed, or take trainer=fsdp"):
-        check_sharding(composed_config("trainer=deepspeed").trainer)
+        check_extra(composed_config("trainer=deepspeed").trainer)
 
 
 def test_sharding_on_a_cpu_is_refused_since_transformers_would_quietly_not_shard() -> None:
     with pytest.raises(ConfigError, match="shards over GPUs, and this run has none"):
-        check_sharding(composed_config("trainer=fsdp", "trainer.device=cpu").trainer)
+        check_extra(composed_config("trainer=fsdp", "trainer.device=cpu").trainer)
 
 
 def test_a_launch_that_started_fewer_processes_than_it_was_asked_for_is_refused() -> None:

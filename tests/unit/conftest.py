@@ -23,7 +23,7 @@ from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tracking.ledger import Ledger
 from alignlab.tracking.tracker import NoTracker
 from alignlab.training.config import FitConfig, TrainerConfig
-from alignlab.training.session import Session
+from alignlab.training.stages import Session
 from alignlab.tuners import TUNERS
 
 # Tensors here are small: threads cost more than they save, and on a busy machine they wait for each other.

@@ -15,7 +15,7 @@ from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.methods import METHODS
 from alignlab.methods.preference import PreferenceConfig
-from alignlab.training.reference_models import Base, OtherModel, Reference, Start
+from alignlab.training.references import Base, OtherModel, Reference, Start
 from alignlab.training.stages import TrainStage
 from alignlab.tuners import TUNERS
 from tests.unit.conftest import fit_config

@@ -24,8 +24,9 @@ def test_what_a_config_needs_imports_nothing_heavy(module: str) -> None:
 
 
 def configs_and_packages() -> list[Path]:
-    """The config classes and the doors of the rooms, which Hydra's side reads."""
-    return [*PACKAGE.glob("*/config.py"), *PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("methods/*/__init__.py")]
+    """The config classes, the methods and the packages' own modules, which Hydra's side reads."""
+    patterns = ("*/config.py", "*/__init__.py", "methods/*.py", "methods/*/__init__.py")
+    return sorted({path for pattern in patterns for path in PACKAGE.glob(pattern)})
 
 
 @pytest.mark.parametrize("path", configs_and_packages(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -9,7 +9,7 @@ from alignlab.methods.config import MethodConfig
 from alignlab.registry import Entry, capabilities
 
 if TYPE_CHECKING:
-    from alignlab.training.method import Method
+    from alignlab.training.stages import Method
 
 
 @dataclass
@@ -21,7 +21,7 @@ class EvaluateConfig(MethodConfig):
 
 def build(config: EvaluateConfig) -> Method:
     """No stage."""
-    from alignlab.training.method import Method
+    from alignlab.training.stages import Method
 
     return Method(config.name, ())
 

@@ -8,7 +8,7 @@ from alignlab.methods.rahf.config import RahfConfig
 from alignlab.registry import Entry
 
 if TYPE_CHECKING:
-    from alignlab.training.method import Method
+    from alignlab.training.stages import Method
 
 
 def build(config: RahfConfig) -> Method:
@@ -18,19 +18,19 @@ def build(config: RahfConfig) -> Method:
     return method(config)
 
 
-def needs(config: RahfConfig) -> frozenset[str]:
-    """Pairs, their likelihood, states and prefixes; a tuner that leaves the blocks where they are, or where nothing is fitted
-    and the model was instructed, a prefix to decode with."""
-    words = {"pairs", "token likelihood", "hidden states", "text in front of prompts"}
+def requires(config: RahfConfig) -> frozenset[str]:
+    """Pairs, their likelihood, states and prefixes. With `fit`, a tuner that leaves the blocks in place. Where the model was
+    instructed and nothing is fitted, a control of prefixes to decode with."""
+    always = {"pairs", "token likelihood", "hidden states", "text in front of prompts"}
     if "fit" in config.stages:
-        return frozenset({*words, "blocks in place"})
-    return frozenset({*words, "classes in words"} if "instruct" in config.stages else words)
+        return frozenset({*always, "blocks in place"})
+    return frozenset({*always, "classes in words"} if "instruct" in config.stages else always)
 
 
-def offers(config: RahfConfig) -> frozenset[str]:
-    """Where the model was instructed, its prefixes are classes that it has learned."""
-    labelled = "instruct" in config.stages and "fit" not in config.stages
-    return frozenset({"training", "labelled training"} if labelled else {"training"})
+def provides(config: RahfConfig) -> frozenset[str]:
+    """Where the model was instructed and nothing is fitted, its prefixes are classes that it has learned."""
+    learns_classes = "instruct" in config.stages and "fit" not in config.stages
+    return frozenset({"training", "labelled training"} if learns_classes else {"training"})
 
 
-ENTRY = Entry(RahfConfig, build, requires=needs, provides=offers)
+ENTRY = Entry(RahfConfig, build, requires=requires, provides=provides)

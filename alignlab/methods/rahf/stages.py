@@ -1,22 +1,21 @@
-"""RAHF's stages, put together as a row asks for them."""
+"""RAHF's stages as a row of `variants` asks for them, and how they see a record: one response behind different prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from random import Random
 
 from alignlab.data import views
 from alignlab.methods.rahf.config import RahfConfig
-from alignlab.methods.rahf.contrast import Contrast
-from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes, Stored
-from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.views import InstructionVariants, PromptVariants
-from alignlab.training.collect import CollectStage
-from alignlab.training.method import Method, Stage
+from alignlab.methods.rahf.objectives import Contrast, DirectionSource, Match, Models, Prefixes
+from alignlab.records import Example, Group, Record
+from alignlab.training.collect import CollectStage, Stored
 from alignlab.training.objectives import nll
-from alignlab.training.parts import THE_BACKBONE
-from alignlab.training.second_model import SecondModel
-from alignlab.training.stages import TrainStage, Truncation
+from alignlab.training.references import SecondModel
+from alignlab.training.stages import Method, Stage, TrainStage, Truncation
+from alignlab.training.trainable import THE_BACKBONE
 from alignlab.tuners.update import UpdateShape
 
 
@@ -24,15 +23,15 @@ def method(config: RahfConfig) -> Method:
     """`sft`, `preferred`: the backbone, on chosen responses. `instruct`: the backbone, under the prefixes. `dispreferred`: a
     second model, on rejected responses. `shift` looks at the difference that `fit` moves the tuner's states by."""
     given = config.update
-    through = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
+    update = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
     second = SecondModel()
     likelihood = partial(TrainStage, split=config.splits[0], objective=nll, trains=THE_BACKBONE)
     chosen, rejected = partial(likelihood, view=views.chosen), partial(likelihood, view=views.rejected)
     made: dict[str, Callable[[], Stage]] = {
         "sft": lambda: chosen("sft", fit=config.sft),
         "instruct": lambda: _instruct(config),
-        "dispreferred": lambda: rejected("dispreferred", fit=config.dispreferred, through=through, second=second),
-        "preferred": lambda: chosen("preferred", fit=config.preferred, through=through),
+        "dispreferred": lambda: rejected("dispreferred", fit=config.dispreferred, update=update, second=second),
+        "preferred": lambda: chosen("preferred", fit=config.preferred, update=update),
     }
     stages = [make() for name, make in made.items() if name in config.stages]
     return Method(config.name, (*stages, *_compared(config, second)))
@@ -54,7 +53,7 @@ def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
     view = PromptVariants(
         (plain, better, worse) if by_prefix else (plain,), config.coin_seed if config.responses == "one" else None
     )
-    window = Truncation(config.prompt_tokens, config.window)
+    truncation = Truncation(config.prompt_tokens, config.window)
     stored = Stored() if config.cached else None
     stages: list[Stage] = []
     if "shift" in config.stages:
@@ -65,7 +64,7 @@ def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
                 view,
                 direction_source,
                 config.layers,
-                window,
+                truncation,
                 config.sample,
                 stored,
                 config.cache_mib,
@@ -73,5 +72,50 @@ def _compared(config: RahfConfig, second: SecondModel) -> list[Stage]:
         )
     if "fit" in config.stages:
         objective = Match(config.layers, stored or direction_source, config.alpha, config.distance, config.kl)
-        stages.append(TrainStage("fit", config.splits[1], view, objective, config.fit, window=window))
+        stages.append(TrainStage("fit", config.splits[1], view, objective, config.fit, truncation=truncation))
     return stages
+
+
+@dataclass(frozen=True)
+class InstructionVariants:
+    """Each response of a pair behind the prefix that fits it, and behind the other: two groups of two members."""
+
+    better: str
+    worse: str
+
+    def __call__(self, record: Record) -> tuple[Group, ...]:
+        """The chosen response's group, then the rejected one's."""
+        sides = (("chosen", self.better, self.worse), ("rejected", self.worse, self.better))
+        found = [(record.labelled(label), matching, other) for label, matching, other in sides]
+        if any(response is None for response, _, _ in found):
+            return ()
+        return tuple(
+            Group(f"{record.row}/{number}", tuple(Example(record.prompt, response.text, prefix=prefix) for prefix in prefixes))
+            for number, (response, *prefixes) in enumerate(found)
+            if response is not None
+        )
+
+
+@dataclass(frozen=True)
+class PromptVariants:
+    """Responses of a pair, each behind every one of `prefixes`. `coin_seed`: one response per record, by a fair coin that
+    depends on the record's row alone; None takes both."""
+
+    prefixes: tuple[str, ...]
+    coin_seed: int | None
+
+    def __call__(self, record: Record) -> tuple[Group, ...]:
+        """One group, or one for each response."""
+        texts = [record.labelled("chosen"), record.labelled("rejected")]
+        if None in texts:
+            return ()
+        heads = self.coin_seed is not None and Random(f"{self.coin_seed}/{record.row}").random() < 0.5
+        wanted = (0, 1) if self.coin_seed is None else (0 if heads else 1,)
+        return tuple(
+            Group(
+                f"{record.row}/{number}",
+                tuple(Example(record.prompt, response.text, prefix=prefix) for prefix in self.prefixes),
+            )
+            for number, response in enumerate(texts)
+            if response is not None and number in wanted
+        )

@@ -11,16 +11,14 @@ from transformers import PreTrainedModel
 from alignlab.data.batching import whole
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Source, Split
-from alignlab.methods.rahf.directions import DirectionSource, Prefixes
-from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.views import PromptVariants
+from alignlab.methods.rahf.objectives import DirectionSource, Match, Prefixes
+from alignlab.methods.rahf.stages import PromptVariants
 from alignlab.models.config import LayersConfig
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Encoded, EncodedGroup, Record
-from alignlab.training.parts import THE_BACKBONE
-from alignlab.training.second_model import SecondModel
+from alignlab.training.references import SecondModel
 from alignlab.training.stages import EVERYTHING, Truncation
-from alignlab.training.trainable import training
+from alignlab.training.trainable import THE_BACKBONE, training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, learned
 
@@ -51,10 +49,10 @@ def match(
 
 
 def groups_of(
-    prefixes: Sequence[str] = LEADS, *, records: Sequence[Record] = RECORDS, window: Truncation = EVERYTHING
+    prefixes: Sequence[str] = LEADS, *, records: Sequence[Record] = RECORDS, truncation: Truncation = EVERYTHING
 ) -> list[EncodedGroup]:
     """Every response of some records behind every prefix."""
-    groups, _ = encode(Split(tuple(records)), PromptVariants(tuple(prefixes), None), CODEC.examples, window(LIMITS))
+    groups, _ = encode(Split(tuple(records)), PromptVariants(tuple(prefixes), None), CODEC.examples, truncation(LIMITS))
     return groups
 
 

@@ -11,14 +11,12 @@ import pytest
 from alignlab.config import GROUPS, parse
 from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError, DataError
-from alignlab.methods.rahf.contrast import Contrast
-from alignlab.methods.rahf.directions import Models, Prefixes, Stored
-from alignlab.methods.rahf.match import Match
-from alignlab.methods.rahf.views import InstructionVariants, PromptVariants
-from alignlab.training.collect import CollectStage
+from alignlab.methods.rahf.objectives import Contrast, Match, Models, Prefixes
+from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants
+from alignlab.training.collect import CollectStage, Stored
 from alignlab.training.objectives import nll
-from alignlab.training.parts import THE_TUNER, sentence
 from alignlab.training.stages import TrainStage, Truncation
+from alignlab.training.trainable import THE_TUNER, sentence
 from tests.unit.methods.small_runs import BY_LORA, HIR, configs, planned
 
 GOOD, BAD = "Be good.", "Be bad."
@@ -54,7 +52,7 @@ def jsonl(folder: Path, line: dict[str, str]) -> tuple[str, ...]:
 def trained(built: dict[str, Any]) -> dict[str, str]:
     """What each stage that learns trains, in words."""
     return {
-        name: sentence(stage.trains, stage.through, stage.second)
+        name: sentence(stage.trains, stage.update, stage.second)
         for name, stage in built.items()
         if isinstance(stage, TrainStage)
     }
@@ -80,7 +78,7 @@ def test_dual_trains_two_models_and_compares_them_on_a_plain_prompt() -> None:
     assert built["dispreferred"].objective is built["preferred"].objective is nll
     assert built["fit"].view == built["shift"].view == PromptVariants(("",), coin_seed=None)
     assert isinstance(built["fit"].objective.direction_source, Models)
-    assert built["fit"].objective.direction_source.described() is built["dispreferred"].second
+    assert built["fit"].objective.direction_source.cache_key() is built["dispreferred"].second
     assert trained(built) == {"dispreferred": "a second model", "preferred": "backbone", "fit": "tuner"}
 
 
@@ -118,8 +116,8 @@ def test_with_halves_the_models_are_made_on_one_and_compared_on_the_other() -> N
 def test_shift_and_fit_read_the_same_window() -> None:
     built = stages("method.window=7", "method.prompt_tokens=99")
 
-    assert built["shift"].window == built["fit"].window == Truncation(prompt_tokens=99, response_tokens=7)
-    assert built["instruct"].window == Truncation()
+    assert built["shift"].truncation == built["fit"].truncation == Truncation(prompt_tokens=99, response_tokens=7)
+    assert built["instruct"].truncation == Truncation()
 
 
 def test_states_that_are_kept_by_shift_are_what_fit_reads() -> None:

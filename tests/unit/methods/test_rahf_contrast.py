@@ -12,8 +12,8 @@ from torch import nn
 from alignlab.data.batching import collate, whole
 from alignlab.data.encode import encode
 from alignlab.data.source import Split
-from alignlab.methods.rahf.contrast import Contrast
-from alignlab.methods.rahf.views import InstructionVariants
+from alignlab.methods.rahf.objectives import Contrast
+from alignlab.methods.rahf.stages import InstructionVariants
 from alignlab.models.backbone import Backbone
 from alignlab.models.logprobs import Logprobs
 from alignlab.records import Batch, Encoded, EncodedGroup

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes
-from alignlab.methods.rahf.views import PromptVariants
+from alignlab.methods.rahf.objectives import DirectionSource, Models, Prefixes
+from alignlab.methods.rahf.stages import PromptVariants
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.training.second_model import SecondModel
+from alignlab.training.references import SecondModel
 from alignlab.training.stages import TrainStage
 from alignlab.tuners.config import LowerLoraConfig
 from alignlab.tuners.lora import build

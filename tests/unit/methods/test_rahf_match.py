@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes
+from alignlab.methods.rahf.objectives import DirectionSource, Models, Prefixes
 from alignlab.models.backbone import Backbone
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy

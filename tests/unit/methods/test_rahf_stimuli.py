@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.directions import Models, Prefixes, Stored
+from alignlab.methods.rahf.objectives import Models, Prefixes
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Record
-from alignlab.training.parts import THE_BACKBONE
-from alignlab.training.second_model import SecondModel
+from alignlab.training.collect import Stored
+from alignlab.training.references import SecondModel
 from alignlab.training.stages import Truncation
-from alignlab.training.trainable import training
+from alignlab.training.trainable import THE_BACKBONE, training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, plain
 from tests.unit.methods.readings import (
@@ -165,7 +165,7 @@ def test_tokens_behind_the_window_have_no_influence(llama: Backbone, prefixes: t
     short, long = (Record.pair("row", "Tell a story.", end, end) for end in ends)
 
     def loss(record: Record, tokens: int | None) -> float:
-        groups = groups_of(prefixes, records=[record], window=Truncation(response_tokens=tokens))
+        groups = groups_of(prefixes, records=[record], truncation=Truncation(response_tokens=tokens))
         return match(direction_source)(policy, whole(groups, CODEC.pad)).value.item()
 
     assert loss(short, 4) == loss(long, 4)

@@ -13,11 +13,10 @@ from alignlab.data.classes import Classes, classed, find
 from alignlab.data.config import ClassesConfig
 from alignlab.data.encode import Limits
 from alignlab.data.source import Source, Split
-from alignlab.methods.meet import MeetConfig, build
+from alignlab.methods.controlled import MeetConfig, meet
 from alignlab.models.policy import Policy
 from alignlab.records import Record, Response
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.stages import Session, TrainStage
 from tests.conftest import CODEC
 from tests.contracts.controls import THREE, Case, learned
 from tests.unit.conftest import PAIRS, fit_config, session_in
@@ -52,7 +51,7 @@ def stage(name: str, *, steps: int = 3, control_rate: float | None = CONTROL_RAT
 def stages(names: Sequence[str], *, steps: tuple[int, int], control_rate: float | None = CONTROL_RATE, **changes: Any) -> Any:
     """The stages of MEET; `steps` of each in the config."""
     controls, joint = (fit_config(steps=count, **{"learning_rate": RATE, **changes}) for count in steps)
-    return build(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
+    return meet(MeetConfig("meet", joint, control_rate, list(names), controls)).stages
 
 
 def run(made: TrainStage, policy: Policy, folder: Path, source: Source = SOURCE) -> Session:

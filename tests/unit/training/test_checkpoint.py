@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignlab.training.checkpoint import latest, mark
+from alignlab.training.trainer import latest, mark
 
 
 def checkpoint(stage: Path, step: int, *, complete: bool = True) -> Path:

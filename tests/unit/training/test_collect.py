@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignlab.errors import ConfigError
-from alignlab.methods.rahf.views import PromptVariants
+from alignlab.methods.rahf.stages import PromptVariants
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
 from alignlab.training.collect import CollectStage
-from alignlab.training.method import Work
-from alignlab.training.stages import Truncation
+from alignlab.training.stages import Truncation, Work
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import plain, session_in, trainer_config
 from tests.unit.methods.readings import LEADS, LIMITS, PLAIN, SOURCE, layers_of
@@ -100,7 +99,7 @@ def test_equal_shifts_have_a_cosine_of_1(tmp_path: Path) -> None:
 
 def test_norms_are_means_over_tokens_and_long_responses_weigh_more(tmp_path: Path) -> None:
     measure = told([[[1.0, 0.0], [1.0, 0.0]]] + [[[0.0, 0.0], [0.0, 0.0]]] * 7, [[1.0, 0.0]] * 2)
-    made = replace(stage(measure), window=Truncation())
+    made = replace(stage(measure), truncation=Truncation())
 
     found, work = profile(made, tmp_path)
 

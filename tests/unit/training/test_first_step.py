@@ -19,9 +19,8 @@ from alignlab.models.policy import Policy
 from alignlab.records import Record
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
-from alignlab.training.reference_models import Base, Reference, Start
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.references import Base, Reference, Start
+from alignlab.training.stages import Session, TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
 

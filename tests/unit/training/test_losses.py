@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignlab.methods.preference import LOSSES
-from alignlab.training.losses import PREFERENCE_LOSSES, Ratios, apo_zero, hinge, ipo, robust, sigmoid
+from alignlab.training.objectives import PREFERENCE_LOSSES, Ratios, apo_zero, hinge, ipo, robust, sigmoid
 
 GAP_G = torch.tensor([2.0, 0.0, -2.0])
 RIGHT, WRONG = math.log1p(math.exp(-1)), math.log1p(math.exp(1))  # -log sigmoid(1), -log sigmoid(-1)

@@ -18,10 +18,9 @@ from alignlab.models.policy import Policy
 from alignlab.records import Record
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
 from alignlab.training.objectives import nll
-from alignlab.training.parts import THE_BACKBONE
-from alignlab.training.reference_models import Base
-from alignlab.training.references import with_references
+from alignlab.training.references import Base, with_references
 from alignlab.training.stages import TrainStage
+from alignlab.training.trainable import THE_BACKBONE
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, batch_of, fit_config, learned, session_in
 

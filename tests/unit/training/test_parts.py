@@ -17,12 +17,10 @@ from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
-from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
-from alignlab.training.parts import PartSettings, Trains, check_parts, named_parts
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainable import training, tuner_of
-from alignlab.training.trainer import FitTrainer, Step
+from alignlab.training.trainable import PartSettings, Trains, check_parts, named_parts, training, tuner_of
+from alignlab.training.trainer import FitTrainer, Step, arguments
 from alignlab.tuners.config import BitfitConfig
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.weights import bitfit
@@ -231,8 +229,8 @@ def test_a_head_in_float32_reads_a_trunk_in_bfloat16() -> None:
         ({"head": SETTINGS}, "a LlamaForCausalLM has no head to train beside its trunk; train backbone or tuner."),
         ({"tunr": SETTINGS}, "unknown part to train 'tunr'; did you mean tuner? known: backbone, tuner."),
         ({"tuner.bank": SETTINGS}, "unknown part to train 'tuner.bank'; did you mean tuner? known: backbone, tuner."),
-        ({}, "every part of none rests, so the stage has nothing to learn."),
-        ({"tuner": PartSettings(learning_rate=0.0)}, "every part of tuner rests, so the stage has nothing to learn."),
+        ({}, "every part of none is frozen, so the stage has nothing to learn."),
+        ({"tuner": PartSettings(learning_rate=0.0)}, "every part of tuner is frozen, so the stage has nothing to learn."),
         (
             {"tuner": PartSettings(learning_rate=-1.0)},
             "learning_rate=-1.0 of part tuner must be a finite number of at least 0.",

@@ -21,11 +21,10 @@ from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss, Record
 from alignlab.training import processes
-from alignlab.training.checkpoint import latest
 from alignlab.training.objectives import nll
-from alignlab.training.preemption import COME_AGAIN, Preemption, SaveAndLeave
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.processes import COME_AGAIN, Preemption
+from alignlab.training.stages import Session, TrainStage
+from alignlab.training.trainer import SaveAndLeave, latest
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
 

@@ -12,9 +12,8 @@ from alignlab.data.batching import whole
 from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.records import EncodedGroup
-from alignlab.training.reference_models import OtherModel
-from alignlab.training.session import Session
-from alignlab.training.stage_key import described
+from alignlab.training.references import OtherModel
+from alignlab.training.stages import Session, cache_key
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, encoded, plain, session_in
 
@@ -70,11 +69,11 @@ def test_the_policy_is_left_as_it_was(llama: Backbone, folder: Path, tmp_path: P
 
 
 def test_other_weights_in_the_same_folder_are_another_stage(folder: Path) -> None:
-    before = described(OtherModel(folder))
+    before = cache_key(OtherModel(folder))
     saved_again = folder / "model.safetensors"
     saved_again.write_bytes(saved_again.read_bytes() + b" ")
 
-    assert described(OtherModel(folder)) != before
+    assert cache_key(OtherModel(folder)) != before
 
 
 def test_a_model_with_the_same_vocabulary_and_room_passes(llama: Backbone, folder: Path) -> None:

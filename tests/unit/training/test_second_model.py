@@ -15,10 +15,9 @@ from alignlab.data.views import chosen, rejected
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.training.objectives import nll
-from alignlab.training.parts import THE_BACKBONE
-from alignlab.training.second_model import SecondModel
+from alignlab.training.references import SecondModel
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainable import training
+from alignlab.training.trainable import THE_BACKBONE, training
 from alignlab.tuners.update import UpdateShape
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, batch_of, fit_config, learned, session_in
@@ -36,7 +35,7 @@ def staged(second: SecondModel | None, through: UpdateShape | None = None, name:
     """Two steps on the rejected responses; or on the chosen ones, where the preferred model is trained."""
     view = chosen if name == "preferred" else rejected
     fit = fit_config(steps=2)
-    return TrainStage(name, "train", view, nll, fit, trains=THE_BACKBONE, through=through, second=second)
+    return TrainStage(name, "train", view, nll, fit, trains=THE_BACKBONE, update=through, second=second)
 
 
 def run(stage: TrainStage, policy: Policy, folder: Path) -> Policy:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from alignlab.config import parse
 from alignlab.preparation import make_plan
 from alignlab.running import stage_keys
-from alignlab.training.stage_key import described
+from alignlab.training.stages import cache_key
 from tests.experiments.sweeps import ROOT
 
 SMALL = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24", "tracking=off", "evaluation=off")
@@ -73,12 +73,12 @@ def test_a_second_model_counts_in_what_reads_it() -> None:
 
 
 def test_what_does_not_say_what_it_is_made_of_is_refused() -> None:
-    with pytest.raises(TypeError, match="does not say what it is made of"):
-        described(object())
+    with pytest.raises(TypeError, match="does not say what decides its result"):
+        cache_key(object())
 
 
 def test_a_partial_is_its_function_and_what_it_was_given() -> None:
-    assert described(functools.partial(same, {})) != described(functools.partial(same, {"a": "b"}))
+    assert cache_key(functools.partial(same, {})) != cache_key(functools.partial(same, {"a": "b"}))
 
 
 def test_no_key_holds_a_place_in_memory() -> None:
@@ -86,7 +86,7 @@ def test_no_key_holds_a_place_in_memory() -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = parse(compose("run", [*SMALL, f"method={method}"]))
         plan = make_plan(config)
-        assert " at 0x" not in str([described(stage) for stage in plan.method.stages])
+        assert " at 0x" not in str([cache_key(stage) for stage in plan.method.stages])
 
 
 def test_paths_of_the_run_are_in_no_key(tmp_path: Path) -> None:

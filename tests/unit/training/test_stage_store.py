@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
-from alignlab.training.stage_store import StageStore
+from alignlab.training.stages import StageStore
 
 KEY = "0123456789abcdef"
 FILES = ("weights.safetensors", "adapter_config.json")
@@ -80,7 +80,7 @@ def test_a_full_disk_keeps_nothing_and_stops_no_run(store: StageStore, tmp_path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     stage = finished_stage(tmp_path / "run")
-    monkeypatch.setattr("alignlab.training.stage_store.shutil.copyfile", full)
+    monkeypatch.setattr("alignlab.training.stages.shutil.copyfile", full)
 
     with store.alone(KEY):
         store.keep(KEY, stage)

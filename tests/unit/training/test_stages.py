@@ -20,13 +20,11 @@ from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss, Record
-from alignlab.training.arguments import arguments
-from alignlab.training.checkpoint import latest
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
-from alignlab.training.reference_models import Base, Reference, Start
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.references import Base, Reference, Start
+from alignlab.training.stages import Session, TrainStage
+from alignlab.training.trainer import arguments, latest
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, learned, session_in
 

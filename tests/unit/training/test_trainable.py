@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignlab.models.policy import Policy
-from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainer import FitTrainer, Step
+from alignlab.training.trainer import FitTrainer, Step, arguments
 from tests.conftest import backbone
 from tests.contracts.controls import Case, attach, batch_of, items, learned, totals, trained
 from tests.unit.conftest import session_in

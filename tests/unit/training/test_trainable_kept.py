@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from alignlab.errors import ModelError
-from alignlab.methods.meet import STAGES
+from alignlab.methods.controlled import STAGES
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.objectives import nll

@@ -25,11 +25,9 @@ from alignlab.records import Batch, Loss
 from alignlab.training import trainer
 from alignlab.training.config import ValidationConfig
 from alignlab.training.objectives import nll
-from alignlab.training.session import Session
-from alignlab.training.stages import TrainStage
+from alignlab.training.stages import Session, TrainStage
 from alignlab.training.trainable import TrainableParts
-from alignlab.training.trainer import FitTrainer
-from alignlab.training.validation import Validation
+from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners import TUNERS
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import fit_config, learned, session_in
@@ -245,7 +243,7 @@ def test_stopped_and_resumed_everything_is_as_if_it_never_had(
     with monkeypatch.context() as patched:
         patched.setattr(TrainableParts, "save", stopping("save", call, where, TrainableParts.save))
         patched.setattr(trainer, "mark", stopping("mark", call, where, trainer.mark))
-        patched.setattr(FitTrainer, "_end_with_best", stopping("end", call, where, FitTrainer._end_with_best))
+        patched.setattr(ValidatedTrainer, "_end_with_best", stopping("end", call, where, ValidatedTrainer._end_with_best))
         with pytest.raises(StoppedError):
             train(session(tmp_path / "stopped", measure), objective)
 
