@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from alignlab.errors import ConfigError
 from alignlab.registry import unknown
 from alignlab.training.second_model import SecondModel
+from alignlab.tuners.lora import UpdateShape
 from alignlab.tuners.tuner import Tuner
-from alignlab.tuners.update import UpdateShape
 
 BACKBONE, TUNER, HEAD = "backbone", "tuner", "head"
 DTYPES = ("float32", "bfloat16")

@@ -29,7 +29,7 @@ from alignlab.training.session import Session
 from alignlab.training.sharded import check_sharding
 from alignlab.training.trainable import TrainableParts, load_result, training
 from alignlab.training.trainer import FitTrainer, Step
-from alignlab.tuners.update import UpdateShape
+from alignlab.tuners.lora import UpdateShape
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from alignlab.models.policy import Policy
 from alignlab.training.parts import BACKBONE, HEAD, TUNER, Trained, Trains, check_parts, ids_of, named_parts, own_parts
 from alignlab.training.second_model import SecondModel
-from alignlab.tuners.lora import LoraTuner
+from alignlab.tuners.lora import LoraTuner, Update, UpdateShape
 from alignlab.tuners.tuner import TrainableState, Tuner
-from alignlab.tuners.update import Update, UpdateShape
 from alignlab.tuners.weights import BackboneWeights, StoredWeights, digest
 
 LM, CONTROL, WHOLE = "lm", "control", "whole"

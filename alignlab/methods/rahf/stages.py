@@ -17,7 +17,7 @@ from alignlab.training.objectives import nll
 from alignlab.training.parts import THE_BACKBONE
 from alignlab.training.second_model import SecondModel
 from alignlab.training.stages import TrainStage, Truncation
-from alignlab.tuners.update import UpdateShape
+from alignlab.tuners.lora import UpdateShape
 
 
 def method(config: RahfConfig) -> Method:
