@@ -75,7 +75,7 @@ class LoraTuner(PeftTuner):
         try:
             for layer, scaling in zip(self.layers, before, strict=True):
                 if isinstance(strength, Tensor):
-                    hooks.append(layer.register_forward_pre_hook(_turned(strength, scaling)))
+                    hooks.append(layer.register_forward_pre_hook(_scaled_per_row(strength, scaling)))
                 else:
                     layer.scaling = {name: scale * strength for name, scale in scaling.items()}
             yield
@@ -93,13 +93,13 @@ class LoraTuner(PeftTuner):
         return super()._shared_by_rows()
 
 
-def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
+def _scaled_per_row(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
     """A hook that shapes the rows' numbers as the layer's input is: rows in front, or rows and time in one dimension.
 
     Raises ControlError, inside, for an input of other rows.
     """
 
-    def turn(layer: Any, inputs: tuple[Any, ...]) -> None:
+    def scale_rows(layer: Any, inputs: tuple[Any, ...]) -> None:
         states = inputs[0]
         rows, times = len(setting_R), len(states) // len(setting_R)
         if len(states) == rows:
@@ -111,7 +111,7 @@ def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tupl
             raise ControlError(f"{rows} strengths do not fit the {len(states)} rows of a layer's input; give one number.")
         layer.scaling = {name: scale * factor for name, scale in scaling.items()}
 
-    return turn
+    return scale_rows
 
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
@@ -120,7 +120,7 @@ def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
 
 
 def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
-    """The config as peft's configuration for this model.
+    """PEFT's configuration for this model.
 
     Raises ConfigError for layers outside it and for targets that it does not have, ModelError where peft has no choice for it.
     """
@@ -195,7 +195,7 @@ class UpdateShape:
 
 
 class Update:
-    """A LoRA in float32, stored as peft's adapter. It stands in the model until `remove`; the tuner's own is set aside."""
+    """A LoRA in float32, saved as a PEFT adapter. Until `remove` it is in the model, and a tuner's own LoRA is inactive."""
 
     def __init__(self, model: PreTrainedModel, shape: UpdateShape) -> None:
         self._model = model
@@ -235,14 +235,14 @@ class Update:
         read(self._named, folder, UPDATE_FILE)
 
     def updated(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each weight that has an update, beside what it is with it."""
+        """Pairs of each weight that has an update and its updated value: the sum in float32, cast to the weight's dtype."""
         layers = [layer for layer in _layers(self._model).values() if UPDATE in layer.lora_A]
         with torch.no_grad():
             pairs = [(layer.get_base_layer().weight, layer.get_delta_weight(UPDATE)) for layer in layers]
             return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in pairs]
 
     def remove(self) -> None:
-        """Takes the update out of the model, which is built as before; the tuner's own adapter is active again."""
+        """Takes the update out of the model, whose modules are as before; the tuner's own LoRA is active again."""
         learned = {parameter for parameter in self._model.parameters() if parameter.requires_grad}
         for name, layer in _layers(self._model).items():
             if layer not in self._active:  # a linear map that had no LoRA

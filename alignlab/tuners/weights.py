@@ -27,21 +27,21 @@ from alignlab.tuners.tuner import Tuner, between, mixed_logits, origins
 
 FILE = "weights.safetensors"
 PLAIN = "model.safetensors"
-"""As transformers calls the weights of a whole model."""
+"""transformers' file name for the weights of a whole model."""
 
 SAMPLED = 16
-"""Numbers looked at from each end of a tensor."""
+"""Values compared from each end of a tensor."""
 
 Pairs = list[tuple[nn.Parameter, Tensor]]
-"""Each parameter beside what it was."""
+"""Parameters and the values that they started from."""
 
 
 class Start:
-    """The first numbers of some parameters, a classifier's head left out: no checkpoint has it.
+    """The values that some parameters started from, a classifier's new head left out: no checkpoint has it.
 
-    Of every weight of a checkpoint no copy is kept: the first time that the start is asked for, it is read from the disk again
-    and let go; the second time it stays. So a run that computes its reference once, and is measured at strength 1, holds its
-    weights once. Of some weights, and of a model that was drawn anew, a copy is kept.
+    Where these are all weights of a checkpoint, no copy is kept: on the first use the start is read from disk and dropped
+    afterwards, on the second it is kept. So a run that computes its reference once, and is evaluated at strength 1, holds its
+    weights once. Of a part of the weights, and of a randomly initialised model, a copy is kept.
     """
 
     def __init__(self, model: PreTrainedModel, named: Mapping[str, nn.Parameter]) -> None:
@@ -66,7 +66,7 @@ class Start:
         yield self._kept or origins(self._named.values())
 
     def is_now(self) -> None:
-        """What the parameters are at this moment is their start; a copy is kept until `is_in`."""
+        """The present values become the start; a copy is kept until `is_in`."""
         self._kept = origins(self._named.values())
         self._seen = self._sample([parameter.data for parameter in self._named.values()])
 
@@ -87,7 +87,7 @@ class Start:
 
     @staticmethod
     def _sample(tensors: list[Tensor]) -> Tensor:
-        """Some numbers of each tensor, by which other weights are told."""
+        """The first and last `SAMPLED` values of each tensor: a changed checkpoint is recognised by them."""
         if any(tensor.is_meta for tensor in tensors):
             return torch.empty(0)
         ends = [torch.cat([tensor.flatten()[:SAMPLED], tensor.flatten()[-SAMPLED:]]).float() for tensor in tensors]
@@ -112,9 +112,9 @@ class Start:
 
 
 class WeightsTuner:
-    """Some of the backbone's parameters, learned in place; where they started is kept, or found again, for the tuner.
+    """Some of the backbone's parameters, learned in place; `Start` has the values that they started from.
 
-    A classifier's head has no start worth going back to: it stays as trained at every strength, and is new again in `off`.
+    A classifier's new head has no checkpoint: it stays as trained at every strength, and is as it was drawn in `off`.
     """
 
     per_row = False
@@ -154,12 +154,12 @@ class WeightsTuner:
             yield
 
     def set_base_model(self, folder: Path) -> None:
-        """Where the weights started is found there from now on; what is saved are weights, without a word about others."""
+        """From now on the start is read from this checkpoint; `save` writes the learned weights only, and names no base."""
         self._start.is_in(folder / PLAIN)
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """The weights are the backbone's, so they may be trained as such; where that ends, the tuner begins."""
+        """Nothing to switch off: the weights are the backbone's own. Their values on leaving become the start."""
         yield
         self._start.is_now()
 
