@@ -1,14 +1,14 @@
 """alignlab: parameter-efficient alignment of language models, with one strength dial for every method.
 
-`import alignlab` alone stays light and makes our tuners known to peft; what is named below is imported when it is used.
+The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM and CONTROL are
+registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
-
-from alignlab.tuners.peft_hook import install
 
 if TYPE_CHECKING:
     from alignlab.finished import load
@@ -32,10 +32,21 @@ _HOMES = {
     "load": "alignlab.finished",
 }
 
-install()
+PEFT_METHODS = ("alignlab.tuners.red", "alignlab.tuners.clm", "alignlab.tuners.control")
+"""The packages that register a PEFT method when they are imported."""
+
+
+def _register() -> None:
+    for package in PEFT_METHODS:
+        importlib.import_module(package)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'alignlab' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    _register()
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+if "peft" in sys.modules:
+    _register()

@@ -16,7 +16,7 @@ from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.records import NO_CLASS, LabelSet
 from alignlab.tracking.ledger import Ledger
-from alignlab.tuners.control.export import export_class
+from alignlab.tuners.control.tuner import export_class
 
 
 def load(folder: str | Path, device: str = "auto") -> Policy:

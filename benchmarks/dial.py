@@ -190,7 +190,7 @@ def _resident(key: str) -> int:
 
 def _imports() -> None:
     """All that a side imports, without a model."""
-    rooms = ("models.policy", "models.decode", "tuners.dera", "tuners.clm.tuner")
+    rooms = ("models.policy", "models.decode", "tuners.weights", "tuners.clm.tuner")
     for name in ("transformers.models.llama.modeling_llama", *(f"alignlab.{room}" for room in rooms)):
         importlib.import_module(name)
 

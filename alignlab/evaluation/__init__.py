@@ -90,7 +90,7 @@ def _no_control(_config: StrengthConfig, *_: Any) -> None:
 
 
 def _control(config: FormConfig, *given: Any) -> Any:
-    from alignlab.tuners.control.build_config import build_config
+    from alignlab.tuners.control.config import build_config
 
     return build_config(config, *given)
 

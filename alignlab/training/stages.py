@@ -39,7 +39,7 @@ from alignlab.training.references import Reference, SecondModel
 from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, load_result, sentence, training
 from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
 from alignlab.training.validation import ValidatedTrainer, Validation
-from alignlab.tuners.update import UpdateShape
+from alignlab.tuners.lora import UpdateShape
 
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"

@@ -22,9 +22,8 @@ from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.registry import unknown
 from alignlab.training.references import SecondModel
-from alignlab.tuners.lora import LoraTuner
+from alignlab.tuners.lora import LoraTuner, Update, UpdateShape
 from alignlab.tuners.tuner import TrainableState, Tuner
-from alignlab.tuners.update import Update, UpdateShape
 from alignlab.tuners.weights import BackboneWeights, StoredWeights, digest
 
 BACKBONE, TUNER, HEAD = "backbone", "tuner", "head"

@@ -1,10 +1,9 @@
-"""What is learned on top of a backbone: one table; the parts that need torch are imported when one is built.
-
-Every `build` takes the tuner's own config, the model, and the configuration of the run's control where it has classes.
-"""
+"""The table of tuners: what is learned on top of a backbone. The modules, which need torch, are imported when one is built."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from alignlab.registry import Entry, Registry, capabilities
@@ -22,63 +21,20 @@ from alignlab.tuners.config import (
 )
 
 
-def _full(config: FullConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.weights import full
+def _from(module: str, function: str = "build") -> Callable[..., Any]:
+    """`function` of `alignlab.tuners.module`, called with the tuner's config and the model."""
 
-    return full(config, model)
+    def build(config: Any, model: Any, _control: Any = None) -> Any:
+        return getattr(import_module(f"alignlab.tuners.{module}"), function)(config, model)
 
-
-def _bitfit(config: BitfitConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.weights import bitfit
-
-    return bitfit(config, model)
-
-
-def _blocks(config: BlocksConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.weights import blocks
-
-    return blocks(config, model)
-
-
-def _dera(config: DeraConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.dera import build
-
-    return build(config, model)
-
-
-def _clm(config: ClmTunerConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.clm.tuner import build
-
-    return build(config, model)
-
-
-def _lora(config: LoraConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.lora import build
-
-    return build(config, model)
-
-
-def _ia3(config: Ia3Config, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.ia3 import build
-
-    return build(config, model)
-
-
-def _red(config: RedTunerConfig, model: Any, _control: Any = None) -> Any:
-    from alignlab.tuners.red.tuner import build
-
-    return build(config, model)
+    return build
 
 
 def _control(config: ControlTunerConfig, model: Any, control: Any) -> Any:
+    """The one tuner that takes the configuration of the run's control, too."""
     from alignlab.tuners.control.tuner import build
 
     return build(config, model, control)
-
-
-_WEIGHTS = capabilities("float32 weights")
-_IN_PLACE = capabilities("blocks in place")
-_EVERY = capabilities("every weight", "blocks in place")
 
 
 def _two_models(config: DeraConfig) -> frozenset[str]:
@@ -86,18 +42,22 @@ def _two_models(config: DeraConfig) -> frozenset[str]:
     return frozenset({"float32 weights", "training"} if config.aligned is None else {"no training"})
 
 
+_WEIGHTS = capabilities("float32 weights")
+_IN_PLACE = capabilities("blocks in place")
+_EVERY = capabilities("every weight", "blocks in place")
+
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _full, requires=_WEIGHTS, provides=_EVERY),
-        "bitfit": Entry(BitfitConfig, _bitfit, requires=_WEIGHTS, provides=_IN_PLACE),
-        "blocks": Entry(BlocksConfig, _blocks, requires=_WEIGHTS, provides=_IN_PLACE),
-        "dera": Entry(DeraConfig, _dera, requires=_two_models, provides=_EVERY),
-        "clm": Entry(ClmTunerConfig, _clm),
-        "lora": Entry(LoraConfig, _lora, provides=_IN_PLACE),
-        "lora_lower": Entry(LowerLoraConfig, _lora, provides=_IN_PLACE),
-        "ia3": Entry(Ia3Config, _ia3, provides=_IN_PLACE),
-        "red": Entry(RedTunerConfig, _red, provides=_IN_PLACE),
+        "full": Entry(FullConfig, _from("weights", "full"), requires=_WEIGHTS, provides=_EVERY),
+        "bitfit": Entry(BitfitConfig, _from("weights", "bitfit"), requires=_WEIGHTS, provides=_IN_PLACE),
+        "blocks": Entry(BlocksConfig, _from("weights", "blocks"), requires=_WEIGHTS, provides=_IN_PLACE),
+        "dera": Entry(DeraConfig, _from("weights", "dera"), requires=_two_models, provides=_EVERY),
+        "clm": Entry(ClmTunerConfig, _from("clm.tuner")),
+        "lora": Entry(LoraConfig, _from("lora"), provides=_IN_PLACE),
+        "lora_lower": Entry(LowerLoraConfig, _from("lora"), provides=_IN_PLACE),
+        "ia3": Entry(Ia3Config, _from("ia3"), provides=_IN_PLACE),
+        "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
         "control": Entry(
             ControlTunerConfig,
             _control,

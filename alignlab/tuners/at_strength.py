@@ -1,8 +1,8 @@
-"""The dial of a model that peft loaded, without a run or a policy around it."""
+"""The strength, or the class, of a model that PEFT loaded, without a run or a policy around it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -15,20 +15,10 @@ from alignlab.models.decode import CustomGenerate, decoding
 from alignlab.models.policy import Policy
 from alignlab.models.strength import HasStrength, WeightedPass, as_strength, checked_strengths
 from alignlab.models.text import Codec
-from alignlab.tuners.clm.tuner import ClmTuner
-from alignlab.tuners.control.tuner import ControlTuner
 from alignlab.tuners.lora import LoraTuner
-from alignlab.tuners.peft_tuner import PeftTuner
-from alignlab.tuners.red.tuner import RedTuner
+from alignlab.tuners.peft_tuner import REGISTERED, PeftTuner
 
 T = TypeVar("T")
-TUNERS_OF: Mapping[str, type[PeftTuner]] = {
-    "CLM": ClmTuner,
-    "CONTROL": ControlTuner,
-    "RED": RedTuner,
-    "LORA": LoraTuner,
-}
-"""PEFT type -> tuner whose strengths may differ by row."""
 
 
 def at_strength(
@@ -48,7 +38,7 @@ def at_strength(
     Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for strengths
     that are not finite or of another number than the prompts.
     """
-    tuner, values = _turned(model, template), checked_strengths(strength)
+    tuner, values = _tuner_for(model, template), checked_strengths(strength)
 
     def passes(rows: int, copies: int, device: torch.device) -> Sequence[WeightedPass]:
         each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
@@ -70,7 +60,7 @@ def at_class(
     Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for an adapter
     without classes and for an unknown class.
     """
-    tuner = _turned(model, template)
+    tuner = _tuner_for(model, template)
     controls = tuner.controls
     if controls is None:
         raise ControlError("this adapter has a strength and no classes; take at_strength.")
@@ -87,13 +77,14 @@ def at_class(
 def tuner_in(model: PeftModel) -> HasStrength:
     """The tuner of the active adapter. Raises ModelError for an adapter without one."""
     kind = str(model.active_peft_config.peft_type.value)
-    if kind not in TUNERS_OF:
-        raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(TUNERS_OF)}.")
-    return TUNERS_OF[kind].around(model)
+    known: dict[str, type[PeftTuner]] = {**dict(sorted(REGISTERED.items())), "LORA": LoraTuner}
+    if kind not in known:
+        raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(known)}.")
+    return known[kind].around(model)
 
 
-def _turned(model: PeftModel | Policy, template: str | Codec | None) -> HasStrength:
-    """The tuner, which fits the template that is named."""
+def _tuner_for(model: PeftModel | Policy, template: str | Codec | None) -> HasStrength:
+    """The tuner of the model. Raises ModelError where the template is another than its control's."""
     tuner = model.tuner if isinstance(model, Policy) else tuner_in(model)
     if template is not None and tuner.controls is not None:
         tuner.controls.check_template(template if isinstance(template, str) else template.template_hash)
@@ -101,7 +92,7 @@ def _turned(model: PeftModel | Policy, template: str | Codec | None) -> HasStren
 
 
 def _per_row(values: Sequence[T], rows: int, copies: int) -> list[T]:
-    """One value per row; with several answers or beams per prompt, transformers lays them side by side."""
+    """One value per row. The `copies` rows of a prompt, its answers or beams, are adjacent in transformers' batch."""
     prompts = rows // copies
     if len(values) not in (rows, prompts):
         raise ControlError(f"{len(values)} strengths or classes were given for {prompts} prompts; give one, or one per prompt.")

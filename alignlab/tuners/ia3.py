@@ -1,4 +1,4 @@
-"""IA3 (arXiv 2205.05638) as peft builds it; the tuner interpolates each factor between 1 and what was learned."""
+"""IA3 (arXiv 2205.05638) as PEFT builds it; the tuner interpolates each factor between 1 and what was learned."""
 
 from __future__ import annotations
 

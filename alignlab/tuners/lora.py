@@ -1,12 +1,17 @@
-"""LoRA (arXiv 2106.09685) as peft builds it; the tuner scales the update, one strength per row if asked."""
+"""LoRA (arXiv 2106.09685) as PEFT builds it: as a tuner with one strength per row if asked, and as an update of a backbone."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import peft
+import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -15,15 +20,19 @@ from transformers import PreTrainedModel
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
-from alignlab.models.kinds import new_head
+from alignlab.models.kinds import new_head, task_type_of
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import LoraConfig, LowerLoraConfig
-from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
+from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed, temporarily
 from alignlab.tuners.targets import LINEAR, block_names, matched
-from alignlab.tuners.tuner import setting
+from alignlab.tuners.weights import read, write
 
 OVERWRITING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Beginnings of peft's `init_lora_weights` that take the start of the update out of the backbone's own weights."""
+
+UPDATE = "fine_tuning"
+"""Of the adapter in peft; torch keeps "update" for itself."""
+UPDATE_FILE = "adapter_model.safetensors"
 
 
 class LoraTuner(PeftTuner):
@@ -53,7 +62,7 @@ class LoraTuner(PeftTuner):
         """The update times the strength; what else a variant does, a magnitude for one, is there or is not."""
         variants = [layer for layer in self.layers if getattr(layer, "lora_variant", None)]
         if variants and strength == 0.0:
-            with setting("_disable_adapters", True, self.layers):
+            with temporarily("_disable_adapters", True, self.layers):
                 yield
             return
         if variants:
@@ -66,7 +75,7 @@ class LoraTuner(PeftTuner):
         try:
             for layer, scaling in zip(self.layers, before, strict=True):
                 if isinstance(strength, Tensor):
-                    hooks.append(layer.register_forward_pre_hook(_turned(strength, scaling)))
+                    hooks.append(layer.register_forward_pre_hook(_scaled_per_row(strength, scaling)))
                 else:
                     layer.scaling = {name: scale * strength for name, scale in scaling.items()}
             yield
@@ -84,13 +93,13 @@ class LoraTuner(PeftTuner):
         return super()._shared_by_rows()
 
 
-def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
+def _scaled_per_row(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tuple[Any, ...]], None]:
     """A hook that shapes the rows' numbers as the layer's input is: rows in front, or rows and time in one dimension.
 
     Raises ControlError, inside, for an input of other rows.
     """
 
-    def turn(layer: Any, inputs: tuple[Any, ...]) -> None:
+    def scale_rows(layer: Any, inputs: tuple[Any, ...]) -> None:
         states = inputs[0]
         rows, times = len(setting_R), len(states) // len(setting_R)
         if len(states) == rows:
@@ -102,7 +111,7 @@ def _turned(setting_R: Tensor, scaling: dict[str, float]) -> Callable[[Any, tupl
             raise ControlError(f"{rows} strengths do not fit the {len(states)} rows of a layer's input; give one number.")
         layer.scaling = {name: scale * factor for name, scale in scaling.items()}
 
-    return turn
+    return scale_rows
 
 
 def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
@@ -111,7 +120,7 @@ def build(config: LoraConfig, model: PreTrainedModel) -> LoraTuner:
 
 
 def adapter(config: LoraConfig, model: PreTrainedModel) -> peft.LoraConfig:
-    """The config as peft's configuration for this model.
+    """PEFT's configuration for this model.
 
     Raises ConfigError for layers outside it and for targets that it does not have, ModelError where peft has no choice for it.
     """
@@ -174,3 +183,79 @@ def _lost(model: peft.PeftModel) -> str:
                 " path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
             )
     return ""
+
+
+@dataclass(frozen=True)
+class UpdateShape:
+    """LoRA on peft's own choice of linear maps, usually queries and values, in every block."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+class Update:
+    """A LoRA in float32, saved as a PEFT adapter. Until `remove` it is in the model, and a tuner's own LoRA is inactive."""
+
+    def __init__(self, model: PreTrainedModel, shape: UpdateShape) -> None:
+        self._model = model
+        self._config = peft.LoraConfig(
+            task_type=task_type_of(model),
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            fan_in_fan_out=stores_transposed(model),
+        )
+        learned = {parameter for parameter in model.parameters() if parameter.requires_grad}
+        self._active = {layer: list(layer.active_adapters) for layer in _layers(model).values()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*`peft_config`.*")  # the tuner's own may be a LoRA, too
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            peft.inject_adapter_in_model(self._config, model, adapter_name=UPDATE)
+        for layer in _layers(model).values():
+            layer.set_adapter(UPDATE, inference_mode=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter in learned)
+        own = {name: parameter for name, parameter in model.named_parameters() if f".{UPDATE}." in name}
+        for parameter in own.values():
+            parameter.data = parameter.data.float()
+        self._named = {f"base_model.model.{name.replace(f'.{UPDATE}', '')}": parameter for name, parameter in own.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+        return list(self._named.values())
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors, as peft does."""
+        write(self._named, folder, UPDATE_FILE)
+        self._config.save_pretrained(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """Reads them back. Raises ModelError where the file is another adapter's."""
+        read(self._named, folder, UPDATE_FILE)
+
+    def updated(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Pairs of each weight that has an update and its updated value: the sum in float32, cast to the weight's dtype."""
+        layers = [layer for layer in _layers(self._model).values() if UPDATE in layer.lora_A]
+        with torch.no_grad():
+            pairs = [(layer.get_base_layer().weight, layer.get_delta_weight(UPDATE)) for layer in layers]
+            return [(weight, (weight.float() + delta.float()).to(weight.dtype)) for weight, delta in pairs]
+
+    def remove(self) -> None:
+        """Takes the update out of the model, whose modules are as before; the tuner's own LoRA is active again."""
+        learned = {parameter for parameter in self._model.parameters() if parameter.requires_grad}
+        for name, layer in _layers(self._model).items():
+            if layer not in self._active:  # a linear map that had no LoRA
+                parent, _, child = name.rpartition(".")
+                setattr(self._model.get_submodule(parent), child, layer.get_base_layer())
+                continue
+            layer.set_adapter(self._active[layer], inference_mode=True)
+            if UPDATE in layer.lora_A:
+                layer.delete_adapter(UPDATE)
+        self._model.peft_config.pop(UPDATE)
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(parameter in learned)
+
+
+def _layers(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

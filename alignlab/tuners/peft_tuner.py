@@ -1,18 +1,21 @@
-"""What all tuners that peft attaches have in common: attach, switch off, save and load."""
+"""What the tuners that PEFT attaches share: registration with PEFT, float32 parameters, attaching, setting, saving, loading."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import load_peft_weights
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import PeftType, load_peft_weights, register_peft_method
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,22 +25,151 @@ from alignlab.models.config import EMBEDDED
 from alignlab.models.controls import Controls
 from alignlab.models.kinds import task_type_of
 from alignlab.models.strength import Strength, WeightedPass
-from alignlab.tuners.modules_to_save import ModulesToSave
-from alignlab.tuners.tuner import one_pass, setting
+from alignlab.tuners.tuner import between
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""Task types for which PEFT trains a new, randomly initialised head."""
+
+REGISTERED: dict[str, type[PeftTuner]] = {}
+"""PEFT type -> tuner, of those that `register` added."""
+
+
+def peft_type(name: str) -> PeftType:
+    """The member `name` of `PeftType`, added on the first call.
+
+    PEFT has no public way to add one; a plain string in its tables fails in transformers' loader for adapter folders. This
+    writes the private tables of `enum.Enum`; the tests try attach, save, load, merge and `load_adapter`.
+
+    Raises ModelError where this PEFT has a method of that name itself.
+    """
+    present = PeftType.__members__.get(name)
+    if present is not None:
+        if getattr(present, "added_by", None) != "alignlab":
+            raise ModelError(f"this peft has a method {name} of its own that alignlab's would hide; try peft>=0.21,<0.23.")
+        return present
+    member = str.__new__(PeftType, name)
+    vars(member).update(_name_=name, _value_=name, __objclass__=PeftType, _sort_order_=len(PeftType), added_by="alignlab")
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)  # EnumType itself refuses to set a member's name on the class
+    return member
+
+
+def register(name: str, config: type[PeftConfig], model: type[BaseTuner], tuner: type[PeftTuner]) -> None:
+    """Makes a method known to PEFT under a lower-case name, and its tuner to `at_strength`; calling it twice changes nothing.
+
+    Raises ModelError where PEFT, or another package, already has a method of that name.
+    """
+    known = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type(name.upper()))
+    if known is None:
+        register_peft_method(name=name, config_cls=config, model_cls=model)
+    elif (known.__module__, known.__qualname__) != (model.__module__, model.__qualname__):
+        theirs = f"{known.__module__}.{known.__qualname__}"
+        raise ModelError(f"peft already runs {theirs} under the name {name!r}; import only one of the two.")
+    REGISTERED[name.upper()] = tuner
+
+
+class Float32(nn.Module):
+    """Parameters that stay in float32 over any backbone: small steps round away in half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows `.to(device)`, but not `.to(dtype)`: PEFT's attaching and a later cast of the model both come here."""
+        super()._apply(lambda tensor: at_least_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """Casts a file's half-precision tensors: loading with `assign=True` would take them as they are."""
+        for name in state_dict:
+            if name.startswith(prefix):
+                state_dict[name] = at_least_float32(state_dict[name], state_dict[name])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
+    """`after`, or, where it is of a half-precision type, `before` on its device in float32."""
+    if not after.is_floating_point() or after.dtype in (torch.float32, torch.float64):
+        return after
+    return before.to(after.device, torch.float32)
+
 
 def stores_transposed(model: nn.Module) -> bool:
-    """Whether the model's linear maps are GPT-2's Conv1D, which store their weight in x out; peft wants to be told."""
+    """Whether the model's linear maps are GPT-2's Conv1D, which store their weight as in x out; PEFT has to be told."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-class PeftTuner:
-    """A peft adapter; each kind adds its `edited`. What peft trains beside the edit follows the tuner, see `ModulesToSave`.
+def public_name(model: nn.Module) -> str | None:
+    """A backbone's name for others: its name on the hub, alignlab/NAME of an embedded model, else its folder's own name."""
+    origin = str(getattr(model, "name_or_path", "") or "")
+    folder = Path(origin)
+    if not origin or not (folder.is_absolute() or folder.is_dir()):
+        return origin or None
+    return f"alignlab/{folder.name}" if folder.parent == EMBEDDED else folder.name
 
-    `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they need not.
+
+@contextmanager
+def temporarily(name: str, value: object, things: Sequence[object]) -> Iterator[None]:
+    """Inside, attribute `name` of each thing is `value`; afterwards it is what it was, errors included."""
+    before = [getattr(thing, name) for thing in things]
+    try:
+        for thing in things:
+            setattr(thing, name, value)
+        yield
+    finally:
+        for thing, old in zip(things, before, strict=True):
+            setattr(thing, name, old)
+
+
+class ModulesToSave:
+    """What PEFT trains beside an edit: whole modules (`modules_to_save`) and rows of an embedding (`trainable_token_indices`).
+
+    Both keep their original weights and are shared by all rows of a batch, so they follow the strength: 0 original, 1 trained.
+    A classifier's head has no original, only a random start, so it stays as trained at every strength. `names`: the modules,
+    without heads. `any`: whether there is anything, heads included.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        trunk = f"base_model.model.{getattr(model.get_base_model(), 'base_model_prefix', '')}."
+        headed = str(getattr(model.active_peft_config, "task_type", None)).rpartition(".")[2] in HEADED
+        kinds = (AuxiliaryTrainingWrapper, TrainableTokensLayer)
+        every = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+        followed = {name: module for name, module in every.items() if not headed or name.startswith(trunk)}
+        self._every, self._followed = list(every.values()), list(followed.values())
+        wrappers = [name for name, module in followed.items() if isinstance(module, AuxiliaryTrainingWrapper)]
+        self.names = [name.removeprefix("base_model.model.") for name in wrappers]
+        self.any = bool(every)
+
+    def off(self) -> AbstractContextManager[None]:
+        """Everything as it was before training, heads included."""
+        return temporarily("_disable_adapters", True, self._every)
+
+    def at(self, strength: float) -> AbstractContextManager[None]:
+        """All but heads between original (0) and trained (1), or beyond; at 0 the original module itself, in its own dtype."""
+        if strength == 0.0:
+            return temporarily("_disable_adapters", True, self._followed)
+        pairs = {id(pair[0]): pair for module in self._followed for pair in _with_originals(module)}  # each tensor once
+        return between(list(pairs.values()), strength)
+
+
+def _with_originals(module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    if isinstance(module, ModulesToSaveWrapper):
+        for name in module.active_adapters:
+            if name in module.modules_to_save:
+                original = dict(module.original_module.named_parameters())
+                for key, parameter in module.modules_to_save[name].named_parameters():
+                    yield parameter, original[key].detach()
+    elif isinstance(module, TrainableTokensLayer):
+        for name in module.active_adapters:
+            if name in module.trainable_tokens_delta:
+                yield module.trainable_tokens_delta[name], module.trainable_tokens_original[name]
+
+
+class PeftTuner:
+    """A PEFT adapter; each kind adds its `edited`. `beside`: what PEFT trains beside the edit, which follows the strength.
+
+    `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they may differ.
     """
 
     per_row = True
@@ -47,12 +179,12 @@ class PeftTuner:
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         config.task_type = config.task_type or task_type_of(model)
-        config.base_model_name_or_path = None  # a control may name the folder of another machine, of which peft would warn
+        config.base_model_name_or_path = None  # a control may name the folder of another machine, of which PEFT would warn
         try:
             with warnings.catch_warnings():
-                # peft asks a property that transformers 5 has renamed
+                # PEFT reads a property that transformers 5 has renamed.
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-                # of fused experts peft names maps that are not there
+                # Of fused experts PEFT names maps that are not there.
                 warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
                 self.module: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
@@ -62,17 +194,16 @@ class PeftTuner:
 
     @classmethod
     def around(cls, model: PeftModel) -> Self:
-        """The tuner of a model that peft has attached already."""
+        """The tuner of a model that PEFT has attached already."""
         tuner = cls.__new__(cls)
         tuner.module = model
         tuner._find()
         return tuner
 
     def _find(self) -> None:
+        modules = list(self.module.modules())
         self.layers: list[Any] = [
-            module
-            for module in self.module.modules()
-            if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
+            m for m in modules if isinstance(m, BaseTunerLayer) and not isinstance(m, TrainableTokensLayer)
         ]
         self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._base: Path | None = None
@@ -89,31 +220,24 @@ class PeftTuner:
         return {}
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
-        """One pass at this strength."""
-        return one_pass(strength)
+        """One pass of weight 1 at this strength."""
+        return (WeightedPass(1.0, strength),)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """The edit scaled, and what was trained beside it.
 
-        Raises ControlError for rows of different strengths where they share what is turned.
+        Raises ControlError for rows of different strengths where they share what is scaled.
         """
         if isinstance(setting, float) and setting == 1.0:
             return nullcontext()
         if not self.one_strength:
             return self.edited(setting)
-        return self._together(_one(setting, self.one_strength))
-
-    @contextmanager
-    def _together(self, strength: float) -> Iterator[None]:
-        with ExitStack() as stack:
-            if strength != 1.0:
-                stack.enter_context(self.edited(strength))
-                stack.enter_context(self.beside.at(strength))
-            yield
+        strength = _one(setting, self.one_strength)
+        return nullcontext() if strength == 1.0 else both(self.edited(strength), self.beside.at(strength))
 
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
-        """The edit scaled; never asked for at 1.0, where nothing is touched."""
-        raise TypeError(f"{type(self).__name__} does not say what a strength means: {setting}")
+        """The edit scaled; never called for 1.0, where nothing is touched."""
+        raise NotImplementedError
 
     def _shared_by_rows(self) -> str:
         if self.beside.names:
@@ -125,52 +249,42 @@ class PeftTuner:
         return ""
 
     def off(self) -> AbstractContextManager[None]:
-        """Without the adapter. Layers are switched one by one, since peft's own context also turns gradients off and on."""
-        off: AbstractContextManager[None] = setting("_disable_adapters", True, self.layers)
-        return _both(off, self.beside.off()) if self.beside.any else off
+        """Without the adapter. Layers are switched one by one, since PEFT's own context also turns gradients off and on."""
+        off = temporarily("_disable_adapters", True, self.layers)
+        return both(off, self.beside.off()) if self.beside.any else off
 
     def set_base_model(self, folder: Path) -> None:
-        """Written into adapter_config.json, from where the adapter is saved: both may move together."""
+        """`save` names this checkpoint as the base, by its path relative to the adapter: both may move together."""
         self._base = folder.resolve()
 
     def detached(self) -> AbstractContextManager[None]:
-        """Without the adapter; one whose start depends on the backbone says so."""
+        """Without the adapter; one whose start depends on the backbone overrides it."""
         return self.off()
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, loadable with PeftModel.from_pretrained.
 
-        Neither they nor the card beside them name a folder of this machine.
+        Neither they nor PEFT's model card name a folder of this machine.
         """
         model = self.module.get_base_model()
         name = Path(os.path.relpath(self._base, folder.resolve())).as_posix() if self._base else public_name(model)
         configs = list(self.module.peft_config.values())
         with (
-            setting("base_model_name_or_path", name, configs),
-            # peft's card asks the model
-            setting("name_or_path", name or "", [model]),
-            setting("_name_or_path", name or "", [model.config]),
+            temporarily("base_model_name_or_path", name, configs),
+            temporarily("name_or_path", name or "", [model]),  # PEFT's card reads it from the model
+            temporarily("_name_or_path", name or "", [model.config]),
         ):
-            # "auto" would ask the hub for the base's config and may write whole embeddings beside the adapter (P5).
+            # "auto" would ask the hub for the base's config and may write whole embeddings beside the adapter.
             self.module.save_pretrained(str(folder), save_embedding_layers=False)
 
     def load(self, folder: Path) -> None:
-        """Reads the adapter's tensors back."""
+        """Reads the adapter's tensors back. Raises ModelError where the file has other names."""
         tensors = load_peft_weights(str(folder), device="cpu")
         expected = get_peft_model_state_dict(self.module, save_embedding_layers=False)
         differing = sorted(tensors.keys() ^ expected.keys())
         if differing:
             raise ModelError(f"{folder} holds other tensors than this adapter has, {differing[0]} for one; it is another's.")
         set_peft_model_state_dict(self.module, tensors)
-
-
-def public_name(model: nn.Module) -> str | None:
-    """What others may know a backbone by: its name on the hub, alignlab/NAME of one that is shipped, else its folder's name."""
-    origin = str(getattr(model, "name_or_path", "") or "")
-    folder = Path(origin)
-    if not origin or not (folder.is_absolute() or folder.is_dir()):
-        return origin or None
-    return f"alignlab/{folder.name}" if folder.parent == EMBEDDED else folder.name
 
 
 def _one(given: Strength, why: str) -> float:
@@ -183,6 +297,6 @@ def _one(given: Strength, why: str) -> float:
 
 
 @contextmanager
-def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
+def both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
     with one, other:
         yield

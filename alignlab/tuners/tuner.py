@@ -1,8 +1,8 @@
-"""What every tuner is once it sits in a backbone: some parameters, a tuner, and a folder it can be kept in."""
+"""What every tuner has once it is attached to a backbone, and weights between two ends, which several tuners share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from alignlab.models.strength import HasStrength, Strength, WeightedPass
 
 
 class TrainableState(Protocol):
-    """What a stage trains and keeps: some parameters, and a folder they can be kept in."""
+    """What a stage trains and saves: some parameters, and how they are written to a folder and read back."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned."""
@@ -28,47 +28,29 @@ class TrainableState(Protocol):
 
 
 class Tuner(HasStrength, TrainableState, Protocol):
-    """A tuner that is attached. Building one puts it in place, as the identity."""
+    """A tuner that is attached to a backbone; a new one changes no output unless `starts_as_base` is False."""
 
     adds_parameters: bool
-    """Whether what is learned stands beside the backbone's parameters, or is some of them."""
+    """True: the learned parameters are new ones beside the backbone's; False: they are some of the backbone's own."""
 
     @property
     def module(self) -> nn.Module:
         """The module that plain tools expect: a PeftModel, or the backbone itself."""
 
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
-        """Parts of it that a stage may train by themselves, by name; most tuners have none."""
+        """Subsets of the parameters that a stage may train alone, by name; most tuners have none."""
 
     def set_base_model(self, folder: Path) -> None:
         """What is saved from now on names this checkpoint as its base."""
 
     def detached(self) -> AbstractContextManager[None]:
-        """Out of the way while the backbone itself is trained or replaced; what it is on leaving is where the tuner starts."""
-
-
-@contextmanager
-def setting(name: str, value: object, things: Sequence[object]) -> Iterator[None]:
-    """Inside, attribute `name` of each thing is `value`; afterwards it is what it was, errors included."""
-    before = [getattr(thing, name) for thing in things]
-    try:
-        for thing in things:
-            setattr(thing, name, value)
-        yield
-    finally:
-        for thing, old in zip(things, before, strict=True):
-            setattr(thing, name, old)
-
-
-def one_pass(strength: Strength) -> tuple[WeightedPass, ...]:
-    """The passes of a tuner whose edit is scaled: a single pass of weight 1."""
-    return (WeightedPass(1.0, strength),)
+        """Inside, the backbone alone is active, to be trained or replaced; the tuner starts from what it is on leaving."""
 
 
 def mixed_logits(strength: Strength) -> tuple[WeightedPass, ...]:
-    """The passes of a tuner whose two ends are mixed at the logits: s z(1) + (1 - s) z(0), one pass at exactly 0 and 1.
+    """Logits s z(1) + (1 - s) z(0) as weighted passes: two, or one at exactly 0 and 1, so both ends are exact.
 
-    CLM (arXiv 2503.04346), section 4.3; DeRa (arXiv 2402.02992). Written so that both ends are exact.
+    CLM (arXiv 2503.04346), section 4.3; DeRa (arXiv 2402.02992), equation 12.
     """
     if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
         return (WeightedPass(1.0, strength),)
@@ -100,6 +82,6 @@ def between(pairs: Iterable[tuple[nn.Parameter, Tensor]], strength: Strength) ->
 
 
 def origins(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each parameter beside a copy of what it is now; nothing is copied on the meta device."""
+    """Pairs of each parameter and a copy of its present values; on the meta device, of the parameter and itself."""
     with torch.no_grad():
         return [(p, p.detach() if p.is_meta else p.detach().clone()) for p in parameters]

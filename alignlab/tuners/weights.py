@@ -1,11 +1,13 @@
-"""Tuning the backbone's own weights: all of them (`full`), its biases (`bitfit`) or some of its blocks (`blocks`).
+"""Tuning the backbone's own weights: all of them (`full`, `dera`), its biases (`bitfit`) or some of its blocks (`blocks`).
 
-The tuner interpolates between the weights as they were and as they are, theta(s) = theta0 + s (theta1 - theta0): our choice
-(the dial of WiSE-FT, arXiv 2109.01903, section 3), since plain fine-tuning has none. BitFit: arXiv 2106.10199.
+The tuner interpolates between start and trained weights, theta(s) = theta0 + s (theta1 - theta0): our choice (WiSE-FT, arXiv
+2109.01903, section 3), since plain fine-tuning has no strength. BitFit: arXiv 2106.10199. DeRa (arXiv 2402.02992) mixes the
+logits of both ends instead; the two passes use one module and swap its weights.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,23 +16,105 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignlab.errors import ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.kinds import new_head
 from alignlab.models.strength import Strength, WeightedPass
-from alignlab.tuners.config import BitfitConfig, BlocksConfig, FullConfig
-from alignlab.tuners.start import PLAIN, Start
-from alignlab.tuners.tuner import Tuner, between, one_pass, origins
+from alignlab.tuners.config import BitfitConfig, BlocksConfig, DeraConfig, FullConfig
+from alignlab.tuners.tuner import Tuner, between, mixed_logits, origins
 
 FILE = "weights.safetensors"
+PLAIN = "model.safetensors"
+"""transformers' file name for the weights of a whole model."""
+
+SAMPLED = 16
+"""Values compared from each end of a tensor."""
+
+Pairs = list[tuple[nn.Parameter, Tensor]]
+"""Parameters and the values that they started from."""
+
+
+class Start:
+    """The values that some parameters started from, a classifier's new head left out: no checkpoint has it.
+
+    Where these are all weights of a checkpoint, no copy is kept: on the first use the start is read from disk and dropped
+    afterwards, on the second it is kept. So a run that computes its reference once, and is evaluated at strength 1, holds its
+    weights once. Of a part of the weights, and of a randomly initialised model, a copy is kept.
+    """
+
+    def __init__(self, model: PreTrainedModel, named: Mapping[str, nn.Parameter]) -> None:
+        self._model, self._named = model, dict(named)
+        self._every = len(named) + len(new_head(model)) == len(dict(model.named_parameters()))
+        self._source: Path | None = None
+        found = self._every and bool(model.name_or_path)
+        self._kept: Pairs | None = None if found else origins(self._named.values())
+        self._asked = False
+        self._seen = self._sample([parameter.data for parameter in self._named.values()])
+
+    @contextmanager
+    def pairs(self) -> Iterator[Pairs]:
+        """Each parameter beside its start. Raises ModelError where the checkpoint cannot be read any more."""
+        if self._kept is None and not any(parameter.is_meta for parameter in self._named.values()):
+            read = self._read()
+            if self._asked:
+                self._kept = read
+            self._asked = True
+            yield read
+            return
+        yield self._kept or origins(self._named.values())
+
+    def is_now(self) -> None:
+        """The present values become the start; a copy is kept until `is_in`."""
+        self._kept = origins(self._named.values())
+        self._seen = self._sample([parameter.data for parameter in self._named.values()])
+
+    def is_in(self, file: Path) -> None:
+        """The start is what this file holds, under the parameters' names."""
+        if self._every:
+            self._source, self._kept, self._asked = file, None, False
+
+    def _read(self) -> Pairs:
+        start = self._pretrained() if self._source is None else load_file(self._source)
+        like = {name: parameter for name, parameter in start.items() if name in self._named}
+        same = like.keys() == self._named.keys() and all(like[name].shape == p.shape for name, p in self._named.items())
+        found = [like[name].to(p.device, p.dtype) for name, p in self._named.items()] if same else []
+        if not same or not torch.equal(self._sample(found), self._seen):
+            where = self._source or self._model.name_or_path
+            raise ModelError(f"{where} does not hold the weights that training started from any more; put them back.")
+        return list(zip(self._named.values(), found, strict=True))
+
+    @staticmethod
+    def _sample(tensors: list[Tensor]) -> Tensor:
+        """The first and last `SAMPLED` values of each tensor: a changed checkpoint is recognised by them."""
+        if any(tensor.is_meta for tensor in tensors):
+            return torch.empty(0)
+        ends = [torch.cat([tensor.flatten()[:SAMPLED], tensor.flatten()[-SAMPLED:]]).float() for tensor in tensors]
+        return torch.cat(ends).cpu()
+
+    def _pretrained(self) -> dict[str, Tensor]:
+        """The weights as they were loaded: same class, same type."""
+        model, where = self._model, self._model.name_or_path
+        config = copy.deepcopy(model.config)
+        revision = getattr(config, "_commit_hash", None)
+        try:
+            again = type(model).from_pretrained(
+                where, config=config, dtype=model.dtype, use_safetensors=True, **({"revision": revision} if revision else {})
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).partition("\n")[0]
+            raise ModelError(
+                f"{where}, which training started from, could not be read again ({first}); put it back."
+            ) from error
+        with torch.no_grad():
+            return {name: parameter.detach() for name, parameter in again.named_parameters()}
 
 
 class WeightsTuner:
-    """Some of the backbone's parameters, learned in place; where they started is kept, or found again, for the tuner.
+    """Some of the backbone's parameters, learned in place; `Start` has the values that they started from.
 
-    A classifier's head has no start worth going back to: it stays as trained at every strength, and is new again in `off`.
+    A classifier's new head has no checkpoint: it stays as trained at every strength, and is as it was drawn in `off`.
     """
 
     per_row = False
@@ -52,7 +136,7 @@ class WeightsTuner:
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass at this strength."""
-        return one_pass(strength)
+        return (WeightedPass(1.0, strength),)
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Weights between start (0) and trained (1), or beyond."""
@@ -70,12 +154,12 @@ class WeightsTuner:
             yield
 
     def set_base_model(self, folder: Path) -> None:
-        """Where the weights started is found there from now on; what is saved are weights, without a word about others."""
+        """From now on the start is read from this checkpoint; `save` writes the learned weights only, and names no base."""
         self._start.is_in(folder / PLAIN)
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """The weights are the backbone's, so they may be trained as such; where that ends, the tuner begins."""
+        """Nothing to switch off: the weights are the backbone's own. Their values on leaving become the start."""
         yield
         self._start.is_now()
 
@@ -90,6 +174,14 @@ class WeightsTuner:
     def load(self, folder: Path) -> None:
         """Reads the learned tensors back."""
         read(self._named, folder)
+
+
+class DeraTuner(WeightsTuner):
+    """z = s z_aligned + (1 - s) z_backbone (DeRa, eq. 12), a pass for each model."""
+
+    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        """Both models, or one of them at exactly 0 and 1."""
+        return mixed_logits(strength)
 
 
 class StoredWeights:
@@ -176,3 +268,25 @@ def blocks(config: BlocksConfig, model: PreTrainedModel) -> WeightsTuner:
     prefixes = tuple(f"{holder}.{index}." for index in chosen)
     names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
     return WeightsTuner(model, [*names, *new_head(model)])
+
+
+def dera(config: DeraConfig, model: PreTrainedModel) -> DeraTuner:
+    """Every weight is learned; with `aligned`, the checkpoint's weights are put in its place."""
+    tuner = DeraTuner(model, [name for name, _ in model.named_parameters()])
+    if config.aligned is not None and model.device.type != "meta":
+        _put_in(model, Path(config.aligned))
+        tuner.starts_as_base = False
+    return tuner
+
+
+def _put_in(model: PreTrainedModel, folder: Path) -> None:
+    """Copies a checkpoint's weights into the model. Raises ModelError where the shapes or the names are others."""
+    try:
+        aligned = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"tuner.aligned={folder} could not be loaded ({str(error).splitlines()[0]}).") from error
+    theirs, ours = dict(aligned.named_parameters()), dict(model.named_parameters())
+    if {name: tensor.shape for name, tensor in theirs.items()} != {name: tensor.shape for name, tensor in ours.items()}:
+        raise ModelError(f"tuner.aligned={folder} has other names or shapes of weights than the backbone.")
+    for name, parameter in ours.items():
+        parameter.data.copy_(theirs[name])

@@ -33,7 +33,7 @@ from alignlab.preparation import make_plan
 from alignlab.records import Encoded, EncodedGroup
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
-from alignlab.tuners.red.config import RedConfig
+from alignlab.tuners.red import RedConfig
 from alignlab.tuners.red.tuner import RedTuner
 from tests.conftest import CODEC
 from tests.contracts.architectures import (

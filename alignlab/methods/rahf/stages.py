@@ -16,7 +16,7 @@ from alignlab.training.objectives import nll
 from alignlab.training.references import SecondModel
 from alignlab.training.stages import Method, Stage, TrainStage, Truncation
 from alignlab.training.trainable import THE_BACKBONE
-from alignlab.tuners.update import UpdateShape
+from alignlab.tuners.lora import UpdateShape
 
 
 def method(config: RahfConfig) -> Method:

@@ -1,39 +1,162 @@
-"""The first block with new blocks in front of it: out = Block0(Phi(h)), and for rows that are switched off Block0(h).
+"""New blocks in front of a backbone's first one: out = Block0(Phi(h)), and Block0(h) for rows that are switched off.
 
-Source: CLM (arXiv 2503.04346), section 4 and figure 4. Shapes: R rows of a pass, T time, D width.
+Source: CLM (arXiv 2503.04346), section 4 and figure 4; random start: InRa (arXiv 2506.12704), table 4. Shapes: R rows of a
+pass, T time, D width.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
 
-from alignlab.errors import ControlError, ModelError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.strength import Strength
-from alignlab.tuners.clm.blocks import ClmBlocks
-from alignlab.tuners.clm.config import ClmConfig
-from alignlab.tuners.tuner import setting
+from alignlab.tuners.config import MERGES, MOST_BLOCKS, STARTS
+from alignlab.tuners.peft_tuner import Float32, peft_type, temporarily
+
+HALF = (torch.bfloat16, torch.float16)
 
 OF_HEADS = ("alibi", "position_bias")
 """Arguments of Bloom's, Falcon's and MPT's blocks that count heads in front, so that rows cannot be cut out of them."""
 
 
+@dataclass
+class ClmConfig(PeftConfig):
+    """The configuration of a CLM adapter.
+
+    Raises:
+        ConfigError: a number of blocks or a start that does not exist, or one of `target_modules` and `writes` alone.
+    """
+
+    blocks: int = field(default=1, metadata={"help": "Blocks put in front of the first one: 1 to 3."})
+    start: str = field(default="identity", metadata={"help": "identity (zeroed copies of the first block) or random."})
+    merge: str = field(
+        default="logits", metadata={"help": "What the dial mixes: logits (the paper's) or embeddings (not the paper's)."}
+    )
+    target_modules: str | None = field(
+        default=None, metadata={"help": "Full-match pattern of the first block's name; None: from the table of layouts."}
+    )
+    writes: list[str] | None = field(
+        default=None, metadata={"help": "Modules of the block that write into the residual stream; None: from the table."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules beside the block that are trained and saved."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = peft_type("CLM")
+        if not 1 <= self.blocks <= MOST_BLOCKS:
+            raise ConfigError(f"CLM takes 1 to {MOST_BLOCKS} blocks, got {self.blocks}.")
+        if self.start not in STARTS:
+            raise ConfigError(f"unknown start {self.start!r} for CLM; known: {', '.join(STARTS)}.")
+        if self.merge not in MERGES:
+            raise ConfigError(f"unknown merge {self.merge!r} for CLM; known: {', '.join(MERGES)}.")
+        if (self.target_modules is None) != (self.writes is None):
+            raise ConfigError("CLM's target_modules and writes describe one block together; give both, or neither.")
+
+
+class ClmBlocks(Float32):
+    """One adapter's blocks, in float32: at a rate of 5e-7 a step in bfloat16 is rounded away."""
+
+    def __init__(self, base: nn.Module, config: ClmConfig, first_index: int) -> None:
+        super().__init__()
+        assert config.writes is not None  # the model fills it in
+        self._random, self._writes = config.start == "random", tuple(config.writes)
+        self.cache_layers = range(first_index, first_index + config.blocks)
+        self.blocks = nn.ModuleList(_copied(base) for _ in self.cache_layers)
+        for index, block in zip(self.cache_layers, self.blocks, strict=True):
+            number_as(block, index)
+            if self._random:
+                _draw(block)
+            else:
+                _zero_output_projections(block, self._writes)
+        self.requires_grad_(True)
+        self._apply(lambda tensor: tensor)
+
+    def forward(self, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Through all blocks. Under a half-precision backbone the matrix products run in its type, as the blocks of a
+        plain export do; the cast back is exact for an identity block."""
+        out_RTD = hidden_RTD
+        with torch.autocast(hidden_RTD.device.type, dtype=hidden_RTD.dtype, enabled=hidden_RTD.dtype in HALF):
+            for block in self.blocks:
+                output = block(out_RTD, *args, **kwargs)
+                out_RTD = output if isinstance(output, Tensor) else output[0]
+        return out_RTD.to(hidden_RTD.dtype)
+
+    @torch.no_grad()
+    def follow(self, base: nn.Module) -> None:
+        """Copies from `base`, which has been trained since, all that is neither zeroed nor drawn; for untrained blocks."""
+        for block in self.blocks:
+            zeroed = set() if self._random else {id(parameter) for parameter in written(block, self._writes)}
+            for name, parameter in block.named_parameters():
+                drawn = self._random and isinstance(block.get_submodule(name.rpartition(".")[0]), (nn.Linear, Conv1D))
+                if not drawn and id(parameter) not in zeroed:
+                    parameter.copy_(base.get_parameter(name))
+
+
+def number_as(block: nn.Module, index: int) -> None:
+    """Sets the index of the layer of the cache that a block uses."""
+    attention: Any
+    for attention in block.modules():
+        for key in ("layer_idx", "layer_id"):  # GPT-Neo's own name
+            if hasattr(attention, key):
+                setattr(attention, key, index)
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    """A copy that shares the model's config, since attention reads there how it is computed."""
+    shared = {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+    made: nn.Module = copy.deepcopy(block, shared)
+    return made
+
+
+def written(block: nn.Module, writes: Sequence[str]) -> list[nn.Parameter]:
+    """The tensors of the named modules, and the parameters that are named themselves."""
+    return [
+        parameter
+        for name, parameter in block.named_parameters()
+        if any(name == write or name.startswith(f"{write}.") for write in writes)
+    ]
+
+
+@torch.no_grad()
+def _zero_output_projections(block: nn.Module, writes: tuple[str, ...]) -> None:
+    """Zeroes every tensor that writes into the residual stream: a pre-norm block becomes the identity."""
+    for parameter in written(block, writes):
+        parameter.zero_()
+
+
+@torch.no_grad()
+def _draw(block: nn.Module) -> None:
+    """New weights: matrices as in He et al. (arXiv 1502.01852), biases 0, norms as they are."""
+    for module in block.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            # Conv1D stores its weight as in x out, Linear as out x in.
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), mode="fan_out" if isinstance(module, Conv1D) else "fan_in")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Settings that differ by row. `through`: rows that go through the new blocks; `share_R11`: how much of the blocks'
-    output those rows take, None where it is all of it."""
+    """Settings that differ by row. `through`: rows that go through the new blocks; `weight_R11`: weight of the blocks' output
+    in those rows, whose input has the rest; None where all weights are 1."""
 
     count: int
     through: slice | Tensor
-    share_R11: Tensor | None
+    weight_R11: Tensor | None
 
 
 def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
@@ -45,7 +168,7 @@ def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     layers = [layer for layer in module.modules() if isinstance(layer, ClmLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no CLM block, so there is nothing to set.")
-    return setting("setting", _setting(value), layers)
+    return temporarily("setting", _setting(value), layers)
 
 
 class ClmLayer(nn.Module, BaseTunerLayer):
@@ -53,6 +176,7 @@ class ClmLayer(nn.Module, BaseTunerLayer):
 
     # A ModuleDict of modules: TRL copies adapters by looking for `.<adapter>.` in names.
     adapter_layer_names = ("clm_blocks",)
+    active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, depth: int, adapter_name: str, config: ClmConfig) -> None:
         super().__init__()
@@ -67,7 +191,7 @@ class ClmLayer(nn.Module, BaseTunerLayer):
         """Add an adapter: copies of the first block that write nothing yet, with cache layers behind the backbone's own."""
         free = max([self.depth, *(cast("ClmBlocks", blocks).cache_layers.stop for blocks in self.clm_blocks.values())])
         self.clm_blocks[adapter_name] = ClmBlocks(self.base_layer, config, free)
-        BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
+        BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The new blocks on the rows that take them, then the first block on all rows.
@@ -95,25 +219,25 @@ class ClmLayer(nn.Module, BaseTunerLayer):
     def _mixed(self, blocks: ClmBlocks, hidden_RTD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
         if cache is not None:
-            _make_room(cache, blocks)
-        at = self.setting
-        if not isinstance(at, Rows):
+            _add_cache_layers(cache, blocks)
+        setting = self.setting
+        if not isinstance(setting, Rows):
             out_RTD = blocks(hidden_RTD, args, kwargs)
-            return out_RTD if at == 1.0 else _blend(out_RTD, hidden_RTD, at)
-        if at.count != len(hidden_RTD):
+            return out_RTD if setting == 1.0 else _blend(out_RTD, hidden_RTD, setting)
+        if setting.count != len(hidden_RTD):
             raise ControlError(
-                f"{at.count} settings were given for {len(hidden_RTD)} rows of a pass; give one, or one per row."
+                f"{setting.count} settings were given for {len(hidden_RTD)} rows of a pass; give one, or one per row."
             )
-        through_RTD = hidden_RTD[at.through]
+        through_RTD = hidden_RTD[setting.through]
         if any(kwargs.get(name) is not None for name in OF_HEADS):
-            out_RTD = blocks(hidden_RTD, args, kwargs)[at.through]
+            out_RTD = blocks(hidden_RTD, args, kwargs)[setting.through]
         else:
-            some_kwargs = {name: _picked(value, at) for name, value in kwargs.items()}
-            out_RTD = blocks(through_RTD, _picked(args, at), some_kwargs)
-        if at.share_R11 is not None:
-            out_RTD = _blend(out_RTD, through_RTD, at.share_R11.to(out_RTD.device))
+            some_kwargs = {name: _picked(value, setting) for name, value in kwargs.items()}
+            out_RTD = blocks(through_RTD, _picked(args, setting), some_kwargs)
+        if setting.weight_R11 is not None:
+            out_RTD = _blend(out_RTD, through_RTD, setting.weight_R11.to(out_RTD.device))
         mixed_RTD = hidden_RTD.clone()
-        mixed_RTD[at.through] = out_RTD
+        mixed_RTD[setting.through] = out_RTD
         return mixed_RTD
 
     def __getattr__(self, name: str) -> Any:
@@ -141,18 +265,18 @@ def _setting(value: Strength) -> float | Rows:
     first, last = int(on_R[0]), int(on_R[-1])
     # A run of rows is cut out without copying, which is how the decoder lays its streams.
     through: slice | Tensor = slice(first, last + 1) if last - first + 1 == len(on_R) else on_R
-    share_R = value[on_R]
-    return Rows(len(value), through, None if bool((share_R == 1).all()) else share_R[:, None, None])
+    weight_R = value[on_R]
+    return Rows(len(value), through, None if bool((weight_R == 1).all()) else weight_R[:, None, None])
 
 
-def _blend(out: Tensor, before: Tensor, share: float | Tensor) -> Tensor:
-    """share * out + (1 - share) * before, which is `out` bit for bit at 1."""
+def _blend(out: Tensor, before: Tensor, weight: float | Tensor) -> Tensor:
+    """weight * out + (1 - weight) * before, which is `out` bit for bit at 1."""
     wide = torch.promote_types(out.dtype, torch.float32)
-    return (share * out.to(wide) + (1 - share) * before.to(wide)).to(out.dtype)
+    return (weight * out.to(wide) + (1 - weight) * before.to(wide)).to(out.dtype)
 
 
 def _picked(value: Any, rows: Rows) -> Any:
-    """The part of an argument that belongs to the rows: of tensors that have the rows in front, also inside tuples."""
+    """An argument for the rows that go through: of tensors with the rows in front, those rows; also inside tuples."""
     if isinstance(value, tuple):
         return tuple(_picked(part, rows) for part in value)
     if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows.count:
@@ -160,8 +284,8 @@ def _picked(value: Any, rows: Rows) -> Any:
     return value
 
 
-def _make_room(cache: Cache, blocks: ClmBlocks) -> None:
-    """Caches are made with one layer per block of the config; the new blocks' layers are added on first use."""
+def _add_cache_layers(cache: Cache, blocks: ClmBlocks) -> None:
+    """Adds the new blocks' layers to the cache on first use: it was made with one layer per block of the model's config."""
     # Before the first block runs, all layers hold the same tokens.
     if any(cache.get_seq_length(number) != cache.get_seq_length() for number in blocks.cache_layers):
         raise ControlError("this cache holds tokens read without the CLM block; begin a new one, or keep the strength at 0.")

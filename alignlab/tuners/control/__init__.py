@@ -2,9 +2,9 @@
 
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlFactors, ControlLora, ControlTable, class_at
-from alignlab.tuners.control.model import ControlModel
-from alignlab.tuners.peft_types import register
+from alignlab.tuners.control.tuner import ControlModel, ControlTuner
+from alignlab.tuners.peft_tuner import register
 
 __all__ = ["ControlConfig", "ControlEmbedding", "ControlFactors", "ControlLora", "ControlModel", "ControlTable", "class_at"]
 
-register("control", ControlConfig, ControlModel)
+register("control", ControlConfig, ControlModel, ControlTuner)

@@ -1,4 +1,4 @@
-"""The two places of a control: vectors that stand in for placeholder ids, and a LoRA per class with a class per row.
+"""The layers of a control: vectors in place of placeholder ids, and a LoRA per class with a class per row.
 
 Source: MEET (arXiv 2310.00819), section 3; where its paper is silent, our choice. Shapes: R rows of a pass, T time, D width,
 C classes, M vectors per class, K rank of a LoRA, I and O width of its input and output.
@@ -7,7 +7,6 @@ C classes, M vectors per class, K rank of a LoRA, I and O width of its input and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -20,18 +19,12 @@ from alignlab.errors import ControlError, ModelError
 from alignlab.models.controls import WITHOUT
 from alignlab.models.strength import Strength
 from alignlab.tuners.control.config import ControlConfig
-from alignlab.tuners.precision import Float32
-from alignlab.tuners.tuner import setting
+from alignlab.tuners.peft_tuner import Float32, temporarily
 
 
 def class_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets the class of every LoRA below `module`: its number for all rows, or one per row; -1 is none."""
-    return classes_of([layer for layer in module.modules() if isinstance(layer, ControlLora)], value)
-
-
-def classes_of(layers: Sequence[object], value: Strength) -> AbstractContextManager[None]:
-    """The same for layers that have been found."""
-    return setting("setting", value, layers)
+    return temporarily("setting", value, [layer for layer in module.modules() if isinstance(layer, ControlLora)])
 
 
 class ControlTable(Float32):
@@ -100,6 +93,7 @@ class ControlEmbedding(nn.Module, BaseTunerLayer):
 
     # A ModuleDict of modules: TRL copies adapters by looking for `.<adapter>.` in names.
     adapter_layer_names = ("control_table",)
+    active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Embedding, adapter_name: str, config: ControlConfig) -> None:
         super().__init__()
@@ -111,13 +105,13 @@ class ControlEmbedding(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: ControlConfig) -> None:
         """Add an adapter, at its start."""
         self.control_table[adapter_name] = ControlTable(self.base_layer, config)
-        BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
+        BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, ids_RT: Tensor) -> Tensor:
-        """R,T,D."""
+        """Embeddings of shape (R, T, D)."""
         embedded_RTD = cast("Tensor", self.base_layer(ids_RT))
         if not self.disable_adapters:
-            for name in cast("list[str]", self.active_adapters):
+            for name in self.active_adapters:
                 if name in self.control_table:
                     embedded_RTD = cast("ControlTable", self.control_table[name])(ids_RT, embedded_RTD)
         return embedded_RTD
@@ -142,6 +136,7 @@ class ControlLora(nn.Module, BaseTunerLayer):
     """A linear map whose output gets the LoRA of the class that is set: `setting`, for all rows or one per row."""
 
     adapter_layer_names = ("control_lora",)
+    active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: ControlConfig) -> None:
         super().__init__()
@@ -155,15 +150,15 @@ class ControlLora(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: ControlConfig) -> None:
         """Add an adapter that changes nothing yet."""
         self.control_lora[adapter_name] = ControlFactors(self.base_layer, config)
-        BaseTunerLayer.set_adapter(self, cast("list[str]", self.active_adapters), inference_mode=config.inference_mode)
+        BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x_RTI: Tensor) -> Tensor:
-        """R,T,O. Raises ControlError for classes of another number of rows."""
+        """The output (R, T, O), with the update of each row's class. Raises ControlError for another number of rows."""
         output_RTO = cast("Tensor", self.base_layer(x_RTI))
         without = not isinstance(self.setting, Tensor) and self.setting == WITHOUT
         if self.disable_adapters or without or self.merged:
             return output_RTO
-        for name in cast("list[str]", self.active_adapters):
+        for name in self.active_adapters:
             if name in self.control_lora:
                 update_RTO = cast("ControlFactors", self.control_lora[name])(x_RTI, self.setting)
                 output_RTO = output_RTO + update_RTO.to(output_RTO.dtype)

@@ -1,23 +1,168 @@
-"""Controls as a tuner of the frame: which class a pass runs under, and the dial between two."""
+"""Controls (MEET, arXiv 2310.00819) as a PEFT method and as a tuner; the hash of their base, and their plain export."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import re
+import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedModel, SuppressTokensLogitsProcessor
 
-from alignlab.errors import ControlError, ModelError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.controls import WITHOUT
+from alignlab.models.export import TOLERANCE, export_plain
+from alignlab.models.policy import Policy
 from alignlab.models.strength import Strength, WeightedPass
+from alignlab.records import NO_CLASS
 from alignlab.tuners.config import ControlTunerConfig
-from alignlab.tuners.control.base_hash import refuse_other, weights_hash
 from alignlab.tuners.control.config import ControlConfig
-from alignlab.tuners.control.layer import classes_of
-from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
+from alignlab.tuners.peft_tuner import PeftTuner, both, temporarily
+
+SAMPLED = 16
+"""Numbers looked at from each end of every tensor: training moves nearly all, and a look stays cheap at any size."""
+
+LOOKED_AT = (torch.float32, torch.bfloat16, torch.float16)
+
+VECTORS, ABOUT = "prefix.safetensors", "prefix.json"
+HOW = (
+    "prefix.safetensors holds the vectors of one class, tokens x width. Embed the prompt with the model's input embedding, put"
+    " the vectors behind its first `behind` tokens, and call the model, or generate, with `inputs_embeds`."
+)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A short hash of the names, shapes and some numbers of a model's own weights, adapters left out, read as bfloat16."""
+    adapters = {
+        id(parameter)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name in layer.adapter_layer_names
+        for parameter in getattr(layer, name).parameters()
+    }
+    made = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in adapters and ".modules_to_save." not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+            made.update(f"{plain} {tuple(parameter.shape)}".encode())
+            made.update(_sample(parameter.detach().flatten()))
+    return made.hexdigest()[:16]
+
+
+def refuse_other(model: nn.Module, expected: str | None) -> None:
+    """Raises ModelError where a control was tuned with other weights; not looked at are quantised ones and those elsewhere."""
+    unknown = any(held.is_meta or held.dtype not in LOOKED_AT for held in model.parameters())
+    if expected is not None and not unknown and weights_hash(model) != expected:
+        raise ModelError(
+            "this control was tuned together with other weights than the model has; load it on the model that was saved beside"
+            " it (lm/), in float32 or bfloat16."
+        )
+
+
+def _sample(flat: Tensor) -> bytes:
+    ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]])
+    return ends.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
+
+
+class NoPlaceholder(SuppressTokensLogitsProcessor):
+    """A type of its own, since generate drops its `suppress_tokens` for a processor of the type that it would build."""
+
+
+class ControlModel(BaseTuner):
+    """Controls as a PEFT method: `get_peft_model`, saving, loading and several adapters come from PEFT."""
+
+    prefix = "control_"
+    tuner_layer_cls = (ControlEmbedding, ControlLora)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *rest: Any, **more: Any) -> None:
+        """Put the control in.
+
+        Raises:
+            ConfigError: a placeholder beyond the vocabulary, or targets that match nothing.
+            ModelError: the control was tuned with other weights than the model has.
+        """
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, ControlConfig)
+        refuse_other(model, config.base_hash)
+        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        beyond = [placeholder for placeholder in config.placeholders if not 0 <= placeholder < rows]
+        if beyond:
+            raise ConfigError(f"placeholder {beyond[0]} lies beyond the vocabulary of {rows}; choose an unused id below that.")
+        try:
+            super().inject_adapter(model, adapter_name, *rest, **more)
+        except NoMatchingPeftModuleError as error:
+            raise ConfigError(f"a LoRA control found no layer for its targets: {config.target_modules}.") from error
+
+    def generate(self, *inputs: Any, **given: Any) -> Any:
+        """The model's own, which says no placeholder: a model would read it as a control. The caller's generation_config stays
+        as it is."""
+        placeholders = sorted({id for config in self.peft_config.values() if config.embeds for id in config.placeholders})
+        if placeholders:
+            mine = [*(given.get("logits_processor") or ()), NoPlaceholder(placeholders)]
+            given["logits_processor"] = LogitsProcessorList(mine)
+        return self.model.generate(*inputs, **given)  # type: ignore[operator]
+
+    def _prepare_adapter_config(self, peft_config: ControlConfig, model_config: dict[str, Any]) -> ControlConfig:  # type: ignore[override]
+        if peft_config.form == "text":
+            peft_config.target_modules = DUMMY_TARGET_MODULES
+        elif peft_config.embeds:
+            embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+            name = next(name for name, module in self.model.named_modules() if module is embedding)
+            peft_config.target_modules = rf"(.*\.)?{re.escape(name)}"
+        elif peft_config.target_modules is None:
+            kind = str(model_config.get("model_type"))
+            known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            if kind not in known:
+                raise ModelError(
+                    f"where a LoRA sits in models of type {kind!r} is not known; name linear maps in control.targets."
+                )
+            peft_config.target_modules = known[kind]
+        return peft_config
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: ControlConfig) -> None:  # type: ignore[override]
+        """peft warns that a tied head will not follow; it must not, and nothing is merged into the embedding."""
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: ControlConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, (ControlEmbedding, ControlLora)):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer: ControlEmbedding | ControlLora
+        if peft_config.embeds:
+            assert isinstance(target, nn.Embedding)
+            layer = ControlEmbedding(target, adapter_name, peft_config)
+        elif target is self.model.get_output_embeddings():  # type: ignore[operator]
+            raise ConfigError(
+                f"control.targets names {current_key}, the head, which sees single tokens and no rows; leave it out."
+            )
+        else:
+            layer = ControlLora(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        setattr(parent, target_name, layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """What is unloaded was on its devices all along."""
+        setattr(parent, child_name, new_module)
 
 
 class ControlTuner(PeftTuner):
@@ -43,15 +188,12 @@ class ControlTuner(PeftTuner):
 
         Raises ControlError for rows with and without a class where something was.
         """
-        chosen: AbstractContextManager[None] = classes_of(self.layers, setting) if self.config.form == "lora" else nullcontext()
+        chosen: AbstractContextManager[None] = (
+            temporarily("setting", setting, self.layers) if self.config.form == "lora" else nullcontext()
+        )
         if not self.beside.names:
             return chosen
-        return self._beside_too(chosen, _classed(setting, self.one_strength))
-
-    @contextmanager
-    def _beside_too(self, chosen: AbstractContextManager[None], classed: bool) -> Iterator[None]:
-        with chosen, self.beside.at(float(classed)):
-            yield
+        return both(chosen, self.beside.at(float(_classed(setting, self.one_strength))))
 
     def save(self, folder: Path) -> None:
         """Beside the small tensors, which weights they were tuned with."""
@@ -80,3 +222,50 @@ def _classed(setting: Strength, why: str) -> bool:
 def build(_config: ControlTunerConfig, model: PreTrainedModel, control: ControlConfig) -> ControlTuner:
     """Puts the chosen control in, at its start."""
     return ControlTuner(model, control)
+
+
+def export_class(policy: Policy, name: str, folder: Path, dtype: torch.dtype) -> float:
+    """Writes a class as a checkpoint that answers like the tuned model under it; returns the largest difference of logits.
+
+    A LoRA is merged. Vectors and phrases stand in the text, so they are written beside the model, as `prefix.safetensors` and
+    `prefix.json`. `none` is the model alone. Raises ControlError for an unknown class, ModelError as `export_plain` does and
+    where the checkpoint with its prefix answers differently.
+    """
+    tuner = policy.tuner
+    assert isinstance(tuner, ControlTuner)
+    assert tuner.controls is not None
+    number = WITHOUT if name == NO_CLASS else float(tuner.controls.number(name))
+    tokenizer = policy.backbone.codec.tokenizer
+    if tuner.config.form == "lora" and name != NO_CLASS:
+        with tuner.at(number):
+            return export_plain(tuner.module, tokenizer, folder, dtype)
+    plain = copy.deepcopy(tuner.module).base_model.unload()
+    difference = export_plain(plain, tokenizer, folder, dtype)
+    if name == NO_CLASS:
+        return difference
+    prefix = tuner.controls.prefixes[int(number)]
+    with torch.no_grad():
+        vectors_TD = policy.model.get_input_embeddings()(torch.tensor([prefix.ids]))[0]  # type: ignore[operator]
+    save_file({"prefix": vectors_TD.to(dtype).contiguous()}, folder / VECTORS)
+    about = {"class": name, "behind": prefix.behind, "tokens": len(prefix.ids), "how": HOW}
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return max(difference, _compared(policy, name, folder, dtype))
+
+
+@torch.no_grad()
+def _compared(policy: Policy, name: str, folder: Path, dtype: torch.dtype) -> float:
+    """The largest difference of logits between the tuned model and what was written, on one prompt."""
+    ids = list(policy.backbone.codec.prompts(["Once upon a time"])[0])
+    assert policy.tuner.controls is not None
+    prefix = policy.tuner.controls.prefixes[policy.tuner.controls.number(name)]
+    tuned: Any = policy.model
+    expected = tuned(torch.tensor([[*ids[: prefix.behind], *prefix.ids, *ids[prefix.behind :]]])).logits.float()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    embedded_1TD: Tensor = plain.get_input_embeddings()(torch.tensor([ids]))
+    vectors_1TD = load_file(folder / VECTORS)["prefix"][None]
+    whole = torch.cat([embedded_1TD[:, : prefix.behind], vectors_1TD, embedded_1TD[:, prefix.behind :]], dim=1)
+    difference = float((plain(inputs_embeds=whole).logits.float() - expected).abs().max())
+    if not difference <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max())):
+        shutil.rmtree(folder)
+        raise ModelError(f"the exported model with its prefix differs from the tuned one by {difference:.2g} in its logits.")
+    return difference

@@ -18,7 +18,7 @@ from alignlab.training.objectives import nll
 from alignlab.training.references import SecondModel
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainable import THE_BACKBONE, training
-from alignlab.tuners.update import UpdateShape
+from alignlab.tuners.lora import UpdateShape
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, batch_of, fit_config, learned, session_in
 from tests.unit.methods.readings import LIMITS, SOURCE, weights

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.tuners.clm import ClmConfig
-from alignlab.tuners.clm.layouts import block_layout
+from alignlab.tuners.clm.tuner import block_layout
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[..., Tensor]

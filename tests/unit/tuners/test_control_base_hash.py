@@ -13,7 +13,7 @@ from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.tuners.at_strength import tuner_in
-from alignlab.tuners.control.base_hash import weights_hash
+from alignlab.tuners.control.tuner import weights_hash
 from tests.conftest import backbone
 from tests.contracts.controls import CASES, Case, attach, last_logits, trained
 

@@ -15,7 +15,7 @@ from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.evaluation.config import EmbeddedFormConfig, FormConfig, LoraFormConfig
 from alignlab.models.text import Codec
 from alignlab.tuners.control import ControlConfig
-from alignlab.tuners.control.build_config import build_config, free_ids
+from alignlab.tuners.control.config import build_config, free_ids
 from tests.conftest import CODEC, TEMPLATE, backbone
 from tests.contracts.controls import Case, attach
 

@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 from alignlab import at_strength
 from alignlab.errors import ModelError
 from alignlab.models.export import export_plain
-from alignlab.tuners.clm import BLOCK_LAYOUTS, ClmConfig, block_at
+from alignlab.tuners.clm import ClmConfig, block_at
 from alignlab.tuners.red import RedConfig, red_plus_targets, red_targets, strength
-from alignlab.tuners.red.config import EXPERTS as HAVE_EXPERTS
-from alignlab.tuners.red.config import RED_PLUS_TARGETS, RED_TARGETS
+from alignlab.tuners.targets import BLOCK_LAYOUTS, RED_PLUS_TARGETS, RED_TARGETS
+from alignlab.tuners.targets import EXPERTS as HAVE_EXPERTS
 from tests.unit.tuners.families import CAUSAL, ENCODERS, EXPERTS, IDS_RT, WITH_DECODER, model_of, moved, outputs
 
 NO_PLAIN_CLM = {"gpt_neo"}  # its configuration spells out the attention of each layer in a form of its own

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from alignlab.errors import ModelError
-from alignlab.tuners.peft_types import grow, register
+from alignlab.tuners.lora import LoraTuner
+from alignlab.tuners.peft_tuner import peft_type, register
 from alignlab.tuners.red import RedConfig, RedLayer, RedModel
+from alignlab.tuners.red.tuner import RedTuner
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]
@@ -188,23 +190,23 @@ def test_unload_gives_the_backbone_back(build: Build, logits: Logits, train: Tra
 def test_registering_twice_changes_nothing() -> None:
     before = list(PeftType)
 
-    register("red", RedConfig, RedModel)
+    register("red", RedConfig, RedModel, RedTuner)
 
     assert list(PeftType) == before
 
 
 def test_another_tuner_under_our_name_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"already runs alignlab\.tuners\.red\.model\.RedModel under the name 'red'"):
-        register("red", LoraConfig, LoraModel)
+    with pytest.raises(ModelError, match=r"already runs alignlab\.tuners\.red\.tuner\.RedModel under the name 'red'"):
+        register("red", LoraConfig, LoraModel, LoraTuner)
 
 
 def test_name_that_peft_has_itself_is_refused() -> None:
     with pytest.raises(ModelError, match="this peft has a method LORA of its own"):
-        grow("LORA")
+        peft_type("LORA")
 
 
-def test_grown_member_behaves_like_a_real_one() -> None:
-    member = grow("RED")
+def test_added_member_behaves_like_a_real_one() -> None:
+    member = peft_type("RED")
 
     assert PeftType("RED") is PeftType["RED"] is PeftType.RED is member
     assert isinstance(member, PeftType)

@@ -16,9 +16,7 @@ from alignlab.config import parse
 from alignlab.errors import ModelError
 from alignlab.models.backbone import load
 from alignlab.tuners.config import BlocksConfig, DeraConfig, FullConfig
-from alignlab.tuners.dera import build as build_dera
-from alignlab.tuners.start import Start
-from alignlab.tuners.weights import BackboneWeights, WeightsTuner, blocks, full
+from alignlab.tuners.weights import BackboneWeights, Start, WeightsTuner, blocks, dera, full
 from tests.conftest import backbone
 from tests.unit.tuners.families import outputs
 
@@ -157,7 +155,7 @@ def test_dera_finds_the_backbone_beside_an_aligned_checkpoint(folder: Path, tmp_
     model = loaded(folder)
     before = outputs(model)
 
-    tuner = build_dera(DeraConfig("dera", 1e-3, 1e-3, aligned=str(tmp_path / "aligned")), model)
+    tuner = dera(DeraConfig("dera", 1e-3, 1e-3, aligned=str(tmp_path / "aligned")), model)
 
     assert torch.equal(outputs(model), outputs(aligned))
     assert torch.equal(off(tuner), before)

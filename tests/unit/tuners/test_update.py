@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.tuners.update import Update, UpdateShape
+from alignlab.tuners.lora import Update, UpdateShape
 from tests.conftest import backbone
 from tests.unit.conftest import attached, batch_of, learned, plain
 
