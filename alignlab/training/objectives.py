@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.models.config import Shape
-from alignlab.models.logprobs import Logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.losses import PREFERENCE_LOSSES, Ratios
 
@@ -28,7 +27,7 @@ class Shaped(Protocol):
 
 def nll(policy: Policy, batch: Batch) -> Loss:
     """Mean negative log-likelihood of what the examples of the step end in: nats per response token, or per class."""
-    return policy.backbone.kind.nll(policy, batch)
+    return policy.nll(batch)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from alignlab.errors import ConfigError
-from alignlab.models.layout import member_of_tokens
+from alignlab.models.packing import member_of_tokens
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
 from alignlab.training.second_model import SecondModel

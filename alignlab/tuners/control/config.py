@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from alignlab.errors import ConfigError
-from alignlab.models.controls import Controls
-from alignlab.models.strength import Prefix
+from alignlab.models.strength import Controls, Prefix
 from alignlab.registry import unknown
 from alignlab.tuners.config import FORMS, STARTS_OF_PROMPTS
 from alignlab.tuners.peft_types import grow

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from alignlab.errors import ModelError
-from alignlab.models.controls import WITHOUT
 from alignlab.models.export import TOLERANCE, export_plain
 from alignlab.models.policy import Policy
+from alignlab.models.strength import WITHOUT
 from alignlab.records import NO_CLASS
 from alignlab.tuners.control.tuner import ControlTuner
 

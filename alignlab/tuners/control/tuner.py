@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import WITHOUT
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import WITHOUT, Strength, WeightedPass
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.base_hash import refuse_other, weights_hash
 from alignlab.tuners.control.config import ControlConfig
