@@ -23,13 +23,12 @@ from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Point, held_out
 from alignlab.evaluation.sweep import points
 from alignlab.evaluation.validation import Validated, validated
-from alignlab.models.anatomy import context_of, shape_of
+from alignlab.models.anatomy import context_of, expected, shape_of
+from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
 from alignlab.models.backbone import load_codec, skeleton
-from alignlab.models.budget import Budget, Footprint, Need
-from alignlab.models.controls import Controls
-from alignlab.models.decode import DECODE_ROWS
 from alignlab.models.kinds import KINDS
-from alignlab.models.probes import described, expected
+from alignlab.models.packing import described
+from alignlab.models.strength import Controls
 from alignlab.models.text import Codec
 from alignlab.records import LabelSet, View
 from alignlab.registry import unknown

@@ -40,10 +40,10 @@ class Classification:
     @torch.inference_mode()
     def _scores(self) -> Tensor:
         """Scores of the labels of each group, N,C, fp32 on the CPU."""
-        kind, codec = self._policy.backbone.kind, self._policy.backbone.codec
+        codec = self._policy.backbone.codec
         rows: list[Tensor] = [torch.empty(0)] * len(self._groups)
         for places in in_order(self._groups, ROWS_PER_PASS):
             batch = whole([self._groups[place] for place in places], codec.pad).to(self._policy.backbone.device)
-            for place, scores_C in zip(places, kind.label_scores(self._policy, batch).float().cpu(), strict=True):
+            for place, scores_C in zip(places, self._policy.label_scores(batch).float().cpu(), strict=True):
                 rows[place] = scores_C
         return torch.stack(rows)

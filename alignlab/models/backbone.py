@@ -19,10 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.files import file_keys
-from alignlab.models.anatomy import block_list, context_of, shape_of, trunk_of
+from alignlab.models.anatomy import Abilities, block_list, context_of, find, of_rows, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
-from alignlab.models.probes import Abilities
 from alignlab.models.text import Codec, Template
 from alignlab.records import LabelSet
 
@@ -54,12 +53,20 @@ class Backbone:
     @cached_property
     def abilities(self) -> Abilities:
         """What the model can do, tried once, before anything is trained."""
-        return self.kind.abilities(self)
+        return of_rows(self) if self.kind.apart else find(self.name, self.model)
+
+    @cached_property
+    def cache_objection(self) -> str:
+        """Why a step of generation behind a cache is not the full pass, tried when it is first asked for, with the tuner off;
+        empty where it is."""
+        from alignlab.models.decode import cache_objection
+
+        return "" if self.kind.apart else cache_objection(self)
 
     def moved(self, fingerprint: str) -> Backbone:
         """The same model with other weights. What it can do was tried without a tuner, and stays as it was found."""
         made = replace(self, fingerprint=fingerprint)
-        made.__dict__["abilities"] = self.abilities
+        made.__dict__ |= {name: vars(self)[name] for name in ("abilities", "cache_objection") if name in vars(self)}
         return made
 
     @property

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,60 +24,23 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
-    StopStringCriteria,
     SuppressTokensLogitsProcessor,
 )
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
-from transformers.modeling_outputs import BaseModelOutput
 
-from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.models.backbone import Backbone
-from alignlab.models.controls import insert_prefix_rows
-from alignlab.models.sampling import Sampling, drawn
-from alignlab.models.strength import HasStrength, Prefix, Strength, WeightedPass
+from alignlab.errors import ControlError, ModelError
+from alignlab.models.anatomy import objection, probe_batch, quietly, row_by_row
+from alignlab.models.strength import HasStrength, Prefix, Strength, Untuned, WeightedPass, insert_prefix_rows
 
-DECODE_ROWS = 256
-"""Texts that are generated together, where the budget has room for so many."""
+if TYPE_CHECKING:
+    from alignlab.models.backbone import Backbone
 
 CustomGenerate = Callable[..., Any]
 OFFERED = tuple(GenerationMode[name] for name in ("GREEDY_SEARCH", "SAMPLE", "BEAM_SEARCH", "BEAM_SAMPLE"))
 PassesOfRows = Callable[[int, int, torch.device], Sequence[WeightedPass]]
 """(rows, answers or beams per prompt, device) -> the passes."""
-
-
-def answers(
-    backbone: Backbone,
-    tuner: HasStrength,
-    prompts: Sequence[tuple[int, ...]],
-    batches: Iterable[tuple[list[int], Sequence[WeightedPass]]],
-    sampling: Sampling,
-    seed: int,
-    streamer: BaseStreamer | None = None,
-) -> list[str]:
-    """The text that answers each prompt. batches: row numbers that are generated together, and their passes.
-
-    A text ends at the tokenizer's EOS, at any end that the model's generation_config names, and in front of a stop string.
-    What `sampling` has no word for (forced and suppressed tokens, say) is as the model's generation_config has it.
-    """
-    model = cast("Any", backbone.model)
-    generator = torch.Generator().manual_seed(seed)
-    uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
-    texts = [""] * len(prompts)
-    with torch.inference_mode():
-        for rows, passes in batches:
-            ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
-            begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
-            made_BT = model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                custom_generate=decoding(tuner, lambda *_, passes=passes: passes, streamer, uniform_BT[rows], sampling.top_p),
-                **_settings(backbone, sampling, begin),
-            )
-            for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
-                texts[row] = _text(backbone, prompts[row], new_ids, sampling.stop)
-    return texts
 
 
 def decoding(
@@ -347,72 +310,40 @@ def _laid(passes: Sequence[WeightedPass], texts: int, together: bool, device: to
     return [_Stream((owner_R, weight_R), setting_R, lead_R) for owner_R, weight_R, setting_R, lead_R in rows if len(owner_R)]
 
 
-def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, Any]:
-    """Arguments of `generate`; None turns off what the model's generation_config may ask for. top_p is the draw's own."""
-    codec, drawn = backbone.codec, sampling.temperature > 0
-    settings: dict[str, Any] = {
-        "max_new_tokens": sampling.max_new_tokens,
-        **dict.fromkeys(("max_length", "min_length", "min_new_tokens")),
-        "do_sample": drawn,
-        "temperature": float(sampling.temperature) if drawn else None,
-        "top_k": sampling.top_k or None if drawn else None,
-        "min_p": sampling.min_p or None if drawn else None,
-        "top_p": None,
-        "repetition_penalty": float(sampling.repetition_penalty),
-        "no_repeat_ngram_size": sampling.no_repeat_ngram_size or None,
-        "num_beams": sampling.beams,
-        "num_return_sequences": 1,
-        "eos_token_id": _ends(backbone),
-        "pad_token_id": codec.pad,
-    }
-    if sampling.stop:
-        settings["stopping_criteria"] = StoppingCriteriaList([_InAnswer(backbone, sampling.stop, begin)])
-    if backbone.model.config.is_encoder_decoder:
-        # Each stream reads the source at its own setting; this keeps generate from reading it at another one beforehand.
-        settings["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.empty(0, 0, 0))
-    return settings
+def drawn(scores_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
+    """One draw per row, by inverting the cumulative distribution over descending probabilities; numbers of tokens, B.
+
+    scores_BV: logits of B texts over V tokens. uniform_B: one number in [0, 1) per text.
+    """
+    sorted_BV, order_BV = scores_BV.sort(dim=-1, descending=True, stable=True)
+    cumulative_BV = sorted_BV.double().softmax(-1).cumsum(-1)
+    # top_p keeps the smallest set whose mass reaches it; the draw is scaled to that mass.
+    inside_BV = (cumulative_BV - sorted_BV.double().softmax(-1)) < top_p
+    mass_B = torch.where(inside_BV, cumulative_BV, 0.0).amax(-1)
+    drawn_B1 = torch.searchsorted(cumulative_BV, (uniform_B.double() * mass_B)[:, None], right=True)
+    last_B1 = inside_BV.sum(-1, keepdim=True) - 1
+    return order_BV.gather(1, torch.minimum(drawn_B1, last_B1))[:, 0]
 
 
-class _InAnswer(StopStringCriteria):
-    """transformers' search for stop strings, in the answers alone: one that a prompt ends with or begins is none."""
+def cache_objection(backbone: Backbone) -> str:
+    """Why the logits behind a cache are not those of the full pass: those after the last token of each row, which is fed alone
+    behind a cache of the others, padded on the left. Empty where they are."""
+    model, batch = backbone.model, probe_batch(backbone.model)
+    length_R = batch.length_GM.flatten()
+    width = batch.ids_GMT.shape[2]
+    ids_RT = torch.stack(
+        [ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)]
+    )
+    mask_RT = (torch.arange(width, device=ids_RT.device) >= width - length_R[:, None]).long()
 
-    def __init__(self, backbone: Backbone, stop: Sequence[str], begin: int) -> None:
-        try:
-            super().__init__(backbone.codec.tokenizer, list(stop))
-        except ValueError as error:
-            raise ConfigError(f"no token of this tokenizer ends any of stop={list(stop)}; choose texts it says.") from error
-        self._begin = begin
+    def stepped() -> Tensor:
+        with Streams(model, Untuned(), (WeightedPass(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
+            streams.step(ids_RT[:, :-1], mask_RT[:, :-1])
+            return streams.step(ids_RT[:, -1:], mask_RT)
 
-    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:
-        return super().__call__(input_ids[:, self._begin :], scores, **more)
-
-
-def _ends(backbone: Backbone) -> list[int]:
-    """All ids that end an answer, the tokenizer's EOS first."""
-    named = getattr(backbone.model.generation_config, "eos_token_id", None)
-    others = [] if named is None else [named] if isinstance(named, int) else named
-    return list(dict.fromkeys((backbone.codec.eos, *others)))
-
-
-def _text(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> str:
-    """New ids as text, up to the first end, in front of the first stop string."""
-    ends = set(_ends(backbone))
-    said = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
-    codec = backbone.codec
-    text = codec.decode(said) if backbone.model.config.is_encoder_decoder else codec.continuation(prompt, said)
-    return text[: min((text.index(each) for each in stop if each in text), default=len(text))]
-
-
-def _padded(prompts: Sequence[tuple[int, ...]], backbone: Backbone) -> tuple[Tensor, Tensor]:
-    """Ids and mask: padded on the left where the answer follows, on the right (positions count from 0) for an encoder."""
-    width = max(1, *(len(prompt) for prompt in prompts))
-    ids_BT = torch.full((len(prompts), width), backbone.codec.pad)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        begin = 0 if backbone.model.config.is_encoder_decoder else width - len(prompt)
-        ids_BT[row, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        mask_BT[row, begin : begin + len(prompt)] = 1
-    return ids_BT.to(backbone.device), mask_BT.to(backbone.device)
+    with quietly(model):
+        right = row_by_row(backbone.name, model, batch)
+        return objection(stepped, torch.stack([logits_TV[-1] for logits_TV in right]))
 
 
 def _positions(mask_RT: Tensor) -> Tensor:

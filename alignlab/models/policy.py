@@ -1,44 +1,88 @@
-"""A backbone that carries a tuner: the verbs that objectives, suites and users call, and the contexts that steer them."""
+"""A backbone that carries a tuner: the verbs that objectives, suites and users call, and the contexts that steer them.
+
+Log-probabilities are computed here and nowhere else; the head runs on response positions only. Shapes: G groups, M members,
+R rows, K tokens that are scored, D width, V vocabulary, C classes.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.generation.streamers import BaseStreamer
 
-from alignlab.errors import ConfigError, ControlError, ModelError
+from alignlab.errors import ControlError
+from alignlab.models.anatomy import attention_in, attention_of, mixed
 from alignlab.models.backbone import Backbone
-from alignlab.models.budget import Budget, Footprint
-from alignlab.models.controls import WITHOUT, ClassMixture, Controls, insert_prefixes
-from alignlab.models.cut import attention_of
-from alignlab.models.decode import DECODE_ROWS, answers
-from alignlab.models.layout import Layout, can_share
-from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_divergences, token_logprobs
-from alignlab.models.probes import attention_in, described, mixed
+from alignlab.models.packing import Layout, described
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import HasStrength, Strength, WeightedPass, as_strength, checked_strengths
-from alignlab.records import Batch
+from alignlab.models.strength import (
+    WITHOUT,
+    ClassMixture,
+    Controls,
+    HasStrength,
+    Strength,
+    WeightedPass,
+    checked_strengths,
+    insert_prefixes,
+)
+from alignlab.records import Batch, Loss
+
+if TYPE_CHECKING:
+    from alignlab.models.answers import Budget
+
+CHUNK_TOKENS = 2048
+"""Response tokens whose logits exist at the same time; at 128k vocabulary and fp32 about 1 GB."""
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Log-probability (nats) of each response, summed over its tokens, and how many tokens it has, EOS included."""
+
+    total_GM: Tensor
+    tokens_GM: Tensor
+
+    @property
+    def mean_GM(self) -> Tensor:
+        """Nats per response token."""
+        return self.total_GM / self.tokens_GM.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One weighted forward pass, up to its hidden states. `head` makes logits of them, with the tuner set as in the pass."""
+
+    weight: float | Tensor
+    head: Callable[[Tensor], Tensor]
+    hidden_KD: Tensor
+
+    def piece(self, tokens: slice) -> Pass:
+        """The same for some of the tokens; a weight per token is cut likewise."""
+        weight = self.weight[tokens] if isinstance(self.weight, Tensor) else self.weight
+        return Pass(weight, self.head, self.hidden_KD[tokens])
 
 
 class Policy:
     """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `tuner` sets it. `packing`: which batches
-    are
-    computed without padding, all in one row: pairs (those whose members share a prefix), all or off; where the backbone can.
-    `mixed`: why rows of one pass cannot differ in their setting, though the tuner has it so; empty where they can."""
+    are computed without padding, all in one row, where the backbone can: pairs (those whose members share a prefix), all or
+    off. `pass_gib`: GiB that a pass without gradients may take beside the weights, None = no limit. `mixed`: why rows of one
+    pass cannot differ in their setting, though the tuner has it so; empty where they can."""
 
     def __init__(
         self, backbone: Backbone, tuner: HasStrength, *, packing: str = "pairs", pass_gib: float | None = None
     ) -> None:
         self.backbone = backbone
         self.tuner = tuner
-        self.budget = Budget(Footprint.of(backbone.model, backbone.model.dtype.itemsize), pass_gib)
         self.packing = packing
+        self._pass_gib = pass_gib
         with tuner.off():
             _ = backbone.abilities  # of the backbone alone, where loading has not asked
         self.mixed = mixed(backbone, tuner) if tuner.per_row else str(getattr(tuner, "one_strength", ""))
@@ -48,12 +92,26 @@ class Policy:
             tuner.controls.check_template(backbone.codec.template_hash)
         self._passes: tuple[WeightedPass, ...] | None = None
         self._running: tuple[Layout, Strength] | None = None
-        self._laid: tuple[weakref.ref[Batch], bool, Layout] | None = None
+        self._laid: tuple[weakref.ref[Batch], str, Layout] | None = None
 
     @property
     def model(self) -> nn.Module:
         """The module that holds every parameter."""
         return self.backbone.model
+
+    @cached_property
+    def budget(self) -> Budget:
+        """How many texts fit a pass without gradients."""
+        from alignlab.models.answers import Budget, Footprint
+
+        return Budget(Footprint.of(self.backbone.model, self.backbone.model.dtype.itemsize), self._pass_gib)
+
+    @property
+    def controls(self) -> Controls:
+        """The classes between which the tuner chooses. Raises ControlError where it has none."""
+        if self.tuner.controls is None:
+            raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
+        return self.tuner.controls
 
     @property
     def room(self) -> int:
@@ -81,13 +139,24 @@ class Policy:
         asked under it, unless a context says otherwise."""
         placed = self._placed(batch)
         layout = placed[0][0]
-        value_K = token_logprobs([self._pass(layout, weighted) for layout, weighted in placed], layout.target_K)
+        value_K = token_logprobs([self._pass(rows, weighted) for rows, weighted in placed], layout.target_K)
         groups, members, _ = batch.ids_GMT.shape
-        ones_K = torch.ones_like(value_K)
         return Logprobs(
             total_GM=sum_by_member(value_K, layout.member_K, groups, members),
-            tokens_GM=sum_by_member(ones_K, layout.member_K, groups, members),
+            tokens_GM=sum_by_member(torch.ones_like(value_K), layout.member_K, groups, members),
         )
+
+    def nll(self, batch: Batch) -> Loss:
+        """The batch's share of the mean negative log-likelihood of what the examples of the step end in: nats per target token,
+        or of a classifier nats per example (of a number, its squared error)."""
+        if self.backbone.kind.scores_classes:
+            return self.backbone.kind.class_loss(self.class_scores(batch).flatten(0, 1), batch)
+        return Loss(-self.logprobs(batch).total_GM.sum() / batch.step_tokens, {})
+
+    def label_scores(self, batch: Batch) -> Tensor:
+        """A score of each label for each group of the kind's `choices`, G,C: the head's, or the label's log-likelihood in nats,
+        summed over its tokens. The highest is the model's answer."""
+        return self.class_scores(batch)[:, 0] if self.backbone.kind.scores_classes else self.logprobs(batch).total_GM
 
     def class_scores(self, batch: Batch) -> Tensor:
         """Scores of the classes of each text before softmax, or the number that it is told to be: groups x members x classes,
@@ -96,7 +165,9 @@ class Policy:
         total_RC = torch.zeros((), device=batch.ids_GMT.device)
         for layout, weighted in self._placed(batch):
             weight = weighted.weight[:, None] if isinstance(weighted.weight, Tensor) else weighted.weight
-            total_RC = total_RC + weight * self._by_pieces(layout, weighted, self._class_scores, dim=0, of_rows=True)
+            total_RC = total_RC + weight * self._by_pieces(
+                layout, weighted, lambda rows: self.backbone.kind.class_scores(self.backbone, rows), dim=0, of_rows=True
+            )
         return total_RC.unflatten(0, (groups, members))
 
     def hidden_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
@@ -142,44 +213,9 @@ class Policy:
         for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
         passes, and a streamer for several prompts or beams.
         """
-        if not self.backbone.model.can_generate():
-            raise ModelError(f"model={self.backbone.name} writes no text; ask a classifier for its class_scores.")
-        if self.backbone.abilities.cached:
-            raise ModelError(
-                f"model={self.backbone.name} cannot generate here: a step behind its cache is not the full pass"
-                f" ({self.backbone.abilities.cached})."
-            )
-        strengths = checked_strengths(strength, len(prompts))
-        chosen = None if control is None else self._classes().mixtures(control, len(prompts))
-        if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
-            raise ControlError(
-                f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
-            )
-        encoded = self.backbone.codec.prompts(prompts)
-        reserved = set(self.tuner.controls.reserved if self.tuner.controls else ())
-        room = self.prompt_room(sampling.max_new_tokens)
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            if not reserved.isdisjoint(ids):
-                raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
-            if len(ids) > room:
-                raise ConfigError(
-                    f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
-                    f" has room for {room} before them; shorten it or lower max_new_tokens."
-                )
-        if not prompts:
-            return []
-        alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
-        every = self._asked(strengths, chosen)
-        mixed = self.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
-        longest = max(map(len, encoded)) + self.backbone.context - self.room
-        at_most = self.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
-        batches = [
-            (rows, self._asked([strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
-            # Beams follow one pass, which texts at both ends of a dial do not have in common.
-            for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
-        ]
-        texts = answers(self.backbone, self.tuner, encoded, batches, sampling, seed, streamer)
-        return [self.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        from alignlab.models.answers import respond
+
+        return respond(self, prompts, strength, control, sampling, seed, streamer)
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:
@@ -200,8 +236,7 @@ class Policy:
 
         Raises ControlError for an unknown class, and where the tuner has none.
         """
-        controls = self._classes()
-        before, self._passes = self._passes, controls.passes(controls.mixtures(control, 1))
+        before, self._passes = self._passes, self.controls.passes(self.controls.mixtures(control, 1))
         try:
             yield
         finally:
@@ -242,26 +277,28 @@ class Policy:
     def _placed(self, batch: Batch) -> list[tuple[Layout, WeightedPass]]:
         """For each pass its rows, prefixes included, and the pass with settings and weights per row."""
         if self._passes is None and batch.controls is not None:
-            each, setting_R = self._classes().insert_prefixes(batch)
-            return [(self._layout(each, apart=True), WeightedPass(1.0, setting_R))]
+            each, setting_R = self.controls.insert_prefixes(batch)
+            return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
         passes = self._passes or (WeightedPass(1.0, 1.0 if self.tuner.controls is None else WITHOUT),)
-        apart = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
-        members = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1]
-        layouts = [self._layout(insert_prefixes(batch, [weighted.prefix] * members), apart) for weighted in passes]
-        return [
-            (layout, WeightedPass(_by_row(weighted.weight, layout), _by_row(weighted.setting, layout)))
-            for layout, weighted in zip(layouts, passes, strict=True)
-        ]
+        # Settings that differ within a pass need a row for each member.
+        differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
+        members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
+        placed = []
+        for weighted in passes:
+            each = insert_prefixes(batch, [weighted.prefix] * members) if weighted.prefix.ids else batch
+            layout = self._layout(each, packing)
+            if differ:
+                weighted = WeightedPass(_by_row(weighted.weight, layout), _by_row(weighted.setting, layout))
+            placed.append((layout, weighted))
+        return placed
 
-    def _layout(self, batch: Batch, apart: bool) -> Layout:
-        """How a batch is laid into rows. Settings that differ (`apart`) need a row for each member."""
-        shared = not apart and (self.packing == "all" or (self.packing == "pairs" and can_share(batch)))
-        # A reference computed online meets the same batch twice in a row.
-        if self._laid is None or self._laid[0]() is not batch or self._laid[1] != shared:
-            laid = self.backbone.kind.layout(self.backbone, batch, shared)
+    def _layout(self, batch: Batch, packing: str) -> Layout:
+        """How a batch is laid into rows; kept for the last batch, which a reference computed online meets twice in a row."""
+        if self._laid is None or self._laid[0]() is not batch or self._laid[1] != packing:
+            laid = self.backbone.kind.layout(self.backbone, batch, packing)
             # Rows of their own that may not even stand side by side with padding masked are computed one by one.
             laid = replace(laid, alone=True) if self.backbone.abilities.masked and laid.segments is None else laid
-            self._laid = (weakref.ref(batch), shared, laid)
+            self._laid = (weakref.ref(batch), packing, laid)
         return self._laid[2]
 
     def _pass(self, layout: Layout, weighted: WeightedPass) -> Pass:
@@ -279,15 +316,6 @@ class Policy:
                 return self.backbone.kind.head(self.backbone, some_kD)
 
         return Pass(weight, head, hidden_KD)
-
-    def _asked(self, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[WeightedPass]:
-        """The passes of some texts, each at its strength, or where classes are chosen under its own."""
-        if chosen:
-            return self._classes().passes(chosen)
-        return self.tuner.passes(as_strength(strengths, self.backbone.device))
-
-    def _class_scores(self, layout: Layout) -> Tensor:
-        return self.backbone.kind.class_scores(self.backbone, layout)
 
     def _by_pieces(
         self, layout: Layout, weighted: WeightedPass, run: Callable[[Layout], Tensor], dim: int, of_rows: bool = False
@@ -320,20 +348,6 @@ class Policy:
         with attention_of(self.backbone.model, layout), self.tuner.at(setting):
             yield
 
-    def _classes(self) -> Controls:
-        if self.tuner.controls is None:
-            raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
-        return self.tuner.controls
-
-
-def _together(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:
-    """Row numbers that are generated together: all where passes may be `mixed`, else those that are `alike`."""
-    rows = list(range(len(alike)))
-    sets = [rows] if mixed else [[row for row in rows if alike[row] == each] for each in dict.fromkeys(alike)]
-    for chosen in sets:
-        for start in range(0, len(chosen), at_most):
-            yield chosen[start : start + at_most]
-
 
 def _by_row(setting: Strength, layout: Layout) -> Strength:
     if not isinstance(setting, Tensor):
@@ -343,3 +357,57 @@ def _by_row(setting: Strength, layout: Layout) -> Strength:
     if len(setting) != groups:
         raise ControlError(f"{len(setting)} strengths were given for a batch of {groups} groups; give one, or one per group.")
     return setting[layout.group_R]
+
+
+def token_logprobs(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
+    """log p(target) in nats, fp32, of K tokens under the mixture of some passes; weights are numbers, or one per token.
+
+    Logits exist for one chunk at a time and are made again for the gradient.
+    """
+    if len(target_K) <= CHUNK_TOKENS:
+        return _scores(passes, target_K)
+    recompute = torch.is_grad_enabled() and any(each.hidden_KD.requires_grad for each in passes)
+    parts = []
+    for begin in range(0, len(target_K), CHUNK_TOKENS):
+        piece = slice(begin, begin + CHUNK_TOKENS)
+        inputs = ([each.piece(piece) for each in passes], target_K[piece])
+        parts.append(checkpoint(_scores, *inputs, use_reentrant=False) if recompute else _scores(*inputs))
+    return torch.cat(parts)
+
+
+def token_divergences(before: Pass, after: Pass) -> Tensor:
+    """KL(before || after) of the next token in nats, fp32, at each of K positions; logits as in `token_logprobs`. No gradient
+    goes to `before`."""
+    parts = []
+    for begin in range(0, len(after.hidden_KD), CHUNK_TOKENS):
+        piece = slice(begin, begin + CHUNK_TOKENS)
+        parts.append(checkpoint(_divergences, before.piece(piece), after.piece(piece), use_reentrant=False))
+    return torch.cat(parts)
+
+
+def sum_by_member(values_K: Tensor, member_K: Tensor, groups: int, members: int) -> Tensor:
+    """Per-token values added up per member, shape groups x members."""
+    return values_K.new_zeros(groups * members).index_add(0, member_K, values_K).reshape(groups, members)
+
+
+def _divergences(before: Pass, after: Pass) -> Tensor:
+    with torch.no_grad():
+        before_KV = _mixed([before]).log_softmax(-1)
+    after_KV = _mixed([after]).log_softmax(-1)
+    return (before_KV.exp() * (before_KV - after_KV)).sum(-1)
+
+
+def _scores(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
+    return -F.cross_entropy(_mixed(passes), target_K, reduction="none")
+
+
+def _mixed(passes: Sequence[Pass]) -> Tensor:
+    """Weighted sum of logits in fp32; a single pass of weight 1 is left as it is."""
+    first = passes[0]
+    if len(passes) == 1 and isinstance(first.weight, float) and first.weight == 1.0:
+        return first.head(first.hidden_KD).float()
+    logits_KV = torch.zeros((), device=first.hidden_KD.device)
+    for each in passes:
+        weight = each.weight[:, None] if isinstance(each.weight, Tensor) else each.weight
+        logits_KV = logits_KV + weight * each.head(each.hidden_KD).float()
+    return logits_KV

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from alignlab.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,20 +48,3 @@ class Sampling:
             raise ConfigError(f"stop={self.stop!r} must be a list of texts, none of them empty.")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(f"beams={self.beams} draw nothing, so set temperature=0 beside them (now {self.temperature:g}).")
-
-
-def drawn(scores_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
-    """One draw per row, by inverting the cumulative distribution over descending probabilities; numbers of tokens, B.
-
-    scores_BV: logits of B texts over V tokens. uniform_B: one number in [0, 1) per text.
-    """
-    import torch
-
-    sorted_BV, order_BV = scores_BV.sort(dim=-1, descending=True, stable=True)
-    cumulative_BV = sorted_BV.double().softmax(-1).cumsum(-1)
-    # top_p keeps the smallest set whose mass reaches it; the draw is scaled to that mass.
-    inside_BV = (cumulative_BV - sorted_BV.double().softmax(-1)) < top_p
-    mass_B = torch.where(inside_BV, cumulative_BV, 0.0).amax(-1)
-    drawn_B1 = torch.searchsorted(cumulative_BV, (uniform_B.double() * mass_B)[:, None], right=True)
-    last_B1 = inside_BV.sum(-1, keepdim=True) - 1
-    return order_BV.gather(1, torch.minimum(drawn_B1, last_B1))[:, 0]

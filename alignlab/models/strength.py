@@ -1,23 +1,31 @@
-"""What a strength means to a backbone that carries a tuner: the seam between a policy and the thing it is steered by."""
+"""How a tuner is steered: a strength, or classes of answers, as weighted forward passes.
+
+Shapes: B texts, R rows of a pass, T time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from alignlab.errors import ControlError
-
-if TYPE_CHECKING:
-    from alignlab.models.controls import Controls
+from alignlab.errors import ControlError, ModelError
+from alignlab.records import NO_CLASS, Batch
+from alignlab.registry import unknown
 
 Strength: TypeAlias = "float | Tensor"
 """One number for every row of a batch, or a tensor with one number per row."""
+
+ClassMixture: TypeAlias = "str | Mapping[str, float]"
+"""A class by its name, or classes with weights that add up to 1."""
+
+WITHOUT = -1.0
+"""The setting of a pass without any class; a class's own setting is its number."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +113,130 @@ def checked_strengths(strength: float | Iterable[float], count: int | None = Non
     if not all(math.isfinite(value) for value in values):
         raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
     return values
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The classes, best first where there is an order, and the prefix that each puts into a text (empty where a class is told
+    by the setting alone). `reserved`: ids that stand for a prefix and are never generated. `template`: the hash of the one that
+    prompts were written with in training."""
+
+    names: tuple[str, ...]
+    prefixes: tuple[Prefix, ...]
+    reserved: tuple[int, ...] = ()
+    template: str | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prefix."""
+        return max(len(prefix.ids) for prefix in self.prefixes)
+
+    def check_template(self, template_hash: str) -> None:
+        """Raises ModelError where prompts are written with another template than in training."""
+        if self.template not in (None, template_hash):
+            raise ModelError(
+                "this control was trained on prompts written with another template; set model.template as it was then."
+            )
+
+    def number(self, name: str) -> int:
+        """The number of a class. Raises ControlError for one that is not known."""
+        if name not in self.names:
+            raise ControlError(unknown("class", name, (*self.names, NO_CLASS)))
+        return self.names.index(name)
+
+    def mixtures(self, control: ClassMixture | Sequence[ClassMixture], count: int) -> list[Mapping[str, float]]:
+        """What is asked for each of `count` texts, as weights of classes.
+
+        Raises ControlError for a list of another length, an unknown class, and weights that do not add up to 1.
+        """
+        given = [control] * count if isinstance(control, (str, Mapping)) else list(control)
+        if len(given) != count:
+            raise ControlError(f"{len(given)} classes were given for {count} prompts; give one, or one per prompt.")
+        return [self._weights(each) for each in given]
+
+    def passes(self, asked: Sequence[Mapping[str, float]]) -> tuple[WeightedPass, ...]:
+        """z = sum over classes of w_c z_c (our choice; MEET's paper does not mix), a pass for each class that is asked for."""
+        used = [name for name in (*self.names, NO_CLASS) if any(weights.get(name, 0.0) for weights in asked)]
+        if all(weights == asked[0] for weights in asked):
+            return tuple(self._weighted_pass(name, asked[0][name]) for name in used)
+        return tuple(self._weighted_pass(name, torch.tensor([weights.get(name, 0.0) for weights in asked])) for name in used)
+
+    def at_strength(self, strength: Strength) -> tuple[WeightedPass, ...]:
+        """s z(first class) + (1 - s) z(second class), one pass at exactly 0 and 1. Raises ControlError for more classes."""
+        if len(self.names) != 2:
+            raise ControlError(
+                f"a strength lies between two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
+            )
+        first, second = self.names
+        if not isinstance(strength, Tensor) and strength in (0.0, 1.0):
+            return (self._weighted_pass(first if strength else second, 1.0),)
+        return self._weighted_pass(first, strength), self._weighted_pass(second, 1 - strength)
+
+    def insert_prefixes(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """A batch whose members have classes, with each one's prefix, and the setting of each (R = G*M, a row per member)."""
+        numbers = [self.number(name) for name in batch.controls or ()]
+        settings_R = torch.tensor(numbers, dtype=torch.float32, device=batch.ids_GMT.device)
+        return insert_prefixes(batch, [self.prefixes[number] for number in numbers]), settings_R
+
+    def _weighted_pass(self, name: str, weight: Strength) -> WeightedPass:
+        if name == NO_CLASS:
+            return WeightedPass(weight, WITHOUT, Prefix())
+        number = self.number(name)
+        return WeightedPass(weight, float(number), self.prefixes[number])
+
+    def _weights(self, asked: ClassMixture) -> Mapping[str, float]:
+        if not isinstance(asked, (str, Mapping)):
+            known = ", ".join((*self.names, NO_CLASS))
+            raise ControlError(f"{asked!r} is neither the name of a class nor names with weights; known: {known}.")
+        weights = {asked: 1.0} if isinstance(asked, str) else dict(asked)
+        for name, weight in weights.items():
+            if name != NO_CLASS:
+                self.number(str(name))
+            if not isinstance(weight, (int, float)):
+                raise ControlError(f"the weight of class {name!r} is {weight!r}, and must be a number.")
+        if not math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6):
+            raise ControlError(f"the weights of classes {weights} must be numbers that add up to 1.")
+        return weights
+
+
+def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
+    """A batch with a prefix put into each member (one per member, groups after one another)."""
+    longest = max(len(prefix.ids) for prefix in prefixes)
+    if not longest:
+        return batch
+    groups, members, time = batch.ids_GMT.shape
+    device = batch.ids_GMT.device
+    behind = prefixes[0].behind
+    put_RL = torch.tensor([prefix.ids + (0,) * (longest - len(prefix.ids)) for prefix in prefixes], device=device)
+    length_R1 = torch.tensor([[len(prefix.ids)] for prefix in prefixes], device=device)
+    clock_T = torch.arange(time + longest, device=device).expand(len(prefixes), -1)
+    since_RT = clock_T - behind
+    from_RT = torch.where(since_RT < 0, clock_T, clock_T - length_R1).clamp(0, time - 1)
+    put_RT = put_RL.gather(1, since_RT.clamp(0, longest - 1))
+    inside_RT = (since_RT >= 0) & (since_RT < length_R1)
+    ids_RT = torch.where(inside_RT, put_RT, batch.ids_GMT.reshape(-1, time).gather(1, from_RT))
+    length_GM = length_R1.reshape(groups, members)
+    # A prefix is shared further only where all members of a group have the same prefix.
+    alike_G = torch.tensor([len(set(prefixes[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
+    longer_G = torch.where(batch.prefix_G >= behind, batch.prefix_G + length_GM[:, 0], batch.prefix_G)
+    return replace(
+        batch,
+        ids_GMT=ids_RT.reshape(groups, members, -1),
+        length_GM=batch.length_GM + length_GM,
+        start_GM=batch.start_GM + length_GM,
+        prefix_G=torch.where(alike_G, longer_G, batch.prefix_G.clamp(max=behind)),
+    )
+
+
+def insert_prefix_rows(ids_RT: Tensor, mask_RT: Tensor, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor]:
+    """Rows padded on the left with a prefix put into each, and their mask, again padded on the left."""
+    rows, fills = [], []
+    for ids, mask, prefix in zip(ids_RT.tolist(), mask_RT.tolist(), prefixes, strict=True):
+        real = [token for token, seen in zip(ids, mask, strict=True) if seen]
+        rows.append([*real[: prefix.behind], *prefix.ids, *real[prefix.behind :]])
+        fills.append(real[:1] or [0])
+    width = max(len(row) for row in rows)
+    # Padded with a token of a text, which is no placeholder.
+    padded = [fill * (width - len(row)) + row for fill, row in zip(fills, rows, strict=True)]
+    seen = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(padded, device=ids_RT.device), torch.tensor(seen, device=ids_RT.device)

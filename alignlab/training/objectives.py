@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.errors import FirstLossError
-from alignlab.models.logprobs import Logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, Loss
 from alignlab.training import processes
 
@@ -26,7 +25,7 @@ TOLERANCE = 1e-4
 
 def nll(policy: Policy, batch: Batch) -> Loss:
     """Mean negative log-likelihood of what the examples of the step end in: nats per response token, or per class."""
-    return policy.backbone.kind.nll(policy, batch)
+    return policy.nll(batch)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from peft import PeftModel
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import CustomGenerate, decoding
 from alignlab.models.policy import Policy
-from alignlab.models.strength import HasStrength, WeightedPass, as_strength, checked_strengths
+from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
 from alignlab.models.text import Codec
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import REGISTERED, PeftTuner

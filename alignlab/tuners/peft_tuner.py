@@ -22,9 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.config import EMBEDDED
-from alignlab.models.controls import Controls
 from alignlab.models.kinds import task_type_of
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import Controls, Strength, WeightedPass
 from alignlab.tuners.tuner import between
 
 if TYPE_CHECKING:

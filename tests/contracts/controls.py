@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
-from alignlab.models.controls import ClassMixture
-from alignlab.models.decode import Sampling, Streams
+from alignlab.models.decode import Streams
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
+from alignlab.models.strength import ClassMixture
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tuners import TUNERS
 from alignlab.tuners.config import ControlTunerConfig

@@ -24,10 +24,10 @@ from alignlab.data.batching import whole
 from alignlab.errors import AlignlabError, ModelError
 from alignlab.models.anatomy import block_list, context_of, shape_of
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling
 from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.models.strength import Strength, WeightedPass
 from alignlab.preparation import make_plan
 from alignlab.records import Encoded, EncodedGroup
@@ -257,7 +257,7 @@ def test_generation_behind_a_cache_that_is_not_right_is_refused(name: str) -> No
 
 @pytest.mark.parametrize("name", [name for name in CAUSAL if name not in REFUSED["generation"]])
 def test_a_step_behind_the_cache_is_the_full_pass(name: str) -> None:
-    assert untuned(name).abilities.cached == ""
+    assert untuned(name).cache_objection == ""
 
 
 @pytest.mark.parametrize("name", ["opt", "bloom", "mpt", "mamba", "llama4", "gemma3", "falcon_h1"])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import alignlab
 from alignlab.config import parse
 from alignlab.errors import ConfigError
-from alignlab.models.decode import Sampling
+from alignlab.models.sampling import Sampling
 from run import run
 from tests.contracts.test_methods import CONF, SMALL, WORLD, composed, history
 

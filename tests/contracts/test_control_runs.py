@@ -16,8 +16,8 @@ import alignlab
 from alignlab.data.toy.oracle import judge
 from alignlab.errors import ConfigError, ControlError, DataError
 from alignlab.finished import export
-from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from run import run
 from tests.contracts.test_methods import composed
 

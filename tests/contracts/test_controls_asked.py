@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from alignlab.errors import ConfigError, ControlError
-from alignlab.models.controls import ClassMixture
-from alignlab.models.decode import Sampling
+from alignlab.models.sampling import Sampling
+from alignlab.models.strength import ClassMixture
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import (
     CASES,

@@ -12,9 +12,9 @@ from transformers import GenerationConfig
 
 import alignlab
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import ClassMixture
-from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
+from alignlab.models.strength import ClassMixture
 from alignlab.models.text import Codec, Template
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import CASES, EMBEDDED, HALVES, PAIRED, PROMPTS, Case, last_logits, said, trained

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab.models.controls import ClassMixture
 from alignlab.models.decode import Streams
 from alignlab.models.policy import Policy
+from alignlab.models.strength import ClassMixture
 from alignlab.records import Batch
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import CASES, HALVES, Case, batch_of, items, totals, totals_under, trained, unclassed

@@ -17,7 +17,7 @@ import alignlab
 from alignlab.config import parse
 from alignlab.errors import ConfigError, DataError, DivergedError, RunFolderError
 from alignlab.methods import METHODS
-from alignlab.models.decode import Sampling
+from alignlab.models.sampling import Sampling
 from alignlab.training.trainer import latest
 from run import run
 

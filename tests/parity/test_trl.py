@@ -155,7 +155,7 @@ def test_the_loss_of_fixed_log_probabilities_equals_trl(
 
 
 def _scores(value: Tensor, mask: Tensor) -> Any:
-    from alignlab.models.logprobs import Logprobs
+    from alignlab.models.policy import Logprobs
 
     halves = value.sum(1).chunk(2)
     return Logprobs(torch.stack(halves, dim=1), torch.stack(mask.sum(1).float().chunk(2), dim=1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from alignlab.models.config import LayersConfig, Shape
-from alignlab.models.layout import member_of_tokens
+from alignlab.models.packing import member_of_tokens
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.references import SecondModel

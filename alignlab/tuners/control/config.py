@@ -14,8 +14,7 @@ from tokenizers import pre_tokenizers
 
 from alignlab.data.classes import Classes
 from alignlab.errors import ConfigError
-from alignlab.models.controls import Controls
-from alignlab.models.strength import Prefix
+from alignlab.models.strength import Controls, Prefix
 from alignlab.models.text import Codec
 from alignlab.registry import unknown
 from alignlab.tuners.config import FORMS, STARTS_OF_PROMPTS

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.controls import WITHOUT
-from alignlab.models.strength import Strength
+from alignlab.models.strength import WITHOUT, Strength
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.peft_tuner import Float32, temporarily
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedModel, SuppressTokensLogitsProcessor
 
 from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.models.controls import WITHOUT
 from alignlab.models.export import TOLERANCE, export_plain
 from alignlab.models.policy import Policy
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import WITHOUT, Strength, WeightedPass
 from alignlab.records import NO_CLASS
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.config import ControlConfig

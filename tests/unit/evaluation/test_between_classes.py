@@ -20,9 +20,8 @@ from alignlab.evaluation.classes import BetweenClasses
 from alignlab.evaluation.statistics import Measurement, rank_correlation
 from alignlab.evaluation.suite import EvaluationContext, Point, held_out
 from alignlab.evaluation.toy import Toy
-from alignlab.models.budget import Budget, Footprint
-from alignlab.models.logprobs import Logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.answers import Budget, Footprint
+from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, Record, Response
 from tests.conftest import CODEC, backbone
 from tests.contracts.controls import Case, batch_of, totals_under, trained

@@ -24,8 +24,8 @@ from alignlab.evaluation.suite import EvaluationContext, Point, held_out
 from alignlab.evaluation.sweep import Row, headline, sweep
 from alignlab.evaluation.toy import Toy
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.records import Encoded, EncodedGroup, Example, Record
 from tests.unit.conftest import PAIRS, attached, batch_of, evaluation_config
 

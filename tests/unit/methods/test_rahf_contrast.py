@@ -15,7 +15,7 @@ from alignlab.data.source import Split
 from alignlab.methods.rahf.objectives import Contrast
 from alignlab.methods.rahf.stages import InstructionVariants
 from alignlab.models.backbone import Backbone
-from alignlab.models.logprobs import Logprobs
+from alignlab.models.policy import Logprobs
 from alignlab.records import Batch, Encoded, EncodedGroup
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import plain

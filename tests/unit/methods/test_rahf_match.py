@@ -179,7 +179,7 @@ def test_kl_does_not_depend_on_how_many_logits_exist_at_once(monkeypatch: pytest
     together = match(kl=50.0)(policy, batch_of()).value
     slopes = gradients(policy, together)
 
-    monkeypatch.setattr("alignlab.models.logprobs.CHUNK_TOKENS", 7)
+    monkeypatch.setattr("alignlab.models.policy.CHUNK_TOKENS", 7)
     apart = match(kl=50.0)(policy, batch_of()).value
 
     assert apart.item() == pytest.approx(together.item(), rel=1e-5)

@@ -9,7 +9,7 @@ from alignlab.data.batching import whole
 from alignlab.data.encode import encode
 from alignlab.data.source import Split
 from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants
-from alignlab.models.controls import insert_prefixes
+from alignlab.models.strength import insert_prefixes
 from alignlab.records import Example, Group, Record, Response
 from alignlab.training.stages import Truncation
 from tests.conftest import CODEC

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from alignlab.data.batching import whole
 from alignlab.errors import ControlError
-from alignlab.models.controls import WITHOUT, Controls, insert_prefix_rows, insert_prefixes
-from alignlab.models.strength import Prefix, WeightedPass
+from alignlab.models.strength import WITHOUT, Controls, Prefix, WeightedPass, insert_prefix_rows, insert_prefixes
 from alignlab.records import Batch, Encoded, EncodedGroup
 
 BOS, PAD, GOOD, BAD = 1, 0, 90, 80

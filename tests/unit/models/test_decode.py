@@ -25,9 +25,10 @@ from transformers import (
 
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
+from alignlab.models.decode import drawn
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
-from alignlab.models.sampling import Sampling, drawn
+from alignlab.models.sampling import Sampling
 from alignlab.models.text import Codec, Template
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL, backbone
 from tests.unit.conftest import Heard, attached, plain

@@ -16,9 +16,9 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedMod
 import alignlab
 from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.models.strength import Prefix, Strength, WeightedPass
 from alignlab.tuners.lora import LoraTuner
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL

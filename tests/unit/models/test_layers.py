@@ -12,7 +12,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.anatomy import block_list, shape_of
 from alignlab.models.backbone import Backbone
 from alignlab.models.config import LayersConfig, Shape
-from alignlab.models.layout import member_of_tokens
+from alignlab.models.packing import member_of_tokens
 from alignlab.records import Batch
 from tests.conftest import backbone
 

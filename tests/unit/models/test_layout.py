@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignlab.data.batching import whole
-from alignlab.models.layout import Layout, can_share, one_row_per_member, without_padding
+from alignlab.models.packing import Layout, can_share, one_row_per_member, without_padding
 from alignlab.records import Encoded, EncodedGroup
 
 # Two prompt tokens; one response of two tokens, one of a single token.

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.models import logprobs
 from alignlab.models.backbone import Backbone
-from alignlab.models.logprobs import Logprobs, Pass, sum_by_member, token_logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Logprobs, Pass, Policy, sum_by_member, token_logprobs
 from alignlab.records import Batch
 from tests.conftest import backbone
 from tests.unit.conftest import attached, batch_of, learned, plain
@@ -142,7 +140,7 @@ def test_a_long_answer_in_chunks_gives_the_same_numbers_and_gradients(kind: str,
     weight_GM = torch.tensor([[1.0, -1.0]] * 4)
     at_once, at_once_gradients = policy.logprobs(batch).total_GM, gradients(policy, batch, weight_GM)
 
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr("alignlab.models.policy.CHUNK_TOKENS", 5)
     in_chunks, in_chunks_gradients = policy.logprobs(batch).total_GM, gradients(policy, batch, weight_GM)
 
     torch.testing.assert_close(in_chunks, at_once, atol=1e-5, rtol=1e-5)
@@ -156,7 +154,7 @@ def test_a_head_that_learns_gets_the_same_gradient_in_chunks(monkeypatch: pytest
     at_once = head.weight.grad
     head.weight.grad = None
 
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 3)
+    monkeypatch.setattr("alignlab.models.policy.CHUNK_TOKENS", 3)
     token_logprobs([Pass(1.0, head, hidden_KD)], target_K).sum().backward()
 
     torch.testing.assert_close(head.weight.grad, at_once)
@@ -211,7 +209,7 @@ def test_passes_are_mixed_at_the_logits() -> None:
 
 @pytest.mark.parametrize("chunk", [2048, 1])
 def test_a_weight_per_token_reaches_its_token(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("alignlab.models.policy.CHUNK_TOKENS", chunk)
     hidden_KD = torch.tensor([[math.log(2.0), 0.0]] * 3)
     weight_K = torch.tensor([3.0, 1.0, 3.0])
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError, ControlError
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.models.strength import HasStrength, Strength, WeightedPass
 from alignlab.records import Batch
 from tests.conftest import backbone

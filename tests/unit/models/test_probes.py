@@ -14,9 +14,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from alignlab.errors import ModelError
+from alignlab.models.anatomy import expected, find
 from alignlab.models.backbone import Backbone
+from alignlab.models.packing import described
 from alignlab.models.policy import Policy
-from alignlab.models.probes import described, expected, find
 from alignlab.records import Batch
 from tests.contracts.architectures import architecture
 from tests.contracts.test_architectures import lora, tuned

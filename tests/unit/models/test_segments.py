@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from alignlab.errors import ModelError
-from alignlab.models.segments import Segment, Segments, attend, attending, visible
+from alignlab.models.packing import Segment, Segments, attend, attending, visible
 
 CONFIG = LlamaConfig()
 

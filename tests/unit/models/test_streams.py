@@ -13,8 +13,9 @@ from torch import Tensor
 
 from alignlab.errors import ControlError
 from alignlab.models.backbone import Backbone
-from alignlab.models.decode import Sampling, Streams
+from alignlab.models.decode import Streams
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from tests.conftest import backbone
 from tests.unit.conftest import attached, plain
 

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from alignlab.data.batching import collate, whole
 from alignlab.models.backbone import Backbone
-from alignlab.models.kinds import token_nll
-from alignlab.models.logprobs import Logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch
 from alignlab.training.objectives import Objective, PreferenceLoss, nll
 from tests.unit.conftest import attached, batch_of, encoded
@@ -32,7 +30,8 @@ DPO = PreferenceLoss("sigmoid", beta=0.5, smoothing=0.0, length_norm="sum", refe
 class Made:
     """A policy that answers with made-up numbers: other ones while it is off."""
 
-    backbone = SimpleNamespace(kind=SimpleNamespace(nll=token_nll))
+    backbone = SimpleNamespace(kind=SimpleNamespace(scores_classes=False))
+    nll = Policy.nll
 
     def __init__(self) -> None:
         self.total_GM, self.base_GM, self.passes = TOTAL_GM.clone().requires_grad_(), REFERENCE_GM.clone().requires_grad_(), 0

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
-from alignlab.models.logprobs import Logprobs
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, EncodedGroup
 from alignlab.training.references import with_references
 from tests.unit.conftest import PAIRS, attached, batch_of, encoded

@@ -1,7 +1,7 @@
 """Kinds of backbone: what goes in, what comes out, and how a batch runs through one. Light: torch comes with `implementation`.
 
-A kind is found from the checkpoint's own config.json, or named by `model.kind`. Nothing outside this folder asks its name:
-policies, stages and suites call its methods, and a run is checked against the capabilities that it provides.
+A kind is found from the checkpoint's own config.json, or named by `model.kind`. Nothing else asks its name: policies
+call its methods, and a run is checked against the capabilities that it provides.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ModelError
 from alignlab.records import Example, Group, Loss, Record, View
@@ -19,52 +19,68 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from alignlab.models.backbone import Backbone
-    from alignlab.models.layout import Layout
-    from alignlab.models.policy import Policy
-    from alignlab.models.probes import Abilities
+    from alignlab.models.packing import Layout
     from alignlab.models.text import Codec, Template
     from alignlab.records import Batch, LabelSet
 
 
-class Kind(Protocol):
-    """How text, batches and weights of one kind of backbone fit together. It has no state."""
+class Kind:
+    """How text, batches and weights of one kind of backbone fit together. It has no state.
+
+    Shapes: R rows, T time, K target tokens, D width, V vocabulary, L layers, C classes.
+    """
 
     auto: Any
     """The class of transformers that loads it."""
+    scores_classes = False
+    """Whether it gives scores to classes, and no likelihood to tokens."""
+    apart = ""
+    """Why the texts of a batch are not laid into a single row; empty where the probes decide."""
 
     def codec(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet | None) -> Codec:
         """Text to ids. `labels`: what the texts of the data can be told to be, None where that is not a closed set."""
+        raise NotImplementedError
 
     def choices(self, labels: LabelSet) -> View:
-        """How a record is seen where the likeliest label is looked for; see `label_scores`."""
+        """How a record is seen where its likeliest label is looked for (`Policy.label_scores`): its text with each label as
+        response."""
 
-    def label_scores(self, policy: Policy, batch: Batch) -> Tensor:
-        """A score of each label for each group of `choices`, G,C; the highest is the model's answer."""
+        def view(record: Record) -> tuple[Group, ...]:
+            return (Group(record.row, tuple(Example(record.prompt, name, second=record.second) for name in labels.names)),)
 
-    def nll(self, policy: Policy, batch: Batch) -> Loss:
-        """The negative log-likelihood of what examples end in: nats per target token of the step, or per example."""
+        return view
 
-    def abilities(self, backbone: Backbone) -> Abilities:
-        """What a backbone of this kind can do, tried on a few short rows. Raises ModelError for one that does not run."""
-
-    def layout(self, backbone: Backbone, batch: Batch, shared: bool) -> Layout:
-        """The rows of a forward pass, and where in them the target tokens are predicted. `shared`: all of them in
-        one, where a prefix that all members of a group have is computed once."""
+    def layout(self, backbone: Backbone, batch: Batch, packing: str) -> Layout:
+        """The rows of a forward pass, and where in them the target tokens are predicted. `packing`: which batches are laid into
+        a single row where the backbone can: off | pairs (those whose members share a prefix) | all."""
+        raise NotImplementedError
 
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
         """What `head` makes logits of, at each of K positions that predict a target token, K,D."""
+        raise NotImplementedError
 
     def head(self, backbone: Backbone, hidden_KD: Tensor) -> Tensor:
-        """Logits, K,V."""
+        """Logits, K,V. By default `hidden` gives logits already."""
+        del backbone
+        return hidden_KD
 
     def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
         """What a pass says, row after row: logits K,V, or class scores R,C."""
+        return self.head(backbone, self.hidden(backbone, layout))
 
     def class_scores(self, backbone: Backbone, layout: Layout) -> Tensor:
-        """Scores of the classes of each row before softmax, or one number, fp32, R,C; ModelError where there are none."""
+        """Scores of the classes of each row before softmax, or one number, fp32, R,C. Raises ModelError where there are
+        none."""
+        raise ModelError(f"model={backbone.name} predicts tokens and has no class scores; take model.kind=classifier.")
+
+    def class_loss(self, scores_RC: Tensor, batch: Batch) -> Loss:
+        """The batch's share of the step's loss over classes; asked only where `scores_classes`."""
+        raise NotImplementedError
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
-        """Outputs of blocks `layers` (1 = the first) at the target tokens themselves, L,K,D; it stops behind the highest."""
+        """Outputs of blocks `layers` (1 = the first) at the target tokens themselves, L,K,D. Raises ModelError where a kind
+        has no such states."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -81,20 +97,22 @@ class KindEntry:
     def implementation(self) -> Kind:
         """The kind itself; imports torch."""
         module, _, name = self.place.rpartition(".")
-        made: Kind = getattr(importlib.import_module(f"{__name__}.{module}"), name)()
+        made: Kind = getattr(importlib.import_module(f"alignlab.models.{module}"), name)()
         return made
 
 
 KINDS: Mapping[str, KindEntry] = {
     "causal": KindEntry(
-        "causal.Causal", "CAUSAL_LM", frozenset({"token likelihood", "generation", "hidden states", "text in front of prompts"})
+        "anatomy.Causal",
+        "CAUSAL_LM",
+        frozenset({"token likelihood", "generation", "hidden states", "text in front of prompts"}),
     ),
-    "seq2seq": KindEntry("seq2seq.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation"})),
+    "seq2seq": KindEntry("encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation"})),
     "classifier": KindEntry(
-        "classifier.Classifier", "SEQ_CLS", frozenset({"class scores"}), frozenset({"label set"}), new_head=True
+        "encoders.Classifier", "SEQ_CLS", frozenset({"class scores"}), frozenset({"label set"}), new_head=True
     ),
-    "masked": KindEntry("corrupted.Masked", "FEATURE_EXTRACTION", frozenset(), frozenset({"corpus"})),
-    "spans": KindEntry("corrupted.Spans", "SEQ_2_SEQ_LM", frozenset(), frozenset({"corpus"})),
+    "masked": KindEntry("encoders.Masked", "FEATURE_EXTRACTION", frozenset(), frozenset({"corpus"})),
+    "spans": KindEntry("encoders.Spans", "SEQ_2_SEQ_LM", frozenset(), frozenset({"corpus"})),
 }
 """masked and spans are what encoders and encoder-decoder models are pretrained by (method=pretrain)."""
 
@@ -133,29 +151,3 @@ def new_head(model: Any) -> list[str]:
 def _entry_of(model: Any) -> KindEntry:
     described = {"architectures": [type(model).__name__], "is_encoder_decoder": model.config.is_encoder_decoder}
     return KINDS[kind_of(described)]
-
-
-def token_nll(policy: Policy, batch: Batch) -> Loss:
-    """Mean negative log-likelihood of the target tokens of the step, in nats per token."""
-    total = policy.logprobs(batch).total_GM.sum()
-    return Loss(-total / batch.step_tokens, {})
-
-
-def every_label(labels: LabelSet) -> View:
-    """A group of a record's text with each label as its response."""
-
-    def view(record: Record) -> tuple[Group, ...]:
-        return (Group(record.row, tuple(Example(record.prompt, name, second=record.second) for name in labels.names)),)
-
-    return view
-
-
-def label_likelihoods(policy: Policy, batch: Batch) -> Tensor:
-    """log p(label | text) in nats, summed over the label's tokens, G,C."""
-    return policy.logprobs(batch).total_GM
-
-
-def no_class_scores(backbone: Backbone, layout: Layout) -> Tensor:
-    """Raises ModelError: of a kind that predicts tokens."""
-    del layout
-    raise ModelError(f"model={backbone.name} predicts tokens and has no class scores; take model.kind=classifier.")

@@ -1,0 +1,275 @@
+"""Answers to prompts: which texts are generated together, within a budget of memory, and how `generate` is asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutput
+
+from alignlab.errors import ConfigError, ControlError, ModelError
+from alignlab.models.backbone import Backbone
+from alignlab.models.decode import decoding
+from alignlab.models.sampling import Sampling
+from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
+
+if TYPE_CHECKING:
+    from alignlab.models.policy import Policy
+
+DECODE_ROWS = 256
+"""Texts that are generated together, where the budget has room for so many."""
+GIB = 2**30
+LOGIT_BYTES = 48
+"""Of an entry of a row's logits while a token is drawn: as the model gives it, in float32, processed, sorted, in float64."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model takes. `weights`: all of them; `cache`: keys and values of one token of one row; `activations`: what
+    one block holds of a token while it is computed; `logits`: of one row while its next token is drawn."""
+
+    weights: int
+    cache: int
+    activations: int
+    logits: int
+
+    @staticmethod
+    def of(model: PreTrainedModel, itemsize: int) -> Footprint:
+        """From a model's config, weights loaded or not; `itemsize` is the size of a number in bytes."""
+        config = model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_attention_heads", None) or 1
+        wide = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+        keyed = getattr(config, "num_key_value_heads", None) or heads
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return Footprint(
+            weights=model.num_parameters() * itemsize,
+            cache=2 * config.num_hidden_layers * keyed * wide * itemsize,
+            # The residual, its norm, queries, keys, values and their mixture; gate, up and their product.
+            activations=(6 * config.hidden_size + 3 * inner) * itemsize,
+            logits=LOGIT_BYTES * config.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What decoding takes, in bytes: `texts` together, each in `rows` rows (one per pass of a mixture and beam) of at most
+    `tokens` tokens."""
+
+    texts: int
+    rows: int
+    tokens: int
+    cache: int
+    logits: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, weights left out."""
+        return self.cache + self.logits + self.activations
+
+    def sentence(self, weights: int) -> str:
+        """For a plan."""
+        named = {"weights": weights, "caches": self.cache, "logits": self.logits, "activations": self.activations}
+        parts = " + ".join(f"{name} {taken / GIB:.3g}" for name, taken in named.items())
+        whole = (weights + self.total) / GIB
+        return f"{self.texts} texts at a time, {self.rows} x {self.tokens} tokens each: {parts} = {whole:.3g} GiB, estimated"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What passes without gradients may take beside the weights, `gib` GiB of it; None = as much as they like."""
+
+    footprint: Footprint
+    gib: float | None = None
+
+    def texts(self, prompt: int, new: int, rows: int, at_most: int) -> int:
+        """Texts that are decoded together, each in so many rows: `prompt` tokens and `new` ones behind them."""
+        return self._fitting(self.need(1, prompt, new, rows).total, at_most)
+
+    def groups(self, members: int, tokens: int, at_most: int) -> int:
+        """Groups that are scored together, of so many members of at most so many tokens. Logits exist for a chunk of fixed
+        size, and no cache is kept."""
+        return self._fitting(members * tokens * self.footprint.activations, at_most)
+
+    def need(self, texts: int, prompt: int, new: int, rows: int) -> Need:
+        """What decoding takes at its last step; activations are those of the prompts, which are read in one pass."""
+        each = self.footprint
+        count = texts * rows
+        cache = count * (prompt + new) * each.cache
+        return Need(texts, rows, prompt + new, cache, count * each.logits, count * prompt * each.activations)
+
+    def _fitting(self, each: int, at_most: int) -> int:
+        return at_most if self.gib is None else max(1, min(at_most, int(self.gib * GIB) // max(1, each)))
+
+
+def respond(
+    policy: Policy,
+    prompts: Sequence[str],
+    strength: float | Sequence[float],
+    control: ClassMixture | Sequence[ClassMixture] | None,
+    sampling: Sampling,
+    seed: int,
+    streamer: BaseStreamer | None,
+) -> list[str]:
+    """See `Policy.respond`."""
+    if not policy.backbone.model.can_generate():
+        raise ModelError(f"model={policy.backbone.name} writes no text; ask a classifier for its class_scores.")
+    with policy.tuner.off():
+        objection = policy.backbone.cache_objection
+    if objection:
+        raise ModelError(
+            f"model={policy.backbone.name} cannot generate here: a step behind its cache is not the full pass ({objection})."
+        )
+    strengths = checked_strengths(strength, len(prompts))
+    chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
+    if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
+        raise ControlError(
+            f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
+        )
+    encoded = policy.backbone.codec.prompts(prompts)
+    reserved = set(policy.tuner.controls.reserved if policy.tuner.controls else ())
+    room = policy.prompt_room(sampling.max_new_tokens)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not reserved.isdisjoint(ids):
+            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
+        if len(ids) > room:
+            raise ConfigError(
+                f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
+                f" has room for {room} before them; shorten it or lower max_new_tokens."
+            )
+    if not prompts:
+        return []
+    alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
+    every = _asked(policy, strengths, chosen)
+    mixed = policy.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
+    longest = max(map(len, encoded)) + policy.backbone.context - policy.room
+    at_most = policy.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
+    batches = [
+        (rows, _asked(policy, [strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
+        # Beams follow one pass, which texts at both ends of a dial do not have in common.
+        for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
+    ]
+    texts = _answers(policy.backbone, policy.tuner, encoded, batches, sampling, seed, streamer)
+    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _asked(policy: Policy, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[WeightedPass]:
+    """The passes of some texts, each at its strength, or where classes are chosen under its own."""
+    if chosen:
+        return policy.controls.passes(chosen)
+    return policy.tuner.passes(as_strength(strengths, policy.backbone.device))
+
+
+def _together(alike: Sequence[Any], mixed: bool, at_most: int) -> Iterator[list[int]]:
+    """Row numbers that are generated together: all where passes may be `mixed`, else those that are `alike`."""
+    rows = list(range(len(alike)))
+    sets = [rows] if mixed else [[row for row in rows if alike[row] == each] for each in dict.fromkeys(alike)]
+    for chosen in sets:
+        for start in range(0, len(chosen), at_most):
+            yield chosen[start : start + at_most]
+
+
+def _answers(
+    backbone: Backbone,
+    tuner: HasStrength,
+    prompts: Sequence[tuple[int, ...]],
+    batches: Iterable[tuple[list[int], Sequence[WeightedPass]]],
+    sampling: Sampling,
+    seed: int,
+    streamer: BaseStreamer | None,
+) -> list[str]:
+    """The text that answers each prompt. batches: row numbers that are generated together, and their passes.
+
+    A text ends at the tokenizer's EOS, at any end that the model's generation_config names, and in front of a stop string.
+    What `sampling` has no word for (forced and suppressed tokens, say) is as the model's generation_config has it.
+    """
+    model = cast("Any", backbone.model)
+    generator = torch.Generator().manual_seed(seed)
+    uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
+    texts = [""] * len(prompts)
+    with torch.inference_mode():
+        for rows, passes in batches:
+            ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
+            begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
+            made_BT = model.generate(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                custom_generate=decoding(tuner, lambda *_, passes=passes: passes, streamer, uniform_BT[rows], sampling.top_p),
+                **_settings(backbone, sampling, begin),
+            )
+            for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
+                texts[row] = _text(backbone, prompts[row], new_ids, sampling.stop)
+    return texts
+
+
+def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, Any]:
+    """Arguments of `generate`; None turns off what the model's generation_config may ask for. top_p is the draw's own."""
+    codec, drawn = backbone.codec, sampling.temperature > 0
+    settings: dict[str, Any] = {
+        "max_new_tokens": sampling.max_new_tokens,
+        **dict.fromkeys(("max_length", "min_length", "min_new_tokens")),
+        "do_sample": drawn,
+        "temperature": float(sampling.temperature) if drawn else None,
+        "top_k": sampling.top_k or None if drawn else None,
+        "min_p": sampling.min_p or None if drawn else None,
+        "top_p": None,
+        "repetition_penalty": float(sampling.repetition_penalty),
+        "no_repeat_ngram_size": sampling.no_repeat_ngram_size or None,
+        "num_beams": sampling.beams,
+        "num_return_sequences": 1,
+        "eos_token_id": _ends(backbone),
+        "pad_token_id": codec.pad,
+    }
+    if sampling.stop:
+        settings["stopping_criteria"] = StoppingCriteriaList([_InAnswer(backbone, sampling.stop, begin)])
+    if backbone.model.config.is_encoder_decoder:
+        # Each stream reads the source at its own setting; this keeps generate from reading it at another one beforehand.
+        settings["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.empty(0, 0, 0))
+    return settings
+
+
+class _InAnswer(StopStringCriteria):
+    """transformers' search for stop strings, in the answers alone: one that a prompt ends with or begins is none."""
+
+    def __init__(self, backbone: Backbone, stop: Sequence[str], begin: int) -> None:
+        try:
+            super().__init__(backbone.codec.tokenizer, list(stop))
+        except ValueError as error:
+            raise ConfigError(f"no token of this tokenizer ends any of stop={list(stop)}; choose texts it says.") from error
+        self._begin = begin
+
+    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:
+        return super().__call__(input_ids[:, self._begin :], scores, **more)
+
+
+def _ends(backbone: Backbone) -> list[int]:
+    """All ids that end an answer, the tokenizer's EOS first."""
+    named = getattr(backbone.model.generation_config, "eos_token_id", None)
+    others = [] if named is None else [named] if isinstance(named, int) else named
+    return list(dict.fromkeys((backbone.codec.eos, *others)))
+
+
+def _text(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> str:
+    """New ids as text, up to the first end, in front of the first stop string."""
+    ends = set(_ends(backbone))
+    said = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    codec = backbone.codec
+    text = codec.decode(said) if backbone.model.config.is_encoder_decoder else codec.continuation(prompt, said)
+    return text[: min((text.index(each) for each in stop if each in text), default=len(text))]
+
+
+def _padded(prompts: Sequence[tuple[int, ...]], backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Ids and mask: padded on the left where the answer follows, on the right (positions count from 0) for an encoder."""
+    width = max(1, *(len(prompt) for prompt in prompts))
+    ids_BT = torch.full((len(prompts), width), backbone.codec.pad)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        begin = 0 if backbone.model.config.is_encoder_decoder else width - len(prompt)
+        ids_BT[row, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        mask_BT[row, begin : begin + len(prompt)] = 1
+    return ids_BT.to(backbone.device), mask_BT.to(backbone.device)
