@@ -1,4 +1,4 @@
-"""Groups to ids: the only place that drops or cuts a row, and the account of what it did."""
+"""Records to groups to ids: how a stage sees a record, which rows are dropped or cut, and the account of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,45 @@ from dataclasses import dataclass, field, replace
 
 from alignlab.data.source import Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, EncodedGroup, Example, Group, View
+from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, View
 
 Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 """(examples, their row names) -> ids with BOS and EOS in place."""
+LIKED = ("chosen", "good")
+"""Labels of single responses that stand for a preferred one."""
+
+
+def pair(record: Record) -> tuple[Group, ...]:
+    """Chosen and rejected side by side, in this order."""
+    chosen, rejected = record.labelled("chosen"), record.labelled("rejected")
+    if chosen is None or rejected is None:
+        return ()
+    return (Group(record.row, (Example(record.prompt, chosen.text), Example(record.prompt, rejected.text))),)
+
+
+def chosen(record: Record) -> tuple[Group, ...]:
+    """The preferred response alone: the one labelled so, or the only one if nothing says that it is not preferred."""
+    liked = next((response for response in record.responses if response.label in LIKED), None)
+    if liked is None and len(record.responses) == 1 and record.responses[0].label is None:
+        liked = record.responses[0]
+    return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text, second=record.second),)),)
+
+
+def rejected(record: Record) -> tuple[Group, ...]:
+    """The dispreferred response of a pair alone."""
+    disliked = record.labelled("rejected")
+    return () if disliked is None else (Group(record.row, (Example(record.prompt, disliked.text),)),)
+
+
+def labelled(record: Record) -> tuple[Group, ...]:
+    """The single response of a record whose label is its class (see `classes.labelled`)."""
+    response = record.responses[0]
+    return (Group(record.row, (Example(record.prompt, response.text, response.label),)),)
+
+
+def every(record: Record) -> tuple[Group, ...]:
+    """The first response, whatever is known of it: plain text for pretraining."""
+    return (Group(record.row, (Example(record.prompt, record.responses[0].text),)),)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from alignlab.data.config import JsonlConfig
-from alignlab.data.hh_rlhf import pairs as dialogue_pairs
+from alignlab.data.published import hh_pairs as dialogue_pairs
 from alignlab.data.rows import pointwise, read, text
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError

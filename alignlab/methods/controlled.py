@@ -49,7 +49,7 @@ def stages(config: JointConfig, course: Mapping[str, FitConfig], wanted: Sequenc
     (step 2): every weight of the backbone together with the controls, by the same likelihood.
     """
     from alignlab.data.classes import LABELLED
-    from alignlab.data.views import labelled
+    from alignlab.data.encode import labelled
     from alignlab.training.method import Method
     from alignlab.training.objectives import nll
     from alignlab.training.parts import THE_BACKBONE, THE_TUNER, PartSettings, Trains

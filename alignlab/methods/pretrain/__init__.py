@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignlab.data.views import every
+from alignlab.data.encode import every
 from alignlab.methods.likelihood import LikelihoodConfig, one_stage
 from alignlab.registry import Entry, capabilities
 

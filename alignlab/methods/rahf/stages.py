@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from alignlab.data import views
+from alignlab.data.encode import chosen as chosen_view
+from alignlab.data.encode import rejected as rejected_view
 from alignlab.methods.rahf.config import RahfConfig
 from alignlab.methods.rahf.contrast import Contrast
 from alignlab.methods.rahf.directions import DirectionSource, Models, Prefixes, Stored
@@ -27,7 +28,7 @@ def method(config: RahfConfig) -> Method:
     through = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
     second = SecondModel()
     likelihood = partial(TrainStage, split=config.splits[0], objective=nll, trains=THE_BACKBONE)
-    chosen, rejected = partial(likelihood, view=views.chosen), partial(likelihood, view=views.rejected)
+    chosen, rejected = partial(likelihood, view=chosen_view), partial(likelihood, view=rejected_view)
     made: dict[str, Callable[[], Stage]] = {
         "sft": lambda: chosen("sft", fit=config.sft),
         "instruct": lambda: _instruct(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from alignlab.data.views import chosen
+from alignlab.data.encode import chosen
 from alignlab.methods.likelihood import LikelihoodConfig, one_stage
 from alignlab.registry import Entry, capabilities
 

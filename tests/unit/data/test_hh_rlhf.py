@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import HhConfig, PrefixConfig
-from alignlab.data.hh_rlhf import build, pairs
+from alignlab.data.published import hh_pairs as pairs
+from alignlab.data.published import hh_rlhf as build
 from alignlab.errors import DataError
 from alignlab.records import Record
 

@@ -15,10 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import parse
 from alignlab.data.batching import plan
-from alignlab.data.encode import Limits, encode
-from alignlab.data.mixture import drawn_from, in_turn, shares
-from alignlab.data.source import Mixing, Source, Split
-from alignlab.data.views import chosen, pair
+from alignlab.data.encode import Limits, chosen, encode, pair
+from alignlab.data.mixture import in_turn
+from alignlab.data.source import Mixing, Source, Split, drawn_from, shares
 from alignlab.errors import ConfigError, DataError
 from alignlab.preparation import Plan, make_plan
 from alignlab.records import Encoded, EncodedGroup, Record

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignlab.config import GROUPS, parse
-from alignlab.data.views import chosen, rejected
+from alignlab.data.encode import chosen, rejected
 from alignlab.errors import ConfigError, DataError
 from alignlab.methods.rahf.contrast import Contrast
 from alignlab.methods.rahf.directions import Models, Prefixes, Stored
