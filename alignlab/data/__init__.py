@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignlab.data import jsonl, mixture, published, text_classification
+from alignlab.data import local, mixture, published
 from alignlab.data.config import (
     FramedConfig,
     HhConfig,
@@ -24,12 +24,12 @@ SOURCES = Registry(
     {
         "toy": Entry(ToyConfig, world.toy, provides=_toy),
         "toy_classes": Entry(ToyClassesConfig, world.toy_classes, provides=_labelled),
-        "text_classification": Entry(TextClassificationConfig, text_classification.build, provides=_labelled),
+        "text_classification": Entry(TextClassificationConfig, local.text_classification, provides=_labelled),
         "hh_rlhf": Entry(HhConfig, published.hh_rlhf, provides=_pairs),
         "ultrafeedback": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
         "ultrafeedback_cleaned": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
         "summaries": Entry(SummariesConfig, published.summaries, provides=_pairs),
-        "jsonl": Entry(JsonlConfig, jsonl.build, provides=jsonl.offers),
+        "jsonl": Entry(JsonlConfig, local.jsonl, provides=local.offers),
         "mixture": Entry(mixture.MixtureConfig, mixture.build, provides=mixture.offers),
     },
 )

@@ -73,7 +73,7 @@ class Limits:
 class Account:
     """What became of the rows of a split under one view. `read` counts records, the others groups; `made`: how many, where the
     view makes several of a record. `cut` (prompts), `shortened` (responses), `ended` (responses cut to fit, their EOS with the
-    end) and `moved` count among the kept."""
+    end), `moved` and `notes` (what was changed in rows, or is remarkable in them) count among the kept."""
 
     read: int
     kept: int
@@ -83,6 +83,7 @@ class Account:
     shortened: int = 0
     made: int | None = None
     ended: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
@@ -92,7 +93,8 @@ class Account:
         ended = f"; {self.ended} with a response cut at its end, which is not trained as one" if self.ended else ""
         shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
         made = "" if self.made is None else f" as {self.made} items"
-        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{ended}{shortened}{moved}"
+        notes = "".join(f"; {count} {note}" for note, count in self.notes.items())
+        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{ended}{shortened}{moved}{notes}"
 
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
@@ -125,10 +127,9 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         cut += fitted.members[0].start < opening.members[0].start
         ended += fitted.response_tokens < opening.response_tokens
         kept.append(fitted)
-    read = len(split.records) + sum(split.left_out.values())
     moved = sum(any(member.moved for member in group.members) for group in kept)
-    made = len(groups) if len(groups) > len(split.records) else None
-    account = Account(read, len(kept), dict(dropped), cut, moved, shortened, made, ended)
+    made = len(groups) if len(groups) > split.read - sum(split.left_out.values()) else None
+    account = Account(split.read, len(kept), dict(dropped), cut, moved, shortened, made, ended, dict(split.notes))
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account

@@ -126,7 +126,7 @@ def _cut(source: Source, share: float, seed: int) -> tuple[Split, Split]:
     whole = source.split("train")
     held: set[str] = set()
     for task in dict.fromkeys(record.task for record in whole.records):
-        held |= _held([record for record in whole.records if record.task == task], share, Random(f"{seed}/{task}"))
+        held |= held_out_rows([record for record in whole.records if record.task == task], share, Random(f"{seed}/{task}"))
     train = tuple(record for record in whole.records if record.row not in held)
     validation = tuple(record for record in whole.records if record.row in held)
     if not train or not validation:
@@ -137,8 +137,8 @@ def _cut(source: Source, share: float, seed: int) -> tuple[Split, Split]:
     return replace(whole, records=train), Split(validation)
 
 
-def _held(records: Sequence[Record], share: float, generator: Random) -> set[str]:
-    """The rows of so many prompts that together have the share."""
+def held_out_rows(records: Sequence[Record], share: float, generator: Random) -> set[str]:
+    """The rows of so many prompts, drawn by the generator, that together have the share."""
     by_prompt: dict[str, list[str]] = {}
     for record in records:
         by_prompt.setdefault(record.prompt, []).append(record.row)

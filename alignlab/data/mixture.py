@@ -121,4 +121,5 @@ def _merged(sources: Mapping[str, Source], split: str, flips: Mapping[str, float
         [replace(record, row=f"{name}/{record.row}", task=name) for record in part.records] for name, part in read.items()
     ]
     left_out = {f"{name}: {reason}": count for name, part in read.items() for reason, count in part.left_out.items()}
-    return Split(tuple(in_turn(records)), left_out)
+    notes = {f"{name}: {note}": count for name, part in read.items() for note, count in part.notes.items()}
+    return Split(tuple(in_turn(records)), left_out, rows=sum(part.read for part in read.values()), notes=notes)

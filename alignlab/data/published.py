@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from alignlab.data.config import FramedConfig, HhConfig, SummariesConfig
-from alignlab.data.rows import dialogue_pair, read, text
-from alignlab.data.source import Source, Split
-from alignlab.errors import DataError, UnusablePairError
+from alignlab.data.config import FramedConfig, HhConfig, HubConfig, SummariesConfig
+from alignlab.data.files import Row, read, rows
+from alignlab.data.local import of_files
+from alignlab.data.rows import DIFFER, EMPTY, NO_TURNS, SAME, Reader, clean, split_of, text
+from alignlab.data.source import Origin, Source, Split
+from alignlab.errors import DataError
 from alignlab.records import Record
 
 PLACE = re.compile(r"\{(subreddit|title|post)\}")
 """What a frame may hold: the name of a text of `info`."""
+NO_PAIRS = frozenset({EMPTY, SAME, DIFFER, *NO_TURNS})
+"""Why a row of UltraFeedback is left out, and not an error."""
+
+
+def _source(config: HubConfig, readers: Mapping[str, Callable[[], Split]]) -> Source:
+    """From local files, whose repeated rows are counted, or from the hub."""
+    return of_files(config, lambda name: readers[name]()) if config.path else Source(config.name, readers)
 
 
 def hh_rlhf(config: HhConfig) -> Source:
     """From a local folder of *.jsonl(.gz), or from the hub."""
-    return Source(
-        config.name,
+    return _source(
+        config,
         {
             "train": partial(_hh_split, config, config.train, "train", config.limit),
             "test": partial(_hh_split, config, config.test, "test", config.test_limit),
@@ -30,22 +38,15 @@ def hh_rlhf(config: HhConfig) -> Source:
     )
 
 
-def hh_pairs(lines: Iterable[tuple[str, dict[str, Any]]], unusable_pairs: str) -> Split:
-    """Records of dialogue hh_pairs; those that cannot be used are an error, or are left out and counted by reason."""
-    records: list[Record] = []
-    left_out: Counter[str] = Counter()
-    for row, fields in lines:
-        try:
-            records.append(dialogue_pair(row, text(fields, "chosen", row), text(fields, "rejected", row)))
-        except UnusablePairError as error:
-            if unusable_pairs == "error":
-                raise
-            left_out[error.reason] += 1
-    return Split(tuple(records), dict(left_out))
+def hh_pairs(lines: Iterable[Row], unusable_pairs: str) -> Split:
+    """Records of dialogue pairs; those that cannot be used are an error, or are left out and counted by reason."""
+    return split_of(lines, Reader(), None if unusable_pairs == "drop" else frozenset())
 
 
 def _hh_split(config: HhConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
-    lines = read(config.files(pattern), limit) if config.path else islice(_hh_hub(config, hub_split, limit), limit)
+    lines: Iterable[Row] = (
+        rows(config.files(pattern), limit) if config.path else islice(_hh_hub(config, hub_split, limit), limit)
+    )
     return hh_pairs(lines, config.unusable_pairs)
 
 
@@ -59,42 +60,25 @@ def ultrafeedback(config: FramedConfig) -> Source:
     readers = {"train": partial(_ultrafeedback_split, config, config.train, config.train_split, config.limit)}
     if config.path or config.test_split is not None:
         readers["test"] = partial(_ultrafeedback_split, config, config.test, config.test_split or "", config.test_limit)
-    return Source(config.name, readers)
+    return _source(config, readers)
 
 
-def ultrafeedback_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Split:
-    """Records of {prompt, chosen, rejected}, answers as chats of two turns; equal or empty answers are left out, counted."""
-    records: list[Record] = []
-    left_out = {"an answer is empty": 0, "both answers are the same": 0}
-    for row, fields in lines:
-        chosen, rejected = _answer(fields, "chosen", row), _answer(fields, "rejected", row)
-        if not chosen.strip() or not rejected.strip():
-            left_out["an answer is empty"] += 1
-        elif chosen == rejected:
-            left_out["both answers are the same"] += 1
-        else:
-            records.append(Record.pair(row, frame.replace("{prompt}", text(fields, "prompt", row)), chosen, rejected))
-    return Split(tuple(records), {reason: count for reason, count in left_out.items() if count})
+def ultrafeedback_pairs(lines: Iterable[Row], frame: str) -> Split:
+    """Records of {prompt, chosen, rejected}, answers as texts or conversations. Left out, and counted, are rows whose
+    answers are equal or empty, and conversations that are no pair."""
+    return split_of(lines, Reader(frame=frame), NO_PAIRS)
 
 
 def _ultrafeedback_split(config: FramedConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
-    lines = read(config.files(pattern), limit) if config.path else _hub_rows(config.hub, hub_split, config.revision, limit)
+    hub = config.hub, hub_split, config.revision, limit
+    lines: Iterable[Row] = rows(config.files(pattern), limit) if config.path else _hub_rows(*hub)
     return ultrafeedback_pairs(lines, config.frame)
-
-
-def _answer(fields: dict[str, Any], key: str, row: str) -> str:
-    turns = fields.get(key)
-    if isinstance(turns, str):
-        return turns
-    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and "content" in turns[-1]:
-        return str(turns[-1]["content"])
-    raise DataError(f"{row}: {key!r} must be a text or a list of turns with 'content'.")
 
 
 def summaries(config: SummariesConfig) -> Source:
     """From a local folder of *.jsonl(.gz) with the hub's columns, or from the hub."""
-    return Source(
-        config.name,
+    return _source(
+        config,
         {
             "train": partial(_summary_split, config, config.train, "train", config.limit),
             "test": partial(_summary_split, config, config.test, "validation", config.test_limit),
@@ -107,7 +91,9 @@ def summary_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Sp
     or empty summaries, are left out, counted."""
     records: list[Record] = []
     left_out = {"no post: a news article": 0, "a summary is empty": 0, "both summaries are the same": 0}
+    columns: dict[str, None] = {}
     for row, fields in lines:
+        columns.update(dict.fromkeys(fields))
         info, (chosen, rejected) = _info(fields, row), _two_summaries(fields, row)
         if not str(info.get("post") or "").strip():
             left_out["no post: a news article"] += 1
@@ -117,7 +103,9 @@ def summary_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Sp
             left_out["both summaries are the same"] += 1
         else:
             records.append(Record.pair(row, _framed(frame, info, row), chosen, rejected))
-    return Split(tuple(records), {reason: count for reason, count in left_out.items() if count})
+    used = tuple(column for column in columns if column in ("info", "summaries", "choice"))
+    origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
+    return Split(tuple(records), {reason: count for reason, count in left_out.items() if count}, origin=origin)
 
 
 def _summary_split(config: SummariesConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
@@ -145,7 +133,8 @@ def _two_summaries(fields: dict[str, Any], row: str) -> tuple[str, str]:
         raise DataError(f"{row}: 'summaries' must be a list of two objects with a 'text' each; mend or remove the row.")
     if type(choice) is not int or choice not in (0, 1):
         raise DataError(f"{row}: 'choice' must be 0 or 1, which summary is better, but is {choice!r}; mend or remove the row.")
-    return texts[choice], texts[1 - choice]
+    better, other = texts[choice], texts[1 - choice]
+    return clean(better, "summaries", row), clean(other, "summaries", row)
 
 
 def _framed(frame: str, info: dict[str, Any], row: str) -> str:

@@ -14,11 +14,35 @@ from alignlab.registry import unknown
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a split was read: its files, those passed over (each with the reason), and the columns used and not used."""
+
+    files: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """One line for the plan."""
+        said = {"from": self.files, "columns": self.used, "columns not used": self.unused, "passed over": self.passed_over}
+        return "; ".join(f"{what} {', '.join(listed)}" for what, listed in said.items() if listed)
+
+
+@dataclass(frozen=True)
 class Split:
-    """Records, and how many were left out while reading, by reason."""
+    """Records, and how many rows were left out while reading, by reason. `rows`: how many were read, where a row may give
+    several records. `notes`: what was changed in rows that are kept, or is remarkable -> how many. `origin`: of files."""
 
     records: tuple[Record, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    rows: int | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
+    origin: Origin | None = None
+
+    @property
+    def read(self) -> int:
+        """How many rows were read, those left out included."""
+        return len(self.records) + sum(self.left_out.values()) if self.rows is None else self.rows
 
 
 class Verdict(Protocol):
