@@ -15,8 +15,8 @@ class DataError(AlignlabError):
     """A file, line or row that cannot be used; names the file and the row."""
 
 
-class UnusablePairError(DataError):
-    """A pair that a data set may hold by mistake and that may be left out; `reason` is what it is counted under."""
+class UnusableRowError(DataError):
+    """A row that cannot be used and that may be left out instead; `reason` is what it is counted under."""
 
     def __init__(self, sentence: str, reason: str) -> None:
         super().__init__(sentence)

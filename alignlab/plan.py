@@ -31,6 +31,10 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
+    for name in ("train", "test"):
+        origin = plan.source.split(name).origin if name in plan.source.readers else None
+        if origin:
+            table.add_row(f"data {name}", origin.sentence())
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
         table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)

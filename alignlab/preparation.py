@@ -12,11 +12,9 @@ from transformers import PreTrainedModel
 
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
-from alignlab.data.encode import Limits
-from alignlab.data.halves import with_halves
-from alignlab.data.holdout import with_validation
+from alignlab.data.encode import Limits, labelled, pair
+from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.source import Source
-from alignlab.data.views import labelled, pair
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import FormConfig
@@ -73,7 +71,8 @@ def make_plan(config: RunConfig) -> Plan:
     codec = load_codec(config.model, labels)
     skeletal = skeleton(config.model, labels)
     source = _with_validation(source, config, method)
-    source = with_halves(source, config.data, codec.examples)
+    if config.data.halves or config.data.flipped:
+        source = with_halves(source, config.data, codec.examples)
     classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
     source = classed(source, classes) if classes else source
     rows = skeletal.get_input_embeddings().num_embeddings

@@ -20,6 +20,30 @@ ACROSS = "across"
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. `role`: system | user | assistant."""
+
+    role: str
+    text: str
+
+
+class Dialogue(str):
+    """A prompt of several messages: as a text, what a plain format gets; `turns`, what a chat template gets."""
+
+    turns: tuple[Turn, ...]
+
+    def __new__(cls, text: str, turns: Sequence[Turn]) -> Dialogue:
+        """The text with its turns, of which the last is the user's."""
+        made = super().__new__(cls, text)
+        made.turns = tuple(turns)
+        return made
+
+    def __getnewargs__(self) -> tuple[str, tuple[Turn, ...]]:  # type: ignore[override]
+        """What a copy is made of."""
+        return str(self), self.turns
+
+
+@dataclass(frozen=True)
 class Response:
     """One answer and what is known of it: a label, a score, any number of named attributes."""
 

@@ -114,8 +114,7 @@ def _run(pairs: int) -> Any:
 def _records(pairs: int) -> Any:
     """The first real pairs that fit the model, as groups of ids and as text."""
     from alignlab.config import GROUPS
-    from alignlab.data.encode import Limits, encode
-    from alignlab.data.views import pair
+    from alignlab.data.encode import Limits, encode, pair
 
     data = _run(pairs).data
     source = GROUPS["data"][data.name].build(data)

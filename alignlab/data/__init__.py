@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from alignlab.data import hh_rlhf, jsonl, mixture, summaries, text_classification, toy_classes, toy_stories, ultrafeedback
+from alignlab.data import local, mixture, published
 from alignlab.data.config import (
     FramedConfig,
     HhConfig,
@@ -14,30 +12,24 @@ from alignlab.data.config import (
     ToyClassesConfig,
     ToyConfig,
 )
+from alignlab.data.toy import world
 from alignlab.registry import Entry, Registry, capabilities
 
-
-def _pairs(_config: Any) -> frozenset[str]:
-    return frozenset({"pairs", "chosen"})
-
-
-def _toy(_config: Any) -> frozenset[str]:
-    return frozenset({"pairs", "chosen", "corpus", "oracle", "scores", "attributes"})
-
+_pairs = capabilities("pairs", "chosen")
+_toy = capabilities("pairs", "chosen", "corpus", "oracle", "scores", "attributes")
+_labelled = capabilities("chosen", "label set")
 
 SOURCES = Registry(
     "data",
     {
-        "toy": Entry(ToyConfig, toy_stories.build, provides=_toy),
-        "toy_classes": Entry(ToyClassesConfig, toy_classes.build, provides=capabilities("chosen", "label set")),
-        "text_classification": Entry(
-            TextClassificationConfig, text_classification.build, provides=capabilities("chosen", "label set")
-        ),
-        "hh_rlhf": Entry(HhConfig, hh_rlhf.build, provides=_pairs),
-        "ultrafeedback": Entry(FramedConfig, ultrafeedback.build, provides=_pairs),
-        "ultrafeedback_cleaned": Entry(FramedConfig, ultrafeedback.build, provides=_pairs),
-        "summaries": Entry(SummariesConfig, summaries.build, provides=_pairs),
-        "jsonl": Entry(JsonlConfig, jsonl.build, provides=jsonl.offers),
+        "toy": Entry(ToyConfig, world.toy, provides=_toy),
+        "toy_classes": Entry(ToyClassesConfig, world.toy_classes, provides=_labelled),
+        "text_classification": Entry(TextClassificationConfig, local.text_classification, provides=_labelled),
+        "hh_rlhf": Entry(HhConfig, published.hh_rlhf, provides=_pairs),
+        "ultrafeedback": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
+        "ultrafeedback_cleaned": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
+        "summaries": Entry(SummariesConfig, published.summaries, provides=_pairs),
+        "jsonl": Entry(JsonlConfig, local.jsonl, provides=local.offers),
         "mixture": Entry(mixture.MixtureConfig, mixture.build, provides=mixture.offers),
     },
 )

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from alignlab.data.config import ClassesConfig
+from alignlab.data.encode import LIKED
 from alignlab.data.source import Source, Split
-from alignlab.data.views import LIKED
 from alignlab.errors import DataError
 from alignlab.records import ACROSS, NO_CLASS, Record, Response
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignlab.data.files import find
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
 
 CLASSED_BY = ("pairs", "labels", "scores", "attributes")
 TOO_LONG = ("error", "drop", "cut_prompt_left", "cut_response")
+ANSWERS = ("last", "all")
+UNUSABLE = ("error", "drop")
 HALVES = ("rm", "ppo")
 """The halves of a training split, the first and the second: as splits of their own, and as `part`."""
 
@@ -168,10 +171,11 @@ class FilesConfig(DataConfig):
         root = Path(str(self.path))
         if not root.exists():
             raise ConfigError(f"data.path={self.path} does not exist; give a folder or file that does.")
-        found = [root] if root.is_file() else sorted(root.glob(pattern))
-        if not found:
-            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}; set data.train and data.test.")
-        return found
+        found = find(root, pattern)
+        if not found.files:
+            passed = f" (passed over: {', '.join(found.passed_over[:5])})" if found.passed_over else ""
+            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}{passed}; set data.train and data.test.")
+        return list(found.files)
 
 
 @dataclass
@@ -230,9 +234,38 @@ class SummariesConfig(HubConfig):
 
 @dataclass
 class JsonlConfig(FilesConfig):
-    """A user's own lines: {prompt, chosen, rejected}, {chosen, rejected} as dialogues, or {prompt, response, label|score}."""
+    """A user's own rows, in any form of data/README.md. `columns`: what is looked for -> the column that has it, such as
+    {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `test_share`: share of the records
+    that is held out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
 
+    columns: dict[str, str]
+    answers: str
+    test_share: float
+    split_seed: int
     unusable_pairs: str
+
+    def check(self) -> None:
+        """Raises ConfigError for values outside their range, and for files that are partly in both splits."""
+        from alignlab.data.rows import COLUMNS
+
+        for key in self.columns:
+            if key not in COLUMNS:
+                raise ConfigError(f"data.columns.{key}: nothing of this name is looked for; choose of {', '.join(COLUMNS)}.")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ConfigError(f"data.columns={dict(self.columns)} names one column twice; give each its own.")
+        for name, value, known in (("answers", self.answers, ANSWERS), ("unusable_pairs", self.unusable_pairs, UNUSABLE)):
+            if value not in known:
+                raise ConfigError(f"data.{name}={value!r} is not known; choose one of {', '.join(known)}.")
+        if not 0 < self.test_share < 1:
+            raise ConfigError(f"data.test_share={self.test_share} is a share of the records; it must lie between 0 and 1.")
+        super().check()
+        if self.path is not None:
+            train, test = self.files(self.train), self.files(self.test)
+            both = [file.name for file in train if file in test]
+            if both and train != test:
+                raise ConfigError(
+                    f"data.train and data.test both name {', '.join(both)}; name other files, or the same for both."
+                )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Groups to ids: the only place that drops or cuts a row, and the account of what it did."""
+"""Records to groups to ids: how a stage sees a record, which rows are dropped or cut, and the account of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,45 @@ from dataclasses import dataclass, field, replace
 
 from alignlab.data.source import Split
 from alignlab.errors import DataError
-from alignlab.records import Encoded, EncodedGroup, Example, Group, View
+from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, View
 
 Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 """(examples, their row names) -> ids with BOS and EOS in place."""
+LIKED = ("chosen", "good")
+"""Labels of single responses that stand for a preferred one."""
+
+
+def pair(record: Record) -> tuple[Group, ...]:
+    """Chosen and rejected side by side, in this order."""
+    chosen, rejected = record.labelled("chosen"), record.labelled("rejected")
+    if chosen is None or rejected is None:
+        return ()
+    return (Group(record.row, (Example(record.prompt, chosen.text), Example(record.prompt, rejected.text))),)
+
+
+def chosen(record: Record) -> tuple[Group, ...]:
+    """The preferred response alone: the one labelled so, or the only one if nothing says that it is not preferred."""
+    liked = next((response for response in record.responses if response.label in LIKED), None)
+    if liked is None and len(record.responses) == 1 and record.responses[0].label is None:
+        liked = record.responses[0]
+    return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text, second=record.second),)),)
+
+
+def rejected(record: Record) -> tuple[Group, ...]:
+    """The dispreferred response of a pair alone."""
+    disliked = record.labelled("rejected")
+    return () if disliked is None else (Group(record.row, (Example(record.prompt, disliked.text),)),)
+
+
+def labelled(record: Record) -> tuple[Group, ...]:
+    """The single response of a record whose label is its class (see `classes.labelled`)."""
+    response = record.responses[0]
+    return (Group(record.row, (Example(record.prompt, response.text, response.label),)),)
+
+
+def every(record: Record) -> tuple[Group, ...]:
+    """The first response, whatever is known of it: plain text for pretraining."""
+    return (Group(record.row, (Example(record.prompt, record.responses[0].text),)),)
 
 
 @dataclass(frozen=True)
@@ -38,7 +73,7 @@ class Limits:
 class Account:
     """What became of the rows of a split under one view. `read` counts records, the others groups; `made`: how many, where the
     view makes several of a record. `cut` (prompts), `shortened` (responses), `ended` (responses cut to fit, their EOS with the
-    end) and `moved` count among the kept."""
+    end), `moved` and `notes` (what was changed in rows, or is remarkable in them) count among the kept."""
 
     read: int
     kept: int
@@ -48,6 +83,7 @@ class Account:
     shortened: int = 0
     made: int | None = None
     ended: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
@@ -57,7 +93,8 @@ class Account:
         ended = f"; {self.ended} with a response cut at its end, which is not trained as one" if self.ended else ""
         shortened = f"; of {self.shortened} responses the first tokens are used" if self.shortened else ""
         made = "" if self.made is None else f" as {self.made} items"
-        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{ended}{shortened}{moved}"
+        notes = "".join(f"; {count} {note}" for note, count in self.notes.items())
+        return f"{self.read} rows read{made}, {self.kept} kept, {lost}{cut}{ended}{shortened}{moved}{notes}"
 
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
@@ -90,10 +127,9 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         cut += fitted.members[0].start < opening.members[0].start
         ended += fitted.response_tokens < opening.response_tokens
         kept.append(fitted)
-    read = len(split.records) + sum(split.left_out.values())
     moved = sum(any(member.moved for member in group.members) for group in kept)
-    made = len(groups) if len(groups) > len(split.records) else None
-    account = Account(read, len(kept), dict(dropped), cut, moved, shortened, made, ended)
+    made = len(groups) if len(groups) > split.read - sum(split.left_out.values()) else None
+    account = Account(split.read, len(kept), dict(dropped), cut, moved, shortened, made, ended, dict(split.notes))
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account

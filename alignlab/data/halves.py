@@ -1,4 +1,4 @@
-"""Training splits with labels swapped on purpose, or cut in halves: one for a reward model, one for what it rewards."""
+"""Splits made of a training split: halves, labels swapped on purpose, and a validation split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from alignlab.data.config import HALVES, DataConfig, HalvesConfig
 from alignlab.data.encode import Encode
 from alignlab.data.source import Source, Split
-from alignlab.errors import DataError
+from alignlab.errors import ConfigError, DataError
 from alignlab.records import Encoded, Example, Record
 
 EARLIER = "before the halves were made"
@@ -34,7 +34,7 @@ def with_halves(source: Source, config: DataConfig, encode: Encode) -> Source:
     else:
         made = cache(partial(_halved, source, config, config.halves, encode))
         names = ("train", *HALVES) if config.halves.test is None else ("train", *HALVES, "test")
-        readers |= {name: partial(_one, made, name) for name in names}
+        readers |= {name: lambda name=name: made()[name] for name in names}  # type: ignore[misc]
     return replace(source, readers=readers, _read={})  # what was read of a split is not what is read of its part
 
 
@@ -53,10 +53,6 @@ def _is_flipped(record: Record, share: float) -> bool:
 
 def _swapped(record: Record) -> Record:
     return replace(record, responses=tuple(replace(each, label=_OTHER[str(each.label)]) for each in record.responses))
-
-
-def _one(made: Callable[[], dict[str, Split]], name: str) -> Split:
-    return made()[name]
 
 
 def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: Encode) -> dict[str, Split]:
@@ -103,3 +99,54 @@ def _reason(members: Sequence[Encoded], max_tokens: int | None, max_prompt: int 
     if max_tokens is not None and any(len(member.ids) > max_tokens for member in members):
         return f"longer than {max_tokens} tokens"
     return None
+
+
+def with_validation(source: Source, split: str, share: float | None, seed: int) -> Source:
+    """The source with this split: its own, or about `share` of the training records, which `train` then lacks.
+
+    Records of one prompt stay together; `seed` decides which prompts are held out, of each task as many. Raises ConfigError
+    where the source has no such split and no share is given; reading raises DataError where a side would be empty.
+    """
+    if split in source.readers:
+        return source
+    if share is None:
+        raise ConfigError(
+            f"data={source.name} has no split {split!r}; give trainer.validation.share, the part of its training records to"
+            f" hold out, or name another split of it: {', '.join(source.readers)}."
+        )
+
+    @cache
+    def parts() -> tuple[Split, Split]:
+        return _cut(source, share, seed)
+
+    return replace(source, readers={**source.readers, "train": lambda: parts()[0], split: lambda: parts()[1]}, _read={})
+
+
+def _cut(source: Source, share: float, seed: int) -> tuple[Split, Split]:
+    whole = source.split("train")
+    held: set[str] = set()
+    for task in dict.fromkeys(record.task for record in whole.records):
+        held |= held_out_rows([record for record in whole.records if record.task == task], share, Random(f"{seed}/{task}"))
+    train = tuple(record for record in whole.records if record.row not in held)
+    validation = tuple(record for record in whole.records if record.row in held)
+    if not train or not validation:
+        raise DataError(
+            f"data={source.name}: holding out {share:g} of {len(whole.records)} training records leaves {len(train)} to train"
+            f" on and {len(validation)} to validate on; change trainer.validation.share or give more data."
+        )
+    return replace(whole, records=train), Split(validation)
+
+
+def held_out_rows(records: Sequence[Record], share: float, generator: Random) -> set[str]:
+    """The rows of so many prompts, drawn by the generator, that together have the share."""
+    by_prompt: dict[str, list[str]] = {}
+    for record in records:
+        by_prompt.setdefault(record.prompt, []).append(record.row)
+    prompts = list(by_prompt)
+    generator.shuffle(prompts)
+    held: set[str] = set()
+    for prompt in prompts:
+        if len(held) >= share * len(records):
+            break
+        held.update(by_prompt[prompt])
+    return held

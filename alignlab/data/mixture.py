@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +11,8 @@ from typing import Any, TypeVar
 
 from alignlab.data.config import DataConfig, refuse_below_one
 from alignlab.data.halves import flipped
-from alignlab.data.source import Mixing, Source, Split
+from alignlab.data.source import Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import EncodedGroup
-from alignlab.registry import unknown
 from alignlab.sheets import typed
 
 T = TypeVar("T")
@@ -107,48 +103,6 @@ def offers(config: MixtureConfig) -> frozenset[str]:
     return frozenset.intersection(*(SOURCES[config.name].provides(config) for config in config.tasks().values()))
 
 
-def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
-    """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
-    config says. Raises ConfigError for a source that is not there and for weights without a meaning."""
-    whole = source.split(split)
-    if wanted is None:
-        return whole, source.mixing
-    known = source.mixing.names if source.mixing else ()
-    check_weights("the stage's sources", wanted, known)
-    others = {*known} - {*wanted}
-    left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
-    records = tuple(record for record in whole.records if record.task in wanted)
-    return Split(records, left_out), Mixing(tuple(wanted), wanted, None)
-
-
-def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:
-    """The share of each source among the groups that a stage draws; they add up to 1. None where there is one source.
-
-    Raises DataError for a source of which no group is left.
-    """
-    if mixing is None:
-        return None
-    counts = Counter(group.task for group in groups)
-    for name in mixing.names:
-        if not counts[name]:
-            raise DataError(f"source {name} has no row left to train on; give it more data, or leave it out of the mixture.")
-    by_size = {name: float(min(counts[name], mixing.cap or counts[name])) for name in mixing.names}
-    weights = by_size if mixing.weights is None else mixing.weights
-    total = math.fsum(weights.values())
-    return {name: weights[name] / total for name in mixing.names}
-
-
-def check_weights(where: str, weights: Mapping[str, float], known: Iterable[str]) -> None:
-    """Raises ConfigError for a source that is not there, and for a weight that is not a positive number."""
-    if not weights:
-        raise ConfigError(f"{where}: no source is named; known are {', '.join(known) or 'none'}.")
-    for name, weight in weights.items():
-        if name not in known:
-            raise ConfigError(unknown(f"source in {where}", name, known))
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"{where}: the weight {weight} of {name} must be a finite number above 0.")
-
-
 def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
     """One of each, again and again, so that a beginning holds as much of each as there is."""
     nothing = object()
@@ -167,4 +121,5 @@ def _merged(sources: Mapping[str, Source], split: str, flips: Mapping[str, float
         [replace(record, row=f"{name}/{record.row}", task=name) for record in part.records] for name, part in read.items()
     ]
     left_out = {f"{name}: {reason}": count for name, part in read.items() for reason, count in part.left_out.items()}
-    return Split(tuple(in_turn(records)), left_out)
+    notes = {f"{name}: {note}": count for name, part in read.items() for note, count in part.notes.items()}
+    return Split(tuple(in_turn(records)), left_out, rows=sum(part.read for part in read.values()), notes=notes)

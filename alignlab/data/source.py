@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from alignlab.errors import ConfigError
-from alignlab.records import LabelSet, Record
+from alignlab.errors import ConfigError, DataError
+from alignlab.records import EncodedGroup, LabelSet, Record
+from alignlab.registry import unknown
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a split was read: its files, those passed over (each with the reason), and the columns used and not used."""
+
+    files: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """One line for the plan."""
+        said = {"from": self.files, "columns": self.used, "columns not used": self.unused, "passed over": self.passed_over}
+        return "; ".join(f"{what} {', '.join(listed)}" for what, listed in said.items() if listed)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Records, and how many were left out while reading, by reason."""
+    """Records, and how many rows were left out while reading, by reason. `rows`: how many were read, where a row may give
+    several records. `notes`: what was changed in rows that are kept, or is remarkable -> how many. `origin`: of files."""
 
     records: tuple[Record, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    rows: int | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
+    origin: Origin | None = None
+
+    @property
+    def read(self) -> int:
+        """How many rows were read, those left out included."""
+        return len(self.records) + sum(self.left_out.values()) if self.rows is None else self.rows
 
 
 class Verdict(Protocol):
@@ -54,9 +81,8 @@ class Mixing:
 @dataclass(frozen=True)
 class Source:
     """A data set. Splits are read when they are asked for, once. `evaluation_prompts`: evaluation prompts other than the test
-    split's.
-    `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split. `mixing`:
-    of a mixture, whose records have tasks."""
+    split's. `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split.
+    `mixing`: of a mixture, whose records have tasks."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
@@ -79,3 +105,45 @@ class Source:
         if self.evaluation_prompts is not None:
             return self.evaluation_prompts()
         return list(dict.fromkeys(record.prompt for record in self.split("test").records))
+
+
+def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
+    """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
+    config says. Raises ConfigError for a source that is not there and for weights without a meaning."""
+    whole = source.split(split)
+    if wanted is None:
+        return whole, source.mixing
+    known = source.mixing.names if source.mixing else ()
+    check_weights("the stage's sources", wanted, known)
+    others = {*known} - {*wanted}
+    left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
+    records = tuple(record for record in whole.records if record.task in wanted)
+    return Split(records, left_out), Mixing(tuple(wanted), wanted, None)
+
+
+def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:
+    """The share of each source among the groups that a stage draws; they add up to 1. None where there is one source.
+
+    Raises DataError for a source of which no group is left.
+    """
+    if mixing is None:
+        return None
+    counts = Counter(group.task for group in groups)
+    for name in mixing.names:
+        if not counts[name]:
+            raise DataError(f"source {name} has no row left to train on; give it more data, or leave it out of the mixture.")
+    by_size = {name: float(min(counts[name], mixing.cap or counts[name])) for name in mixing.names}
+    weights = by_size if mixing.weights is None else mixing.weights
+    total = math.fsum(weights.values())
+    return {name: weights[name] / total for name in mixing.names}
+
+
+def check_weights(where: str, weights: Mapping[str, float], known: Iterable[str]) -> None:
+    """Raises ConfigError for a source that is not there, and for a weight that is not a positive number."""
+    if not weights:
+        raise ConfigError(f"{where}: no source is named; known are {', '.join(known) or 'none'}.")
+    for name, weight in weights.items():
+        if name not in known:
+            raise ConfigError(unknown(f"source in {where}", name, known))
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"{where}: the weight {weight} of {name} must be a finite number above 0.")

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from alignlab.data.classes import LABELLED, Classes, classed
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, labelled, pair
 from alignlab.data.source import Source
-from alignlab.data.views import labelled, pair
 from alignlab.evaluation import SUITES
 from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
 from alignlab.evaluation.suite import EvaluationContext, HeldOut, Point, SuiteAcross, held_out

@@ -90,7 +90,7 @@ def _method(config: JointConfig, fits: Mapping[str, FitConfig], wanted: Sequence
     """The wanted stages on one stream of batches, as long as all of `fits` together. A single stage takes all its steps, so
     MEET's ablations train for equal steps on equal data."""
     from alignlab.data.classes import LABELLED
-    from alignlab.data.views import labelled
+    from alignlab.data.encode import labelled
     from alignlab.training.objectives import nll
     from alignlab.training.stages import Method, ScheduleSplit, TrainStage
     from alignlab.training.trainable import THE_BACKBONE, THE_TUNER, PartSettings, Trains

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignlab.data.views import chosen, every
+from alignlab.data.encode import chosen, every
 from alignlab.methods.config import MethodConfig
 from alignlab.registry import Entry, capabilities
 from alignlab.training.config import FitConfig

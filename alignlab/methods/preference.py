@@ -90,7 +90,7 @@ class PreferenceConfig(MethodConfig):
 
 def build(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""
-    from alignlab.data import views
+    from alignlab.data.encode import chosen, pair
     from alignlab.training.objectives import PreferenceLoss, nll
     from alignlab.training.references import Base, OtherModel, Reference, Start
     from alignlab.training.stages import Method, TrainStage
@@ -105,8 +105,8 @@ def build(config: PreferenceConfig) -> Method:
         cached = Start()
     elif config.reference == "base" and config.cache_reference:
         cached = Base()
-    prefer = TrainStage("prefer", "train", views.pair, objective, config.prefer, cached)
-    sft = TrainStage("sft", "train", views.chosen, nll, config.sft, trains=THE_BACKBONE)
+    prefer = TrainStage("prefer", "train", pair, objective, config.prefer, cached)
+    sft = TrainStage("sft", "train", chosen, nll, config.sft, trains=THE_BACKBONE)
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
 
 

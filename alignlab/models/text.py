@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Encoded, Example
+from alignlab.records import Dialogue, Encoded, Example, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,10 +24,11 @@ class Template:
     bos: bool
 
     def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The prompt as the model reads it, without BOS."""
+        """The prompt as the model reads it, without BOS; a chat template gets every turn of a dialogue."""
         if not self.chat:
             return self.format.replace("{prompt}", prompt)
-        turns = [{"role": "user", "content": prompt}]
+        given = prompt.turns if isinstance(prompt, Dialogue) else (Turn("user", prompt),)
+        turns = [{"role": turn.role, "content": turn.text} for turn in given]
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         bos = tokenizer.bos_token
         return text[len(bos) :] if bos and self.bos and text.startswith(bos) else text
@@ -82,7 +83,7 @@ class Codec:
             if not self._special.isdisjoint(ids):
                 raise DataError(f"the prefix {text!r} holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         divided = [self._divided(example.prompt) for example in examples]
-        answered = [space + example.response for (_, space), example in zip(divided, examples, strict=True)]
+        answered = [space + self._response(example) for (_, space), example in zip(divided, examples, strict=True)]
         alone = self._ids([text for text, _ in divided])
         joined = self._ids([text + answer for (text, _), answer in zip(divided, answered, strict=True)])
         return [
@@ -95,6 +96,11 @@ class Codec:
         left = len(self._divided(prompt)[1])
         opening = len(continuation) - len(continuation.lstrip())
         return continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces
+
+    def _response(self, example: Example) -> str:
+        """The response as it is trained: under a chat template without the space that a plain dialogue has before it."""
+        written = self.template.chat and isinstance(example.prompt, Dialogue) and example.prompt.endswith(":")
+        return example.response.removeprefix(" ") if written else example.response
 
     @property
     def template_hash(self) -> str:

@@ -21,8 +21,7 @@ import torch
 
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
-from alignlab.data.mixture import drawn_from, shares
-from alignlab.data.source import Source
+from alignlab.data.source import Source, drawn_from, shares
 from alignlab.files import alone
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "alignlab"
-LIGHT = ["alignlab", "alignlab.config", "alignlab.command_line", "alignlab.__main__", "alignlab.data.jsonl"]
+LIGHT = ["alignlab", "alignlab.config", "alignlab.command_line", "alignlab.__main__", "alignlab.data.local"]
 HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "matplotlib", "scipy")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alignlab.data.toy.grammar import vocabulary
+from alignlab.data.toy.stories import vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,20 +1,71 @@
-"""The records of the toy world: preference pairs, text for pretraining, and prompts that no training ever saw."""
+"""The toy world as data sets: preference pairs, text to pretrain on, labelled stories, and prompts no training ever saw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from random import Random
 
-from alignlab.data.toy.grammar import LENGTHS, MOODS, NAMES, THINGS, Ask, write
-from alignlab.data.toy.oracle import judge
+from alignlab.data.config import ToyClassesConfig, ToyConfig
+from alignlab.data.source import Source, Split
+from alignlab.data.toy.stories import LENGTHS, MOODS, NAMES, THINGS, Ask, judge, write
 from alignlab.errors import DataError
-from alignlab.records import Record, Response
+from alignlab.records import LabelSet, Record, Response
 
 SPLITS = ("train", "test")
 CANDIDATES = 5  # stories drawn for each prompt of a pair
 HELD_OUT = 6  # every sixth combination of character and object belongs to the test split
 LENGTH_CUES = (None, *LENGTHS)
+CLASS_NAMES = {"mood": MOODS, "length": LENGTHS, "both": tuple(f"{mood} and {length}" for mood in MOODS for length in LENGTHS)}
+
+
+def toy(config: ToyConfig) -> Source:
+    """Stories made by the grammar; the same config gives the same stories."""
+    cues = LENGTH_CUES if config.length_cues else LENGTH_CUES[:1]
+    train, test = config.limit or config.pairs, config.test_limit or config.test_pairs
+    return Source(
+        config.name,
+        {
+            "train": partial(_pair_split, "train", min(train, config.pairs), config.world_seed, cues),
+            "test": partial(_pair_split, "test", min(test, config.test_pairs), config.world_seed, cues),
+            "corpus": partial(_corpus, config.corpus, config.world_seed),
+        },
+        judge=judge,
+        evaluation_prompts=partial(evaluation_prompts, config.test_pairs, config.world_seed, cues),
+    )
+
+
+@lru_cache(maxsize=4)
+def _pair_split(split: str, count: int, seed: int, cues: tuple[str | None, ...]) -> Split:
+    """Written once for all jobs of a sweep that run in this process: it takes as long as everything else before training."""
+    return Split(tuple(pairs(split, count, seed, cues)))
+
+
+def _corpus(count: int, seed: int) -> Split:
+    return Split(tuple(corpus(count, seed)))
+
+
+def toy_classes(config: ToyClassesConfig) -> Source:
+    """The text is a story, the response the name of its class; every class is as frequent as any other."""
+    train, test = config.limit or config.pairs, config.test_limit or config.test_pairs
+    return Source(
+        config.name,
+        {
+            "train": partial(_class_split, "train", min(train, config.pairs), config),
+            "test": partial(_class_split, "test", min(test, config.test_pairs), config),
+        },
+        labels=lambda: LabelSet(CLASS_NAMES[config.told]),
+    )
+
+
+def _class_split(split: str, count: int, config: ToyClassesConfig) -> Split:
+    random = Random(f"classes/{split}/{config.world_seed}")
+    records = []
+    for number, (mood, length, story) in enumerate(labelled_stories(split, count, random)):
+        name = {"mood": mood, "length": length, "both": f"{mood} and {length}"}[config.told]
+        records.append(Record(f"toy_classes/{split}/{config.world_seed}/{number}", story, (Response(name),)))
+    return Split(tuple(records))
 
 
 def combinations(split: str) -> list[tuple[str, str]]:

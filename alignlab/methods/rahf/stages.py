@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from alignlab.data import views
+from alignlab.data.encode import chosen as chosen_view
+from alignlab.data.encode import rejected as rejected_view
 from alignlab.methods.rahf.config import RahfConfig
 from alignlab.methods.rahf.objectives import Contrast, DirectionSource, Match, Models, Prefixes
 from alignlab.records import Example, Group, Record
@@ -26,7 +27,7 @@ def method(config: RahfConfig) -> Method:
     update = None if given is None else UpdateShape(given.rank, given.alpha, given.dropout)
     second = SecondModel()
     likelihood = partial(TrainStage, split=config.splits[0], objective=nll, trains=THE_BACKBONE)
-    chosen, rejected = partial(likelihood, view=views.chosen), partial(likelihood, view=views.rejected)
+    chosen, rejected = partial(likelihood, view=chosen_view), partial(likelihood, view=rejected_view)
     made: dict[str, Callable[[], Stage]] = {
         "sft": lambda: chosen("sft", fit=config.sft),
         "instruct": lambda: _instruct(config),

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from alignlab.data.encode import Account, Limits, encode
+from alignlab.data.encode import Account, Limits, chosen, encode, every, pair
 from alignlab.data.source import Split
-from alignlab.data.views import chosen, every, pair
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Record, Response
 

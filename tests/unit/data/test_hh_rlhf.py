@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import HhConfig, PrefixConfig
-from alignlab.data.hh_rlhf import build, pairs
+from alignlab.data.published import hh_pairs as pairs
+from alignlab.data.published import hh_rlhf as build
 from alignlab.errors import DataError
 from alignlab.records import Record
 
@@ -64,9 +65,13 @@ def test_a_split_without_unusable_pairs_has_nothing_left_out() -> None:
     assert pairs([("row 1", GOOD)], "drop").left_out == {}
 
 
-def test_a_row_without_the_two_dialogues_is_refused() -> None:
+def test_a_row_without_the_two_dialogues_is_refused_or_left_out() -> None:
+    rows = [("row 1", {"chosen": START + " yes"}), ("row 2", GOOD)]
+
     with pytest.raises(DataError, match="row 1: 'rejected' must be a text"):
-        pairs([("row 1", {"chosen": START + " yes"})], "drop")
+        pairs(rows, "error")
+
+    assert pairs(rows, "drop").left_out == {"a column of another form": 1}
 
 
 def test_an_empty_answer_is_left_out_and_counted() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignlab.data.holdout import with_validation
+from alignlab.data.halves import with_validation
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record

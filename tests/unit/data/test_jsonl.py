@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import JsonlConfig, PrefixConfig
-from alignlab.data.jsonl import build, offers
+from alignlab.data.local import jsonl as build
+from alignlab.data.local import offers
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record, Response
 
@@ -35,8 +36,12 @@ def config(path: Path | None, **changes: Any) -> JsonlConfig:
         "halves": None,
         "part": None,
         "path": path and str(path),
-        "train": "train*.jsonl*",
-        "test": "test*.jsonl*",
+        "train": "train*",
+        "test": "test*",
+        "columns": {},
+        "answers": "last",
+        "test_share": 0.1,
+        "split_seed": 0,
         "unusable_pairs": "error",
     }
     return JsonlConfig(**{**values, **changes})
@@ -71,10 +76,19 @@ def test_dialogues_without_a_prompt_are_cut_at_their_last_answer(tmp_path: Path)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ({"prompt": "p", "chosen": "c"}, "train.jsonl:2: 'rejected' must be a text but is NoneType"),
+        (
+            {"prompt": "p", "chosen": "c"},
+            "train.jsonl:2: 'rejected' must be a text or a list of turns .* but is NoneType",
+        ),
         ({"prompt": "p", "chosen": "c", "rejected": ""}, "train.jsonl:2: 'rejected' is empty"),
-        ({"prompt": "p"}, "train.jsonl:2: needs 'chosen' and 'rejected', or 'response'; the line has prompt"),
-        ({"chosen": "c", "rejected": "r"}, "train.jsonl:2: 'prompt' must be a text"),
+        (
+            {"prompt": "p"},
+            "train.jsonl:2: needs 'chosen' and 'rejected', or 'response', or 'messages'; the line has prompt. Name .*data.col",
+        ),
+        (
+            {"chosen": "c", "rejected": "r"},
+            "train.jsonl:2: needs a 'prompt', or dialogues with 'Assistant:'; the line has chosen, rejected",
+        ),
     ],
 )
 def test_a_line_that_lacks_a_key_is_named(tmp_path: Path, line: dict[str, Any], sentence: str) -> None:
@@ -84,10 +98,18 @@ def test_a_line_that_lacks_a_key_is_named(tmp_path: Path, line: dict[str, Any], 
         source.split("train")
 
 
-def test_one_file_serves_training_and_evaluation(tmp_path: Path) -> None:
-    source = build(config(folder_of(tmp_path, PAIR) / "train.jsonl"))
+def test_one_file_is_split_by_a_seeded_share_of_its_prompts(tmp_path: Path) -> None:
+    lines = [{**PAIR, "prompt": f"q{number // 2}", "chosen": f"c{number}"} for number in range(40)]
+    file = folder_of(tmp_path, *lines) / "train.jsonl"
+    splits = [build(config(file, test_share=0.25, split_seed=seed)) for seed in (0, 0, 1)]
 
-    assert source.split("train").records == source.split("test").records
+    train, test = (splits[0].split(name).records for name in ("train", "test"))
+
+    assert len(test) == 10
+    assert sorted(record.responses[0].text for record in (*train, *test)) == sorted(line["chosen"] for line in lines)
+    assert {record.prompt for record in train}.isdisjoint(record.prompt for record in test)
+    assert splits[1].split("test").records == test
+    assert splits[2].split("test").records != test
 
 
 def test_a_split_is_read_once(tmp_path: Path) -> None:
@@ -115,7 +137,7 @@ def test_what_a_file_offers_is_read_from_its_first_line(tmp_path: Path, line: di
 
 
 def test_an_empty_training_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the training file is empty"):
+    with pytest.raises(ConfigError, match=r"train\.jsonl: the file is empty"):
         offers(config(folder_of(tmp_path)))
 
 

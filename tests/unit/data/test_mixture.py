@@ -15,10 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import parse
 from alignlab.data.batching import plan
-from alignlab.data.encode import Limits, encode
-from alignlab.data.mixture import drawn_from, in_turn, shares
-from alignlab.data.source import Mixing, Source, Split
-from alignlab.data.views import chosen, pair
+from alignlab.data.encode import Limits, chosen, encode, pair
+from alignlab.data.mixture import in_turn
+from alignlab.data.source import Mixing, Source, Split, drawn_from, shares
 from alignlab.errors import ConfigError, DataError
 from alignlab.preparation import Plan, make_plan
 from alignlab.records import Encoded, EncodedGroup, Record
@@ -243,7 +242,7 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(unusable), encoding="utf-8")
     words = ("+data@data.sources.c=jsonl", f"data.sources.c.path={file}", "data.sources.c.unusable_pairs=drop")
 
-    with pytest.raises(DataError, match="source c has no rows in split train; look at its files, or leave it out of the"):
+    with pytest.raises(DataError, match=r"pairs.jsonl: none of 1 rows can be used \(1 prompts of the pair differ\)"):
         planned_run(*words)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.rows import dialogue_pair, pointwise, read, text
-from alignlab.errors import DataError, UnusablePairError
+from alignlab.data.files import read
+from alignlab.data.rows import Reader, dialogue_pair, text
+from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Record, Response
 
 
@@ -104,14 +105,14 @@ def test_a_text_that_is_missing_wrong_or_empty_is_refused(fields: dict[str, Any]
     ],
 )
 def test_a_pointwise_row_keeps_its_label_and_its_score(more: dict[str, Any], response: Response) -> None:
-    record = pointwise("row", {"prompt": "p", "response": "r", **more})
+    records = Reader().records("row", {"prompt": "p", "response": "r", **more})
 
-    assert record == Record("row", "p", (response,))
+    assert records == (Record("row", "p", (response,)),)
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(DataError, match="row: 'score' must be a finite number but is 'high'"):
-        pointwise("row", {"prompt": "p", "response": "r", "score": "high"})
+        Reader().records("row", {"prompt": "p", "response": "r", "score": "high"})
 
 
 def test_two_dialogues_share_everything_up_to_the_last_answer() -> None:
@@ -123,7 +124,7 @@ def test_two_dialogues_share_everything_up_to_the_last_answer() -> None:
 
 
 def test_dialogues_with_different_prompts_are_no_pair() -> None:
-    with pytest.raises(UnusablePairError, match="row: the prompts of chosen and rejected differ") as error:
+    with pytest.raises(UnusableRowError, match="row: the prompts of chosen and rejected differ") as error:
         dialogue_pair("row", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: b")
 
     assert error.value.reason == "prompts of the pair differ"

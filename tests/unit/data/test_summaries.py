@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from alignlab.config import parse
 from alignlab.data import SOURCES
 from alignlab.data.config import PrefixConfig, SummariesConfig
-from alignlab.data.summaries import build, pairs
+from alignlab.data.published import summaries as build
+from alignlab.data.published import summary_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
 

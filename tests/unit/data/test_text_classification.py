@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import PrefixConfig, TextClassificationConfig
-from alignlab.data.text_classification import build
+from alignlab.data.local import text_classification as build
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import LabelSet
 

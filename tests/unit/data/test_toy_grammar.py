@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from omegaconf import DictConfig
 
-from alignlab.data.toy.grammar import FEELINGS, LENGTHS, MOODS, Ask, read, vocabulary, write
+from alignlab.data.toy.stories import FEELINGS, LENGTHS, MOODS, Ask, read, vocabulary, write
 from alignlab.data.toy.tokenizer import build_tokenizer
 from alignlab.data.toy.world import corpus
 from alignlab.errors import DataError

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import FramedConfig, PrefixConfig
-from alignlab.data.ultrafeedback import build, pairs
+from alignlab.data.published import ultrafeedback as build
+from alignlab.data.published import ultrafeedback_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignlab.data.views import chosen, every, pair, rejected
+from alignlab.data.encode import chosen, every, pair, rejected
 from alignlab.records import Example, Group, Record, Response
 
 BOTH = Record.pair("row", "p", "better", "worse")

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from alignlab.data.classes import LABELLED, Classes, classed
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, labelled
 from alignlab.data.source import Judge, Source, Split
-from alignlab.data.views import labelled
 from alignlab.errors import ConfigError
 from alignlab.evaluation.classes import BetweenClasses
 from alignlab.evaluation.statistics import Measurement, rank_correlation

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from alignlab.data.batching import whole
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, pair
 from alignlab.data.source import Judge, Source, Split
-from alignlab.data.views import pair
 from alignlab.errors import ConfigError
 from alignlab.evaluation.config import EvaluationConfig, StrengthConfig
 from alignlab.evaluation.fluency import Fluency, _distinct

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignlab.config import GROUPS, parse
-from alignlab.data.views import chosen, rejected
+from alignlab.data.encode import chosen, rejected
 from alignlab.errors import ConfigError, DataError
 from alignlab.methods.rahf.objectives import Contrast, Match, Models, Prefixes
 from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants

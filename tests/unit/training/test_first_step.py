@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, chosen, pair
 from alignlab.data.source import Source, Split
-from alignlab.data.views import chosen, pair
 from alignlab.errors import FirstLossError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy

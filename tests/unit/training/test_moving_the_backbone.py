@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, chosen, pair
 from alignlab.data.source import Source, Split
-from alignlab.data.views import chosen, pair
 from alignlab.models.policy import Policy
 from alignlab.records import Record
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from alignlab.data.views import chosen
+from alignlab.data.encode import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS

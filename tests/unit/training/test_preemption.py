@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, chosen
 from alignlab.data.source import Source, Split
-from alignlab.data.views import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss, Record

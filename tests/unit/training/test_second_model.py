@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from alignlab.data.views import chosen, rejected
+from alignlab.data.encode import chosen, rejected
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.training.objectives import nll

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignlab.data.encode import Limits
+from alignlab.data.encode import Limits, chosen, pair
 from alignlab.data.source import Source, Split
-from alignlab.data.views import chosen, pair
 from alignlab.errors import ConfigError, DivergedError
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignlab.data.views import chosen
+from alignlab.data.encode import chosen
 from alignlab.errors import ConfigError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss

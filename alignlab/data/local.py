@@ -1,0 +1,204 @@
+"""A user's own files: `data=jsonl`, answers and pairs of any form, and `data=text_classification`, texts with their labels."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from alignlab.data.config import FilesConfig, JsonlConfig, TextClassificationConfig
+from alignlab.data.files import find, form_of, names, read, rows
+from alignlab.data.halves import held_out_rows
+from alignlab.data.rows import Reader, clean, split_of
+from alignlab.data.source import Origin, Source, Split
+from alignlab.errors import ConfigError, DataError
+from alignlab.files import file_keys
+from alignlab.records import LabelSet, Record, Response
+from alignlab.registry import nearest
+
+
+def jsonl(config: JsonlConfig) -> Source:
+    """From data.path: a folder with the files of both splits, or one file, of which a seeded share of prompts is held out."""
+    return of_files(config, partial(_rows_as_records, config))
+
+
+def offers(config: JsonlConfig) -> frozenset[str]:
+    """`chosen`, and what the rows of the training split have: `pairs`, `labels`, `scores`, `attributes`."""
+    if config.path is None:
+        raise ConfigError("data=jsonl needs data.path: a folder that holds the files named by data.train and data.test.")
+    held = {"chosen"}
+    for record in _read(config, "train")[0].records:
+        if len(record.responses) == 2:
+            held.add("pairs")
+        else:
+            (response,) = record.responses
+            found = {"labels": response.label is not None, "scores": response.score is not None}
+            held |= {what for what, there in {**found, "attributes": bool(response.attributes)}.items() if there}
+    return frozenset(held)
+
+
+def of_files(config: FilesConfig, reader: Callable[[str], Split], **more: Any) -> Source:
+    """A source of local files. `reader`: split -> its records. Counted in the notes: rows that stand there twice, and rows of
+    the test split that stand in the training split."""
+
+    @lru_cache
+    def noted(name: str) -> Split:
+        split = reader(name)
+        seen = {_content(record) for record in split.records}
+        notes = {**split.notes, "that repeat another row": len(split.records) - len(seen)}
+        if name == "test":
+            trained = {_content(record) for record in noted("train").records}
+            notes["that stand in the training split too"] = sum(_content(record) in trained for record in split.records)
+        found = find(Path(str(config.path)), config.train if name == "train" else config.test)
+        files = {"files": tuple(file.name for file in found.files), "passed_over": found.passed_over}
+        origin = replace(split.origin or Origin(), **files)
+        return replace(split, notes={note: count for note, count in notes.items() if count}, origin=origin)
+
+    return Source(config.name, {name: partial(noted, name) for name in ("train", "test")}, **more)
+
+
+def text_classification(config: TextClassificationConfig) -> Source:
+    """The response of a record is the name of its class, or its number as a text."""
+    return of_files(config, partial(_texts, config), labels=partial(_labels, config))
+
+
+def _content(record: Record) -> tuple[Any, ...]:
+    """What makes a record the same as another."""
+    return record.prompt, record.second, tuple((each.text, each.label, each.score) for each in record.responses)
+
+
+def _read(config: JsonlConfig, name: str) -> tuple[Split, bool]:
+    """The rows of a split's files, read once in this process; and whether the other split has the same files."""
+    files, others = config.files(config.train), config.files(config.test)
+    shared = files == others
+    if name == "test":
+        files = others
+    limit = config.limit if name == "train" else config.test_limit
+    columns = tuple(config.columns.items())
+    key = (tuple(files), tuple(file_keys(files)), columns, config.answers, config.unusable_pairs)
+    return _whole(*key, None if shared else limit), shared
+
+
+def _rows_as_records(config: JsonlConfig, name: str) -> Split:
+    """A split; of files that both name, its share, in which the records of one prompt stay together."""
+    whole, shared = _read(config, name)
+    if not shared:
+        return whole
+    held = held_out_rows(whole.records, config.test_share, Random(f"files/{config.split_seed}"))
+    train = tuple(record for record in whole.records if record.row not in held)
+    test = tuple(record for record in whole.records if record.row in held)
+    if not train or not test:
+        raise DataError(
+            f"data.path={config.path}: holding out {config.test_share:g} of {len(whole.records)} records leaves {len(train)} to"
+            f" train on and {len(test)} to test; change data.test_share, or name files for both in data.train and data.test."
+        )
+    if name == "test":  # what was left out of the file is told of the training split
+        return Split(test[: config.test_limit], origin=whole.origin)
+    notes = {f"{note} (in the whole file)": count for note, count in whole.notes.items()}
+    return Split(train[: config.limit], whole.left_out, notes=notes, origin=whole.origin)
+
+
+@lru_cache(maxsize=4)
+def _whole(
+    files: tuple[Path, ...],
+    _keys: tuple[str, ...],
+    columns: tuple[tuple[str, str], ...],
+    answers: str,
+    unusable: str,
+    limit: int | None,
+) -> Split:
+    split = split_of(rows(files, limit), Reader(dict(columns), answers), None if unusable == "drop" else frozenset())
+    where = names(file.name for file in files)
+    if not split.rows:
+        raise ConfigError(f"{where}: the file is empty; give it at least one row.")
+    if not split.records:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in split.left_out.items())
+        seen = names((*split.origin.used, *split.origin.unused) if split.origin else ())
+        raise DataError(f"{where}: none of {split.rows} rows can be used ({reasons}); the columns are {seen}.")
+    return split
+
+
+def _texts(config: TextClassificationConfig, split: str) -> Split:
+    lines = list(_lines(config, config.train if split == "train" else config.test))
+    if config.test_share is not None:
+        Random(config.split_seed).shuffle(lines)
+        held_out = math.ceil(config.test_share * len(lines))
+        lines = lines[:held_out] if split == "test" else lines[held_out:]
+    limit = config.limit if split == "train" else config.test_limit
+    left_out: Counter[str] = Counter()
+    records = []
+    columns: dict[str, None] = {}
+    for row, fields in lines[:limit]:
+        columns.update(dict.fromkeys(fields))
+        record = _labelled_text(config, row, fields)
+        if record is None:
+            left_out["a column is empty"] += 1
+        else:
+            records.append(record)
+    if not records:
+        raise DataError(f"data={config.name}: the {split} split has no row with a text and a label; look at data.{split}.")
+    used = tuple(column for column in columns if column in _wanted(config))
+    origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
+    return Split(tuple(records), dict(left_out), origin=origin)
+
+
+def _labels(config: TextClassificationConfig) -> LabelSet:
+    """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two."""
+    if config.task == "number":
+        return LabelSet(())
+    found = {record.responses[0].text for record in _texts(config, "train").records}
+    named = tuple(config.labels or sorted(found))
+    if len(named) < 2:
+        raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier tells at least two apart.")
+    return LabelSet(named)
+
+
+def _wanted(config: TextClassificationConfig) -> Sequence[str]:
+    return [config.text, config.label, *([config.second] if config.second else [])]
+
+
+def _labelled_text(config: TextClassificationConfig, row: str, fields: Mapping[str, Any]) -> Record | None:
+    """None where a column is empty."""
+    for column in _wanted(config):
+        if column not in fields:
+            close = nearest(column, fields)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"{row}: has no column {column!r} (it has {names(fields)}){hint} Set data.text, data.label.")
+    texts = [_cell_text(fields[column], column, row) for column in _wanted(config)]
+    if any(text is None or not text.strip() for text in texts):
+        return None
+    text, label, *second = (str(text) for text in texts)
+    if config.task == "number":
+        _refuse_other_than_a_number(label, row)
+    return Record(row, text, (Response(label),), second=second[0] if second else None)
+
+
+def _cell_text(value: Any, column: str, row: str) -> str | None:
+    """A cell as a text: whole numbers and truth values as they are written, no cell of a table being NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (str, int, float)):
+        return clean(str(value), column, row)
+    raise DataError(f"{row}: column {column!r} must be a text, a number, true or false, but is {type(value).__name__}.")
+
+
+def _refuse_other_than_a_number(label: str, row: str) -> None:
+    try:
+        finite = math.isfinite(float(label))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise DataError(f"{row}: label {label[:40]!r} is no finite number; set data.task=classes, or mend the row.")
+
+
+def _lines(config: TextClassificationConfig, pattern: str) -> Sequence[tuple[str, dict[str, Any]]]:
+    files = config.files(pattern)
+    for file in files:
+        if form_of(file) is None:
+            raise DataError(f"{file.name} is none of csv, tsv, jsonl and parquet; convert it, or set data.train and data.test.")
+    return list(read(files))
