@@ -139,8 +139,8 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.config import GROUPS
     from alignlab.data.batching import Batches, plan
     from alignlab.models.policy import Policy
+    from alignlab.tracking import NoTracker
     from alignlab.tracking.ledger import Ledger
-    from alignlab.tracking.tracker import NoTracker
     from alignlab.training.arguments import arguments
     from alignlab.training.references import with_references
     from alignlab.training.session import Session

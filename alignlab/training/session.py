@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alignlab.tracking import Tracker
 from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.tracker import Tracker
 from alignlab.training.config import TrainerConfig
 from alignlab.training.preemption import Preemption
 from alignlab.training.validation import Validation
