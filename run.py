@@ -24,7 +24,7 @@ from alignlab.folders import finished, folder_of, headline_of
 from alignlab.sweeps.jobs import describe
 from alignlab.sweeps.show import show_plan
 from alignlab.sweeps.words import expanded
-from alignlab.tracking.states import LOCK
+from alignlab.tracking.ledger import LOCK
 from alignlab.training import processes
 
 if TYPE_CHECKING:

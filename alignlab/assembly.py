@@ -25,9 +25,8 @@ from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.preparation import Plan
 from alignlab.provenance import environment
 from alignlab.records import LabelSet
-from alignlab.tracking import Identity
+from alignlab.tracking import Identity, NoTracker
 from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.tracker import NoTracker
 from alignlab.training import processes
 from alignlab.training.collect import PROFILE
 from alignlab.training.config import TrainerConfig

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from alignlab.config import RunConfig
 from alignlab.errors import RunFolderError
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import LOCK, QUEUED, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 
 STORE = ".store"
 """Folder beside the runs: what all of them share."""

@@ -138,8 +138,8 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.config import GROUPS
     from alignlab.data.batching import Batches, plan
     from alignlab.models.policy import Policy
+    from alignlab.tracking import NoTracker
     from alignlab.tracking.ledger import Ledger
-    from alignlab.tracking.tracker import NoTracker
     from alignlab.training.references import with_references
     from alignlab.training.stages import Session
     from alignlab.training.trainable import training

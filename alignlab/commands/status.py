@@ -14,8 +14,7 @@ from alignlab.commands.words import Commands
 from alignlab.errors import RunFolderError
 from alignlab.files import held
 from alignlab.sweeps.queue import Queue
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import LOCK, QUEUED, State, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, State, state_of
 from alignlab.tracking.sweeps import SweepLedger, every_sweep, find_sweep
 
 QUIET = ("done", "missing")
@@ -66,8 +65,12 @@ def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
 
 def _show_runs(runs: Sequence[tuple[str, State]]) -> None:
     for named, state in runs:
-        more = state.progress or state.told.get("error", "") or (f"job {state.told['job']}" if "job" in state.told else "")
-        print(f"{state.name:11} {state.told.get('time', ''):26} {named}  {more}".rstrip())
+        more = (
+            state.progress
+            or state.details.get("error", "")
+            or (f"job {state.details['job']}" if "job" in state.details else "")
+        )
+        print(f"{state.name:11} {state.details.get('time', ''):26} {named}  {more}".rstrip())
 
 
 def _folders(sweep: SweepLedger) -> list[Path]:
@@ -97,4 +100,4 @@ def _job(folder: Path) -> str | None:
 
 def _now(state: State, folder: Path, lost: set[Path]) -> State:
     """A state read after the queue was asked: a job may have ended well in between."""
-    return State("killed", state.told) if folder in lost and state.name in ALIVE else state
+    return State("killed", state.details) if folder in lost and state.name in ALIVE else state

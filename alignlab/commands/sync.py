@@ -17,6 +17,6 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Uploads, and says how many."""
-    from alignlab.tracking.sync import sync
+    from alignlab.tracking.weights_and_biases import sync
 
     print(f"uploaded {sync(given.folder)} runs")

@@ -61,7 +61,7 @@ def page_of(table: Table, published: Published | None, experiments: Path) -> str
 
 
 def _job(sweep: Sweep, seen: Seen) -> dict[str, str]:
-    words = seen.state.told
+    words = seen.state.details
     return {
         "label": sweep.label(seen),
         "seed": str(seen.job.seed),

@@ -14,7 +14,7 @@ from alignlab.folders import finished, folder_of
 from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.stages import PlannedStage, stages_of
 from alignlab.sweeps.words import ROW
-from alignlab.tracking.states import State, state_of
+from alignlab.tracking.ledger import State, state_of
 from alignlab.tracking.sweeps import Job, relative
 
 

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 
 from alignlab.errors import SweepError
 from alignlab.files import held
-from alignlab.tracking.states import LOCK
+from alignlab.tracking.ledger import LOCK
 
 log = logging.getLogger(__name__)
 

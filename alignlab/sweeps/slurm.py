@@ -25,8 +25,7 @@ from alignlab.folders import headline_of
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.remote import Command
 from alignlab.sweeps.snapshot import snapshot
-from alignlab.tracking.ledger import Ledger, now
-from alignlab.tracking.states import QUEUED, state_of
+from alignlab.tracking.ledger import QUEUED, Ledger, now, state_of
 from alignlab.tracking.sweeps import SweepLedger
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.jobs import Planned, plan_jobs
 from alignlab.sweeps.names import checked, decisive, name_of
 from alignlab.sweeps.show import show_outcome, show_plan
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import state_of
+from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import RunFolderError
 from alignlab.tables.folders import MISSING
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import State
+from alignlab.tracking.ledger import Ledger, State
 from alignlab.tracking.sweeps import Job, SweepLedger, find_sweep
 
 if TYPE_CHECKING:

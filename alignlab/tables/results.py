@@ -30,7 +30,7 @@ def origin(sweep: Sweep) -> dict[str, str]:
     """Where the numbers of a sweep came from, in words: a name and a value for each fact."""
     done = [seen for seen in sweep.jobs if seen.state.name == "done"]
     environments = [seen.environment for seen in done if seen.environment]
-    times = sorted(str(seen.state.told["time"]) for seen in done if "time" in seen.state.told)
+    times = sorted(str(seen.state.details["time"]) for seen in done if "time" in seen.state.details)
     return {
         "sweep": sweep.name,
         "command": without_paths(" ".join(["python run.py", *sweep.ledger.words()])),

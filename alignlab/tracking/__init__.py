@@ -1,14 +1,61 @@
-"""The ledger, always, and trackers beside it."""
+"""Experiment trackers, written besides the ledger: one job is one run, and an outage of a tracker never stops a training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
 from alignlab.registry import Entry, Registry
 from alignlab.tracking.config import OffConfig, WandbConfig
-from alignlab.tracking.tracker import Identity, NoTracker, Tracker
+
+__all__ = ["TRACKERS", "Identity", "NoTracker", "Tracker"]
 
 
-def _off(_config: OffConfig, _identity: Identity) -> Tracker:
-    return NoTracker()
+@dataclass(frozen=True)
+class Identity:
+    """How a tracker names and files a run. `id` is the same whenever the same config and seed run again."""
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    folder: Path
+    config: Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """An open tracker run."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics."""
+
+    def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
+        """The final table and figures."""
+
+    def pause(self) -> None:
+        """Ends the run as preempted; another process will resume it."""
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the run, as finished or as failed."""
+
+
+class NoTracker:
+    """tracking=off: the ledger alone."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
+        """Nothing."""
+
+    def pause(self) -> None:
+        """Nothing."""
+
+    def close(self, *, failed: bool) -> None:
+        """Nothing."""
 
 
 def _wandb(config: WandbConfig, identity: Identity) -> Tracker:
@@ -17,6 +64,6 @@ def _wandb(config: WandbConfig, identity: Identity) -> Tracker:
     return open_run(config, identity)
 
 
-__all__ = ["TRACKERS", "Identity", "Tracker"]
-
-TRACKERS = Registry("tracking", {"off": Entry(OffConfig, _off), "wandb": Entry(WandbConfig, _wandb)})
+TRACKERS = Registry(
+    "tracking", {"off": Entry(OffConfig, lambda _config, _identity: NoTracker()), "wandb": Entry(WandbConfig, _wandb)}
+)

@@ -13,9 +13,6 @@ class OffConfig:
 
     name: str
 
-    def check(self) -> None:
-        """Nothing can be wrong."""
-
 
 @dataclass
 class WandbConfig:

@@ -1,13 +1,23 @@
-"""What a run leaves on disk, whatever else fails: config, environment, status and metrics. Always written, read by tables."""
+"""The files of a run folder (config, environment, status, metrics), written whatever else fails, and the state they show."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from alignlab.files import held
+
+LOCK = ".alive"
+"""File of a run folder; the process of the run holds its lock."""
+QUEUED = "queued.json"
+"""File of a run that was submitted to a cluster: the cluster's job id, the time and the log."""
+STATES = ("missing", "queued", "running", "done", "failed", "preempted", "interrupted", "killed")
 
 
 class Ledger:
@@ -26,12 +36,12 @@ class Ledger:
         return path
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file, or None where it was never written."""
+        """A JSON file, None if it does not exist."""
         path = self.folder / name
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def status(self, state: str, **more: Any) -> None:
-        """running | done | failed | interrupted | preempted, and what belongs to it."""
+        """Writes status.json. `state`: running | done | failed | interrupted | preempted."""
         self.write("status.json", {"state": state, "time": now(), **more})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -42,7 +52,8 @@ class Ledger:
             file.write((_after_cut(file) + line).encode())
 
     def history(self) -> Iterator[dict[str, Any]]:
-        """Every line of metrics; a line that a kill cut short is passed over, and a repeated step's last line stands."""
+        """Every line of metrics. A line that a kill cut short is left out; of several lines with the same step and first name,
+        the last counts."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
@@ -57,7 +68,7 @@ class Ledger:
 
 
 def _after_cut(file: BinaryIO) -> str:
-    """A line break where a kill has cut the last line short, so that the next one is not lost with it."""
+    """A line break if a kill cut the last line short, so that the next line stays readable; else ""."""
     if not file.seek(0, os.SEEK_END):
         return ""
     file.seek(-1, os.SEEK_END)
@@ -67,3 +78,40 @@ def _after_cut(file: BinaryIO) -> str:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class State:
+    """`name`: one of STATES; missing = never started, killed = status.json says running and no process holds the lock.
+    `details`: the other entries of the ledger: time, error, stage, step, steps, seconds_left, job, log."""
+
+    name: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> str:
+        """Stage, step and time left of a running job, as text; "" for any other state."""
+        if self.name != "running" or "step" not in self.details:
+            return ""
+        left = self.details.get("seconds_left")
+        rest = "" if left is None else f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
+        return f"{self.details['stage']} {self.details['step']}/{self.details['steps']}{rest}"
+
+
+def state_of(folder: Path) -> State:
+    """The state of a run folder."""
+    ledger = Ledger(folder)
+    status, queued = ledger.read("status.json"), ledger.read(QUEUED)
+    if queued and (status is None or queued["time"] > status["time"]):
+        return State("queued", queued)  # perhaps submitted again after a failure
+    if status is None:
+        return State("missing")
+    name = str(status.pop("state"))
+    if name == "done" and not (folder / "report.json").is_file():
+        return State("missing")
+    if name == "running":
+        # The lock of a run on another machine cannot be tested; its status is taken as it is.
+        if status.get("host") in (None, socket.gethostname()) and held(folder / LOCK) is False:
+            return State("killed", status)
+        status.update(ledger.read("progress.json") or {})
+    return State(name, status)

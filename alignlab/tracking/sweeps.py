@@ -11,8 +11,7 @@ from typing import Any
 from alignlab.errors import RunFolderError
 from alignlab.files import alone
 from alignlab.registry import unknown
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import State, state_of
+from alignlab.tracking.ledger import Ledger, State, state_of
 
 FOLDER = "sweeps"
 """Below the runs: a folder per sweep."""

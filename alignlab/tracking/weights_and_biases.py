@@ -1,15 +1,20 @@
-"""W&B: offline unless the user is logged in, opened before the Trainer, closed as failed when the job fails."""
+"""W&B: offline unless the user is logged in, opened before the Trainer, closed as failed when the job fails; and the upload of
+offline runs."""
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignlab.errors import RunFolderError
+from alignlab.tracking import Identity, NoTracker, Tracker
 from alignlab.tracking.config import WandbConfig
-from alignlab.tracking.tracker import Identity, NoTracker, Tracker
+from alignlab.tracking.ledger import state_of
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2
@@ -20,7 +25,7 @@ KEPT = "the run is kept offline: `python -m alignlab sync` uploads it."
 
 
 class WandbTracker:
-    """One wandb run. After the first failure it stays silent: the ledger has everything."""
+    """One wandb run. After the first failure of wandb it does nothing; the ledger is complete."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -34,7 +39,7 @@ class WandbTracker:
         self._guarded(lambda run: run.log(_media(run, rows, figures)))
 
     def pause(self) -> None:
-        """Marks the run as preempted: to W&B neither done nor failed, until the same id goes on."""
+        """Marks the run as preempted: to W&B neither finished nor failed, until a run with its id resumes it."""
         self._guarded(lambda run: run.mark_preempting())
         self._guarded(lambda run: run.finish(exit_code=1))  # W&B's way: the mark, then an end that is not 0
         self._run = None
@@ -137,3 +142,52 @@ def _media(run: Any, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path])
     # Bound by hand: wandb would else keep a second copy, an artifact, in the user's home and note down that path.
     table.bind_to_run(run, TABLE, run.step)
     return {TABLE: table, **{figure.stem: wandb.Image(str(figure)) for figure in figures}}
+
+
+def sync(folder: Path) -> int:
+    """Uploads every offline run below a folder with `wandb sync`, which joins the parts of one run by its id, oldest first, and
+    writes a `.synced` file next to each uploaded part. A run that is still running is left out. Returns the number of uploaded
+    runs.
+
+    Raises RunFolderError if there is no offline run, and if some could not be uploaded, with wandb's reason.
+    """
+    found = sorted(folder.glob("**/wandb/offline-run-*/run-*.wandb"))
+    if not found:
+        raise RunFolderError(f"no offline W&B run below {folder}; give the folder that `paths.runs` names.")
+    waiting = _waiting(found)
+    still = [part for part in waiting if state_of(part.parents[2]).name == "running"]
+    if still:
+        log.info("%d runs are still running; the next sync uploads them", _runs(still))
+    ready = [part for part in waiting if part not in still]
+    said = _run_wandb("sync", *(str(part.parent) for part in ready)) if ready else ""
+    left = _waiting(ready)
+    if left:
+        raise RunFolderError(
+            f"{_runs(left)} of {_runs(ready)} offline runs below {folder} could not be uploaded ({said}); nothing is lost,"
+            " the same command tries again."
+        )
+    return _runs(ready)
+
+
+def _waiting(parts: list[Path]) -> list[Path]:
+    """Those that wandb has not marked as uploaded."""
+    return [part for part in parts if not part.with_suffix(".wandb.synced").exists()]
+
+
+def _runs(parts: list[Path]) -> int:
+    """How many runs; a resumed run has several parts with its id."""
+    return len({part.name for part in parts})
+
+
+def _run_wandb(*arguments: str) -> str:
+    """Runs wandb's command line without input, copies its output to stderr and returns the last line."""
+    online = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
+    command = [sys.executable, "-m", "wandb", *arguments]
+    last = ""
+    with subprocess.Popen(
+        command, env=online, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            last = line.strip() or last
+            sys.stderr.write(line)
+    return last

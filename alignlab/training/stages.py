@@ -28,8 +28,8 @@ from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.provenance import PACKAGES, package_version
 from alignlab.records import EncodedGroup, View
+from alignlab.tracking import Tracker
 from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.tracker import Tracker
 from alignlab.training import processes
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.objectives import Objective

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import state_of
+from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.training.processes import COME_AGAIN
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from alignlab.config import parse
 from alignlab.files import alone
 from alignlab.folders import STORE, folder_of
-from alignlab.tracking.states import LOCK, state_of
+from alignlab.tracking.ledger import LOCK, state_of
 from alignlab.tracking.sweeps import every_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_does_not_stop_later_jobs(runs: Path, first: E
 
     assert first.ran == [str(diverged), str(good)]
     assert state_of(diverged).name == "failed"
-    assert "DivergedError" in state_of(diverged).told["error"]
+    assert "DivergedError" in state_of(diverged).details["error"]
     assert state_of(good).name == "done"
 
 

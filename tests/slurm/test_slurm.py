@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import LOCK, QUEUED, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 from tests.slurm.cluster import NoClusterError, cluster
 
 pytestmark = pytest.mark.slurm
@@ -219,8 +218,8 @@ def test_runs_whose_jobs_were_killed_or_refused_say_so_and_wait_no_more(seen: Se
     killed, refused = state_of(seen.wrong["killed"]), state_of(seen.wrong["refused"])
 
     assert (killed.name, refused.name) == ("failed", "failed")
-    assert "has left the queue (FAILED)" in killed.told["error"]
-    assert refused.told["error"].startswith("trainer.micro_batch=5 does not divide")
+    assert "has left the queue (FAILED)" in killed.details["error"]
+    assert refused.details["error"].startswith("trainer.micro_batch=5 does not divide")
     assert not any((run / QUEUED).exists() for run in seen.wrong.values())
 
 

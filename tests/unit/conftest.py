@@ -20,8 +20,8 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.strength import Strength, WeightedPass
 from alignlab.records import Batch, EncodedGroup, Example
+from alignlab.tracking import NoTracker
 from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.tracker import NoTracker
 from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.stages import Session
 from alignlab.tuners import TUNERS

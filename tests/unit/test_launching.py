@@ -24,8 +24,7 @@ from alignlab.sweeps import slurm
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.slurm import SlurmLauncher
-from alignlab.tracking.ledger import Ledger, now
-from alignlab.tracking.states import LOCK, QUEUED, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, now, state_of
 from tests.unit.conftest import CONF
 
 Composed = Callable[..., DictConfig]
@@ -182,9 +181,9 @@ def test_runs_whose_jobs_were_killed_or_cancelled_say_so_from_then_on(waiting: W
     killed, never, failed, done = (state_of(run) for run in waiting.runs)
     gone = f"has left the queue (gone) and no result; its log: {waiting.jobs[0].paths.folder}"
     assert [killed.name, never.name, failed.name, done.name] == ["failed", "failed", "failed", "done"]
-    assert killed.told["error"] == f"its job 7_0 {gone}/7_0_0_log.out"
-    assert never.told["error"] == f"its job 7_1 {gone}/7_1_0_log.out"
-    assert failed.told["error"] == "DivergedError: the loss is nan"
+    assert killed.details["error"] == f"its job 7_0 {gone}/7_0_0_log.out"
+    assert never.details["error"] == f"its job 7_1 {gone}/7_1_0_log.out"
+    assert failed.details["error"] == "DivergedError: the loss is nan"
     assert [(run / QUEUED).exists() for run in waiting.runs[:3]] == [False] * 3
     assert [results[place].status for place in range(4)] == [JobStatus.FAILED] * 3 + [JobStatus.COMPLETED]
 
@@ -197,7 +196,7 @@ def test_a_run_whose_job_failed_before_it_began_says_so(waiting: Waiting) -> Non
     results = waiting.ends()
 
     assert state_of(waiting.runs[0]).name == "failed"
-    assert state_of(waiting.runs[0]).told["error"].startswith("row 3 is empty; its log: ")
+    assert state_of(waiting.runs[0]).details["error"].startswith("row 3 is empty; its log: ")
     assert not (waiting.runs[0] / QUEUED).exists()
     assert results[1].return_value == 0.25
     assert waiting.passed == 0.0
@@ -212,7 +211,7 @@ def test_an_error_of_several_lines_is_told_by_the_line_that_names_it(waiting: Wa
 
     waiting.ends()
 
-    told = [state_of(run).told["error"].partition("; its log")[0] for run in waiting.runs[:2]]
+    told = [state_of(run).details["error"].partition("; its log")[0] for run in waiting.runs[:2]]
     assert told == ["AcceleratorError: CUDA error: device-side assert triggered", "killed"]
 
 

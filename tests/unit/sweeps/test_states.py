@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.files import alone, held
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import LOCK, QUEUED, STATES, State, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, STATES, Ledger, State, state_of
 
 HOLDER = """
 import fcntl, sys
@@ -73,7 +72,7 @@ def test_a_run_that_ended_is_what_its_ledger_says(tmp_path: Path, state: str) ->
     found = state_of(tmp_path)
 
     assert found.name == state
-    assert found.told["error"] == "why"
+    assert found.details["error"] == "why"
     assert state in STATES
 
 

@@ -12,8 +12,7 @@ from alignlab.errors import ConfigError, SweepError
 from alignlab.folders import folder_of
 from alignlab.sweeps.local import LocalLauncher
 from alignlab.sweeps.words import expanded
-from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.states import LOCK
+from alignlab.tracking.ledger import LOCK, Ledger
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.sweeps.sheets import EXPERIMENTS, Task, config_of, sweep
 from tests.unit.sweeps.test_states import end, holder
@@ -98,7 +97,7 @@ def test_a_job_that_fails_before_its_run_has_a_ledger_is_written_down_as_failed(
     ledger = SweepLedger(tmp_path, "sweep")
     states = [ledger.state(job) for job in ledger.jobs()]
     assert [state.name for state in states] == ["failed", "failed"]
-    assert states[0].told["error"] == "the loss is nan at 0.05."
+    assert states[0].details["error"] == "the loss is nan at 0.05."
 
 
 def test_what_was_written_down_for_a_failed_job_does_not_keep_it_from_running_again(tmp_path: Path) -> None:

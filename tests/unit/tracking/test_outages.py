@@ -17,7 +17,7 @@ RUN = """
 import sys
 from pathlib import Path
 from alignlab.tracking.config import WandbConfig
-from alignlab.tracking.tracker import Identity
+from alignlab.tracking import Identity
 from alignlab.tracking.weights_and_biases import open_run
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]

@@ -8,7 +8,7 @@ import pytest
 
 from alignlab.errors import RunFolderError
 from alignlab.tracking.ledger import Ledger
-from alignlab.tracking.sync import sync
+from alignlab.tracking.weights_and_biases import sync
 
 
 def part(run: Path, time: str, name: str) -> Path:
@@ -35,7 +35,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             mark(*Path(folder).glob("*.wandb"))
         return "done"
 
-    monkeypatch.setattr("alignlab.tracking.sync._wandb", upload)
+    monkeypatch.setattr("alignlab.tracking.weights_and_biases._run_wandb", upload)
     return calls
 
 
@@ -74,7 +74,7 @@ def test_what_wandb_did_not_mark_is_counted_with_its_reason(tmp_path: Path, monk
 
     for name in ("x-0", "y-0"):
         part(tmp_path / name, "1", name)
-    monkeypatch.setattr("alignlab.tracking.sync._wandb", lose_the_second)
+    monkeypatch.setattr("alignlab.tracking.weights_and_biases._run_wandb", lose_the_second)
 
     with pytest.raises(RunFolderError, match=r"1 of 2 offline runs .* \(connection lost\); nothing is lost"):
         sync(tmp_path)

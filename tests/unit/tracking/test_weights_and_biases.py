@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from alignlab.errors import ConfigError
-from alignlab.tracking import TRACKERS
+from alignlab.tracking import TRACKERS, Identity, NoTracker
 from alignlab.tracking.config import WandbConfig
-from alignlab.tracking.tracker import Identity, NoTracker
 from alignlab.tracking.weights_and_biases import WandbTracker, _mode, open_run
 
 ROWS = [{"strength": 1.0, "suite": "toy", "metric": "reward", "value": 0.5}]
