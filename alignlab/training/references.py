@@ -18,8 +18,8 @@ from torch import Tensor
 
 from alignlab.data.batching import in_order
 from alignlab.models.policy import Policy
+from alignlab.models.scoring import scored, scored_in
 from alignlab.records import EncodedGroup
-from alignlab.scoring import scored, scored_in
 
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.provenance import PACKAGES, package_version
+from alignlab.files import PACKAGES, package_version
 from alignlab.records import EncodedGroup
 from alignlab.training.method import Stage, Work
 

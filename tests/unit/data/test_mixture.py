@@ -20,7 +20,7 @@ from alignlab.data.mixture import drawn_from, in_turn, shares
 from alignlab.data.source import Mixing, Source, Split
 from alignlab.data.views import chosen, pair
 from alignlab.errors import ConfigError, DataError
-from alignlab.preparation import Plan, make_plan
+from alignlab.planning import Plan, make_plan
 from alignlab.records import Encoded, EncodedGroup, Record
 from tests.conftest import CODEC
 from tests.contracts.test_methods import composed as run_composed
