@@ -17,10 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from alignlab.command_line import console, sentence, show_words
-from alignlab.config import RunConfig, parse
+from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError
 from alignlab.files import alone
-from alignlab.folders import finished, folder_of, headline_of
 from alignlab.sweeps.jobs import describe
 from alignlab.sweeps.show import show_plan
 from alignlab.sweeps.words import expanded
@@ -28,7 +27,7 @@ from alignlab.tracking.ledger import LOCK
 from alignlab.training import processes
 
 if TYPE_CHECKING:
-    from alignlab.preparation import Plan
+    from alignlab.planning import Plan
 
 
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
@@ -55,9 +54,9 @@ def run(raw: DictConfig) -> float | None:
 def _once(config: RunConfig) -> float | None:
     done = processes.by_main_process(lambda: finished(config))
     if done is None:
-        from alignlab import preparation
+        from alignlab import planning
 
-        planned = preparation.make_plan(config)  # bad data ends here, with nothing written
+        planned = planning.make_plan(config)  # bad data ends here, with nothing written
         lock = folder_of(config) / LOCK
         with alone(lock, "waits for another process that is at the same run") if processes.is_main_process() else nullcontext():
             done = processes.by_main_process(lambda: finished(config))
@@ -69,20 +68,20 @@ def _once(config: RunConfig) -> float | None:
 
 
 def _run(planned: Plan) -> float | None:
-    from alignlab import assembly, plan, running
+    from alignlab import planning, running
     from alignlab.evaluation import report
 
     _freeze_libraries()
     keys = running.stage_keys(planned)
-    plan.show(planned, () if planned.config.force else running.found(planned, keys), console())
-    with assembly.open_session(planned.config) as session:
-        policy = assembly.policy_of(planned, session)
+    planning.show(planned, () if planned.config.force else running.found(planned, keys), console())
+    with running.open_session(planned.config) as session:
+        policy = running.policy_of(planned, session)
         running.run_stages(planned, keys, policy, session)
         processes.disband()
         if not processes.is_main_process():
             return None
-        rows = assembly.evaluate(planned, policy, session)
-        made = assembly.report(planned, rows, session)
+        rows = running.evaluate(planned, policy, session)
+        made = running.report(planned, rows, session)
     report.show(made, console())
     print(f"report: {made.path}")
     return made.value

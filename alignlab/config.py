@@ -1,7 +1,7 @@
-"""The typed run: configs laid on top of each other come in as one mapping and go out as dataclasses that fit together.
+"""The typed run: `parse` turns the composed config into dataclasses that fit together, and a run folder belongs to one.
 
-`parse` is the only door. It refuses keys that no config has, values of the wrong type, and parts that do not fit each
-other, each in one sentence and before torch is imported.
+`parse` refuses keys that no config has, values outside their type or range, and parts that do not fit each other, each in one
+sentence and before torch is imported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,17 +21,16 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from alignlab.data import SOURCES
 from alignlab.data.config import DataConfig
-from alignlab.errors import ConfigError
-from alignlab.evaluation import CONTROLS, EVALUATIONS
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.evaluation import CONTROLS, EVALUATIONS, METRICS, SUITES
 from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
-from alignlab.fit import check_fit, check_validation, fitting_suites
-from alignlab.launching import LocalLaunch, SlurmLaunch
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
 from alignlab.registry import Entry, Registry, unknown
 from alignlab.sheets import refuse_strays, typed
 from alignlab.tracking import TRACKERS
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 from alignlab.training.config import TrainerConfig
 from alignlab.tuners import TUNERS
 from alignlab.tuners.config import TunerConfig
@@ -54,6 +54,56 @@ class SizingConfig:
     method: str | None
 
 
+@dataclass
+class LocalLaunch:
+    """Here, one after the other."""
+
+    name: str
+
+
+@dataclass
+class SlurmLaunch:
+    """One job of a SLURM array each. null leaves a resource to the cluster.
+
+    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. `minutes`: its time limit.
+    `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
+    preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
+    commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.
+    """
+
+    name: str
+    partition: str | None
+    account: str | None
+    gpus: int | None
+    cpus: int | None
+    memory_gb: int | None
+    minutes: int
+    signal_seconds: int
+    retries: int
+    parallel: int
+    setup: list[str]
+    extra: dict[str, Any]
+    detach: bool
+
+    def check(self) -> None:
+        """Raises ConfigError for amounts that make no job, and for a signal that would come before the job."""
+        for key in ("gpus", "cpus", "memory_gb", "minutes", "signal_seconds", "parallel"):
+            amount = getattr(self, key)
+            if amount is not None and amount < 1:
+                raise ConfigError(f"launch.{key}={amount} must be 1 or more{'' if key in NEEDED else ', or null'}.")
+        if self.retries < 0:
+            raise ConfigError(f"launch.retries={self.retries} must not be negative; 0 never goes on after the time limit.")
+        if self.signal_seconds >= 60 * self.minutes:
+            raise ConfigError(
+                f"launch.signal_seconds={self.signal_seconds} must be below launch.minutes={self.minutes} in seconds: a job is"
+                " told that long before its limit."
+            )
+
+
+NEEDED = ("minutes", "signal_seconds", "parallel")
+"""Amounts that cannot be left to the cluster."""
+
+
 def _same(config: Any) -> Any:
     return config
 
@@ -73,6 +123,37 @@ ALONE = {"seed": int, "force": bool, "plan": bool, "folder": str, "sweep": str}
 """Keys that stand in no group; a text may be null."""
 NO_INFLUENCE = ("seed", "force", "plan", "folder", "sweep", "paths", "tracking", "launch")
 """Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
+NAMED = ("method", "data", "tuner", "model", "control")
+"""The groups that a misfit names."""
+
+WHO_PROVIDES: Mapping[str, str] = {
+    "pairs": "try data=toy, hh_rlhf, ultrafeedback or summaries",
+    "chosen": "try data=toy, hh_rlhf, ultrafeedback or summaries",
+    "labels": "set control.classes.by to what the data has",
+    "scores": "set control.classes.by to what the data has",
+    "attributes": "set control.classes.by to what the data has",
+    "classes": "take control=text, token, soft_prompt or lora",
+    "controls": "take tuner=control",
+    "labelled training": "take method=meet or coh, which learn classes",
+    "learned control": "a phrase has nothing to learn by itself, so take control=token, soft_prompt or lora, or method=coh",
+    "classes in words": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
+    "blocks in place": "take tuner=lora_lower, or another that neither adds blocks nor chooses between classes",
+    "label set": "try data=toy_classes or text_classification",
+    "token likelihood": "a classifier gives texts no likelihood, so take model.kind=causal or seq2seq",
+    "hidden states": "they are read of causal models, so take model.kind=causal",
+    "text in front of prompts": "a control stands in front of what a causal model reads, so take model.kind=causal",
+    "corpus": "only data=toy has one",
+    "every weight": "take tuner=full",
+    "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
+    "no training": "tuner.aligned is left as it is, so take method=evaluate",
+    "float32 weights": "set model.dtype=float32, since small steps round away in half precision where a tuner is"
+    " some of the backbone's own weights",
+}
+"""What to do about a capability that is required and not provided."""
+STORE = ".store"
+"""Folder beside the runs: what all of them share."""
+NO_RUN_YET = (LOCK, QUEUED, "status.json")
+"""Files that can be in a run's folder before it has begun; its status, where its data was refused in a sweep."""
 
 
 @dataclass(frozen=True)
@@ -192,3 +273,84 @@ def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
         wanted = {int: "a whole number", bool: "true or false", str: "a text"}[kind]
         raise ConfigError(f"{key}={value!r} must be {wanted}.")
     return value
+
+
+def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
+    """All words that the choices of a run offer. Raises ConfigError for a need that none of them meets."""
+    offered = frozenset[str]().union(*(entry.provides(part) for entry, part in chosen.values()))
+    for group, (entry, part) in chosen.items():
+        missing = entry.requires(part) - offered
+        if missing:
+            others = ", ".join(f"{other}={chosen[other][1].name}" for other in NAMED if other != group)
+            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
+            raise ConfigError(
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers; {advice}."
+            )
+    return offered
+
+
+def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The suites that a run can serve, and for the others what is missing."""
+    missing = {name: sorted(SUITES[name].requires(evaluation) - offered) for name in evaluation.suites}
+    left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
+    return tuple(name for name in evaluation.suites if name not in left_out), left_out
+
+
+def check_validation(trainer: TrainerConfig, evaluation: EvaluationConfig, offered: frozenset[str]) -> None:
+    """Raises ConfigError for a suite that the run cannot serve while it trains, and for a metric that is not the suite's."""
+    wanted = trainer.validation
+    if wanted is None:
+        return
+    missing = sorted(SUITES[wanted.suite].requires(evaluation) - offered)
+    if missing:
+        raise ConfigError(
+            f"trainer.validation.suite={wanted.suite} needs {' and '.join(missing)}, which this run does not have; take another"
+            f" of {', '.join(SUITES)}."
+        )
+    if wanted.metric not in METRICS[wanted.suite]:
+        raise ConfigError(unknown(f"trainer.validation.metric of suite {wanted.suite}", wanted.metric, METRICS[wanted.suite]))
+    if trainer.extra.get("fsdp"):
+        raise ConfigError("trainer.validation measures the whole model, and trainer.extra.fsdp spreads it; set one to null.")
+
+
+def folder_of(config: RunConfig) -> Path:
+    """The run's folder: as given, or by title, fingerprint and seed."""
+    if config.folder:
+        return Path(config.folder)
+    return Path(config.paths.runs) / f"{config.title}-{config.fingerprint}" / f"seed-{config.seed}"
+
+
+def finished(config: RunConfig) -> Path | None:
+    """The report of this very run, if it has been done before and is not to be done again.
+
+    Raises RunFolderError for a folder that another config made.
+    """
+    folder = folder_of(config)
+    refuse_other(Ledger(folder), config)
+    return folder / "report.json" if state_of(folder).name == "done" and not config.force else None
+
+
+def headline_of(report: Path) -> float | None:
+    """The headline number of a report on disk; None for a run without evaluation."""
+    shown = json.loads(report.read_text(encoding="utf-8"))["headline"]
+    return float(shown["value"]) if shown else None
+
+
+def refuse_other(ledger: Ledger, config: RunConfig) -> None:
+    """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file."""
+    if ledger.folder.exists() and not ledger.folder.is_dir():
+        raise RunFolderError(f"{ledger.folder} is a file; give the path of a folder.")
+    made_by = ledger.read("config.json")
+    if made_by is None:
+        if ledger.folder.is_dir() and any(_is_foreign(file) for file in ledger.folder.iterdir()):
+            raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
+        return
+    if (made_by["fingerprint"], made_by["seed"]) != (config.fingerprint, config.seed):
+        raise RunFolderError(
+            f"{ledger.folder} was made by another config (fingerprint {made_by['fingerprint']}, seed {made_by['seed']}; this"
+            f" one is {config.fingerprint}, seed {config.seed}); give another folder or remove it."
+        )
+
+
+def _is_foreign(file: Path) -> bool:
+    return file.suffix != ".part" and file.name not in NO_RUN_YET

@@ -1,4 +1,4 @@
-"""What can be had from a finished run: its policy, and a plain checkpoint."""
+"""What can be loaded from a finished run: its policy, and a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
-from alignlab.assembly import CONTROL, LABELS, build_policy, device_of
 from alignlab.config import GROUPS, parts_of
 from alignlab.errors import ControlError, RunFolderError
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.records import NO_CLASS, LabelSet
+from alignlab.running import CONTROL, LABELS, build_policy, device_of
 from alignlab.tracking.ledger import Ledger
 from alignlab.tuners.control.tuner import export_class
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
 from alignlab.evaluation.suite import EvaluationContext, Point
+from alignlab.models.scoring import scored
 from alignlab.records import EncodedGroup
-from alignlab.scoring import scored
 
 ROWS_PER_PASS = 64
 

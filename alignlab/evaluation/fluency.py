@@ -10,8 +10,8 @@ import torch
 
 from alignlab.evaluation.statistics import Measurement, bootstrap
 from alignlab.evaluation.suite import EvaluationContext, Point
+from alignlab.models.scoring import scored
 from alignlab.records import EncodedGroup, Example
-from alignlab.scoring import scored
 
 ROWS_PER_PASS = 64
 DISTINCT = 2

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignlab.errors import ConfigError
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import EvaluationContext, Point
-from alignlab.scoring import scored
+from alignlab.models.scoring import scored
 
 ROWS_PER_PASS = 32
 TIE_NATS = 1e-4

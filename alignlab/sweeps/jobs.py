@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.command_line import sentence
-from alignlab.config import RunConfig, parse
-from alignlab.folders import finished, folder_of
+from alignlab.config import RunConfig, finished, folder_of, parse
 from alignlab.sweeps.compose import Composer
 from alignlab.sweeps.stages import PlannedStage, stages_of
 from alignlab.sweeps.words import ROW

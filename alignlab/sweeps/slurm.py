@@ -19,9 +19,9 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.config import headline_of
 from alignlab.errors import AlignlabError, SweepError
 from alignlab.files import alone
-from alignlab.folders import headline_of
 from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.remote import Command
 from alignlab.sweeps.snapshot import snapshot

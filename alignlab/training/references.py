@@ -25,10 +25,10 @@ from alignlab.models.anatomy import context_of
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
 from alignlab.models.policy import Policy
+from alignlab.models.scoring import scored, scored_in
 from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup
-from alignlab.scoring import scored, scored_in
 
 if TYPE_CHECKING:
     from alignlab.training.stages import Session

@@ -22,11 +22,10 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
-from alignlab.files import alone
+from alignlab.files import PACKAGES, alone, package_version
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.provenance import PACKAGES, package_version
 from alignlab.records import EncodedGroup, View
 from alignlab.tracking import Tracker
 from alignlab.tracking.ledger import Ledger

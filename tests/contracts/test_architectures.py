@@ -29,7 +29,7 @@ from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import Strength, WeightedPass
-from alignlab.preparation import make_plan
+from alignlab.planning import make_plan
 from alignlab.records import Encoded, EncodedGroup
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed

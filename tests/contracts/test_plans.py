@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alignlab import preparation
+from alignlab import planning
 from alignlab.config import parse
 from alignlab.errors import ConfigError
-from alignlab.plan import show
+from alignlab.planning import show
 from alignlab.sweeps.stages import stages_of
 from tests.contracts.test_methods import STAGE, composed
 
@@ -38,25 +38,25 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
 
     config = parse(composed(tmp_path, method, *words, *epochs))
 
-    plan = preparation.make_plan(config)
+    plan = planning.make_plan(config)
     made = {stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains}
     assert {stage.name: stage.steps for stage in stages_of(config) or ()} == made
 
 
 def decoding(tmp_path: Path, method: str, *words: str) -> tuple[int, int, int] | None:
     """Texts at a time, rows of each and tokens of a row, as a plan has them."""
-    need = preparation.make_plan(parse(composed(tmp_path, method, *words))).decoding
+    need = planning.make_plan(parse(composed(tmp_path, method, *words))).decoding
     return (need[0].texts, need[0].rows, need[0].tokens) if need else None
 
 
 def test_a_plan_says_what_decoding_takes(tmp_path: Path) -> None:
     words = ("evaluation.suites=[toy]", "evaluation.prompts=6", "evaluation.max_new_tokens=30")
-    plan = preparation.make_plan(parse(composed(tmp_path, "red", *words)))
+    plan = planning.make_plan(parse(composed(tmp_path, "red", *words)))
     console = Console(record=True, width=240)
 
     show(plan, (), console)
 
-    longest = max(len(ids) for ids in preparation.load_codec(plan.config.model).prompts(plan.source.prompts()[:6]))
+    longest = max(len(ids) for ids in planning.load_codec(plan.config.model).prompts(plan.source.prompts()[:6]))
     assert f"6 texts at a time, 1 x {longest + 30} tokens each: weights 0.00194 + caches " in console.export_text()
 
 

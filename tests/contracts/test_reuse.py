@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignlab import preparation, running
+from alignlab import planning, running
 from alignlab.config import parse
 from alignlab.sweeps.stages import stages_of
 from alignlab.training.stages import TrainStage
@@ -141,7 +141,7 @@ def _content_and_key(folder: Path, method: str, *words: str) -> tuple[str, str]:
     config = parse(composed(folder, method, *words))
     planned = stages_of(config)
     assert planned is not None
-    return planned[0].content, running.stage_keys(preparation.make_plan(config))[0]
+    return planned[0].content, running.stage_keys(planning.make_plan(config))[0]
 
 
 def test_the_plan_says_which_stages_another_run_has_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

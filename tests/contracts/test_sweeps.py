@@ -16,9 +16,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from alignlab.config import parse
+from alignlab.config import STORE, folder_of, parse
 from alignlab.files import alone
-from alignlab.folders import STORE, folder_of
 from alignlab.tracking.ledger import LOCK, state_of
 from alignlab.tracking.sweeps import every_sweep
 

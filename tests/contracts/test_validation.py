@@ -11,7 +11,7 @@ import pytest
 from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.evaluation import METRICS, SUITES
-from alignlab.preparation import make_plan
+from alignlab.planning import make_plan
 from run import run
 from tests.contracts.test_methods import composed, history
 

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from alignlab.assembly import open_session
 from alignlab.config import parse
 from alignlab.errors import DivergedError
 from alignlab.records import Batch, Loss
+from alignlab.running import open_session
 from alignlab.training import processes
 from alignlab.training.objectives import nll
 from alignlab.training.sharded import Unsharded

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.embedded import blueprints
 from alignlab.models.config import EMBEDDED
+from alignlab.models.embedded import blueprints
 from run import run
 from tests.contracts.test_methods import composed
 

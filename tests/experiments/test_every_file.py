@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.config import RunConfig, parse
-from alignlab.folders import folder_of
+from alignlab.config import RunConfig, folder_of, parse
 from run import run
 from tests.experiments.sweeps import EXPERIMENTS, ROOT, ROWS, cells, composed, model_config, name_of, tables
 
@@ -92,8 +91,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures have their own tests, and configs that are kept are not garbage: both would be half of the time."""
-    monkeypatch.setattr("alignlab.assembly.draw_curves", lambda _ledger, path: path)
-    monkeypatch.setattr("alignlab.assembly.draw_dial", lambda _rows, path: path)
+    monkeypatch.setattr("alignlab.running.draw_curves", lambda _ledger, path: path)
+    monkeypatch.setattr("alignlab.running.draw_dial", lambda _rows, path: path)
     gc.freeze()
 
 

@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from submitit.core.utils import JobPaths
 
 from alignlab.__main__ import main
-from alignlab.config import parse
+from alignlab.config import SlurmLaunch, parse
 from alignlab.errors import ConfigError, SweepError
 from alignlab.files import alone
-from alignlab.launching import SlurmLaunch
 from alignlab.sweeps import slurm
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.queue import Queue

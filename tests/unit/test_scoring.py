@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignlab.models.backbone import Backbone
-from alignlab.scoring import scored, scored_in
+from alignlab.models.scoring import scored, scored_in
 from tests.contracts.table import PAIRS, groups
 from tests.unit.conftest import attached
 

@@ -19,7 +19,7 @@ from alignlab.data.encode import Limits, chosen, encode, pair
 from alignlab.data.mixture import in_turn
 from alignlab.data.source import Mixing, Source, Split, drawn_from, shares
 from alignlab.errors import ConfigError, DataError
-from alignlab.preparation import Plan, make_plan
+from alignlab.planning import Plan, make_plan
 from alignlab.records import Encoded, EncodedGroup, Record
 from tests.conftest import CODEC
 from tests.contracts.test_methods import composed as run_composed

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignlab.config import parse
-from alignlab.preparation import Plan, make_plan
+from alignlab.planning import Plan, make_plan
 from run import run
 from tests.contracts.test_methods import composed
 

@@ -19,7 +19,7 @@ from transformers import (
 from alignlab.models.answers import GIB, Budget, Footprint
 from alignlab.models.backbone import Backbone
 from alignlab.models.sampling import Sampling
-from alignlab.scoring import scored
+from alignlab.models.scoring import scored
 from tests.contracts.table import PAIRS, groups
 from tests.unit.conftest import attached, plain
 

@@ -10,9 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from alignlab.config import RunConfig, parse
+from alignlab.config import RunConfig, folder_of, parse
 from alignlab.errors import DivergedError
-from alignlab.folders import folder_of
 from alignlab.sweeps.compose import Composer
 from alignlab.tracking.ledger import Ledger
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignlab.config import RunConfig
-from alignlab.folders import folder_of
+from alignlab.config import RunConfig, folder_of
 from alignlab.sweeps.jobs import Planned, describe, plan_jobs
 from alignlab.tracking.ledger import Ledger
 from tests.unit.sweeps.sheets import composer, config_of, finish

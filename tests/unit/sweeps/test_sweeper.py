@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.config import folder_of
 from alignlab.errors import ConfigError, SweepError
-from alignlab.folders import folder_of
 from alignlab.sweeps.local import LocalLauncher
 from alignlab.sweeps.words import expanded
 from alignlab.tracking.ledger import LOCK, Ledger

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from alignlab.config import parse
-from alignlab.preparation import make_plan
+from alignlab.planning import make_plan
 from alignlab.running import stage_keys
 from alignlab.training.stages import cache_key
 from tests.experiments.sweeps import ROOT

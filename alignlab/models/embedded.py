@@ -1,7 +1,7 @@
 """The blueprints of the embedded models: shape and tokenizer, from which `method=pretrain` starts.
 
-`python -m alignlab.embedded` writes config.json and the tokenizer of each into its folder; weights are not touched. With `--to
-FOLDER` they go below that folder, and with `--width N` the models are narrower or wider.
+`python -m alignlab.models.embedded` writes config.json and the tokenizer of each into its folder; weights are not touched.
+`--to FOLDER` writes below that folder, `--width N` sets the width of the hidden states.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m alignlab.embedded", description="Writes the blueprints.")
+    parser = argparse.ArgumentParser(prog="python -m alignlab.models.embedded", description="Writes the blueprints.")
     parser.add_argument("--to", type=Path, default=EMBEDDED, help="where the folders go; default: into the package")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"of the hidden states, a multiple of {HEADS}")
     given = parser.parse_args()

@@ -1,0 +1,319 @@
+"""The plan of a run: everything that can be known before weights are loaded, and how it is printed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from alignlab.config import GROUPS, RunConfig, folder_of
+from alignlab.data.classes import LABELLED, Classes, classed, find
+from alignlab.data.encode import Limits, labelled, pair
+from alignlab.data.halves import with_halves, with_validation
+from alignlab.data.source import Source
+from alignlab.errors import ConfigError, DataError
+from alignlab.evaluation import SUITES
+from alignlab.evaluation.config import FormConfig
+from alignlab.evaluation.suite import HeldOut, Point, held_out
+from alignlab.evaluation.sweep import points
+from alignlab.evaluation.validation import Validated, validated
+from alignlab.models.anatomy import context_of, expected, shape_of
+from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
+from alignlab.models.backbone import load_codec, skeleton
+from alignlab.models.config import Shape
+from alignlab.models.kinds import KINDS
+from alignlab.models.packing import described
+from alignlab.models.strength import Controls
+from alignlab.models.text import Codec
+from alignlab.records import LabelSet, View
+from alignlab.registry import unknown
+from alignlab.training.stages import Method, Work
+from alignlab.training.trainable import check_parts
+
+LEAST_TOKENS = 4
+"""Of a row of text: BOS, at least one token of a prompt and one of a response, EOS."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that can be known before weights are loaded.
+
+    `works`: the rows of each stage. `points`: where the result is measured. `learned`: parameters of the tuner; `parameters`:
+    of the backbone. `rows`: how batches should be laid into rows; it is decided when there are weights to try. `classes`,
+    `control`: of a control, and how its classes are told to the model. `labels`: the label set of the data, if it has one.
+    `held_out`, `held_out_items`, `held_out_labels`: pairs, responses and labelled texts of the test split, for the suites.
+    `decoding`: what sampling the evaluation's texts takes at once, and the weights beside it, in bytes; None where no suite
+    samples any. `validated`: what is measured while it trains.
+    """
+
+    config: RunConfig
+    source: Source
+    method: Method
+    works: tuple[Work, ...]
+    points: tuple[Point, ...]
+    learned: int
+    parameters: int
+    rows: str
+    held_out: HeldOut | None
+    classes: Classes | None = None
+    control: Any = None
+    held_out_items: HeldOut | None = None
+    labels: LabelSet | None = None
+    held_out_labels: HeldOut | None = None
+    decoding: tuple[Need, int] | None = None
+    validated: Validated | None = None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a run is made of, on a backbone without weights (`skeletal`)."""
+
+    source: Source
+    method: Method
+    labels: LabelSet | None
+    codec: Codec
+    skeletal: PreTrainedModel
+    classes: Classes | None
+    control: Any
+    tuner: Any
+    parameters: int
+    shape: Shape
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
+    parts = _build(config)
+    source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
+    limits = _limits(config, codec, context_of(skeletal), tuner.controls)
+    works = tuple(stage.prepare(source, codec, limits) for stage in parts.method.stages)
+    for stage, work in zip(parts.method.stages, works, strict=True):
+        stage.check(work, config.trainer, parts.shape)
+    needed = frozenset().union(*(SUITES[suite].requires(config.evaluation) for suite in config.suites))
+    choices = KINDS[config.model.found_kind].implementation().choices(parts.labels) if parts.labels else None
+    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in needed else None
+    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in needed else None
+    texts = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in needed else None
+    watched = _validated(config, parts, choices, limits)
+    more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
+    _refuse_reserved([*works, *filter(None, more)], tuner.controls)
+    prompts = source.prompts() if config.suites else []
+    sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
+    where = tuple(points(config.control, parts.classes.names if parts.classes else None))
+    rows_each = _rows_each(config, tuner, where)
+    return Plan(
+        config,
+        source,
+        parts.method,
+        works,
+        points=where,
+        held_out=pairs,
+        learned=sum(parameter.numel() for parameter in tuner.parameters()),
+        parameters=parts.parameters,
+        rows=described(config.trainer.packing, expected(skeletal, config.model.attention), config.model.attention),
+        classes=parts.classes,
+        control=parts.control,
+        held_out_items=items,
+        labels=parts.labels,
+        held_out_labels=texts,
+        decoding=_decoding(config, codec, prompts, skeletal, tuner, rows_each) if sampled else None,
+        validated=watched,
+    )
+
+
+def _build(config: RunConfig) -> _Parts:
+    """Data, method, tokenizer, backbone without weights, control and tuner, in the order in which each needs the others."""
+    source = GROUPS["data"][config.data.name].build(config.data)
+    method = GROUPS["method"][config.method.name].build(config.method)
+    labels = source.labels() if source.labels else None
+    codec = load_codec(config.model, labels)
+    skeletal = skeleton(config.model, labels)
+    source = _with_validation(source, config, method)
+    if config.data.halves or config.data.flipped:
+        source = with_halves(source, config.data, codec.examples)
+    classes = find(config.control.classes, source) if isinstance(config.control, FormConfig) else None
+    source = classed(source, classes) if classes else source
+    rows = skeletal.get_input_embeddings().num_embeddings
+    control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
+    parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
+    tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
+    for stage in method.stages:
+        if stage.trains:
+            check_parts(stage.trains, skeletal, tuner)
+    return _Parts(source, method, labels, codec, skeletal, classes, control, tuner, parameters, shape)
+
+
+def _with_validation(source: Source, config: RunConfig, method: Method) -> Source:
+    """The source with the split that is measured on the way, if any. Raises ConfigError where no stage would be measured."""
+    wanted = config.trainer.validation
+    if wanted is None:
+        return source
+    names = [stage.name for stage in method.stages if stage.trains]
+    for name in wanted.stages or ():
+        if name not in names:
+            raise ConfigError(unknown("stage in trainer.validation.stages", name, names))
+    if not any(stage.validated(config.trainer) for stage in method.stages):
+        raise ConfigError(f"method={config.method.name} has no stage that trainer.validation could watch; set it to null.")
+    return with_validation(source, wanted.split, wanted.share, wanted.seed)
+
+
+def _validated(config: RunConfig, parts: _Parts, choices: View | None, limits: Limits) -> Validated | None:
+    """What is measured while it trains, on the records of its own split."""
+    wanted = config.trainer.validation
+    if wanted is None:
+        return None
+    own = replace(parts.source, readers={"test": partial(parts.source.split, wanted.split)}, evaluation_prompts=None, _read={})
+    suite, rows, evaluation = wanted.suite, wanted.rows, config.evaluation
+    return validated(suite, rows, evaluation, config.control, own, parts.classes, parts.labels, choices, parts.codec, limits)
+
+
+def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:
+    """Raises DataError for a row that holds an id which stands for a control."""
+    if controls is None or not controls.reserved:
+        return  # most runs; their rows need no second look
+    reserved = set(controls.reserved)
+    for part in encoded:
+        for group in part.groups:
+            if any(not reserved.isdisjoint(member.ids) for member in group.members):
+                raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
+
+
+def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
+    """Rows that a text is decoded in at most. Raises ConfigError for beams where passes are mixed."""
+    asked = [(point, tuner.controls.mixtures(point.mixture, 1) if point.mixture else None) for point in where]
+    passes = {point: len(tuner.controls.passes(each) if each else tuner.passes(point.strength)) for point, each in asked}
+    beams = config.evaluation.beams
+    mixed = [point.mixture or f"strength {point.strength:g}" for point, count in passes.items() if count > 1]
+    if beams > 1 and mixed:
+        raise ConfigError(
+            f"evaluation.beams={beams} follow one pass, and at {', '.join(mixed)} passes are mixed; set evaluation.beams=1, or"
+            " control.strengths to those of one pass."
+        )
+    return beams * max(passes.values())
+
+
+def _decoding(
+    config: RunConfig, codec: Codec, prompts: Sequence[str], skeletal: PreTrainedModel, tuner: Any, rows_each: int
+) -> tuple[Need, int]:
+    """What decoding the evaluation's texts takes at once, within the trainer's budget; and the weights, in bytes."""
+    itemsize = getattr(torch, config.model.dtype).itemsize
+    budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
+    prefix = tuner.controls.longest if tuner.controls else 0
+    new = config.evaluation.max_new_tokens
+    room = context_of(skeletal) - (0 if skeletal.config.is_encoder_decoder else new)
+    lengths = [prefix + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
+    longest = max((length for length in lengths if length <= room), default=0)
+    texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
+    return budget.need(texts, longest, new, rows_each), budget.footprint.weights
+
+
+def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:
+    """How long a row of text may be, controls aside, so that rows do not depend on the control while the context has room.
+
+    Raises ConfigError where a control in the text leaves no room for it.
+    """
+    taken = controls.longest if controls else 0
+    room = context - taken
+    if room < LEAST_TOKENS:
+        raise ConfigError(
+            f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
+        )
+    room = min(config.data.max_tokens or room, room)
+    of_tasks = {name: (min(config.max_tokens or room, room), config.too_long) for name, config in config.data.tasks().items()}
+    return Limits(room, config.data.too_long, tasks=of_tasks)
+
+
+def show(plan: Plan, shared: Collection[str], console: Console) -> None:
+    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out. `shared`: the stages that
+    another run has done."""
+    config = plan.config
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row(
+        "run",
+        f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}",
+    )
+    if plan.method.stages:
+        share = 100 * plan.learned / plan.parameters
+        table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
+        table.add_row("configs", _configs(config))
+        table.add_row("layout", f"expected: {plan.rows}")
+    else:
+        table.add_row("tuner", "nothing is trained")
+    for name in ("train", "test"):
+        origin = plan.source.split(name).origin if name in plan.source.readers else None
+        if origin:
+            table.add_row(f"data {name}", origin.sentence())
+    for stage, work in zip(plan.method.stages, plan.works, strict=True):
+        doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
+        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
+        table.add_row("", work.account.sentence())
+        for task, weight in (work.weights or {}).items():
+            table.add_row("", _task(work, task, weight))
+    if plan.classes:
+        table.add_row("classes", _classes(plan))
+    if plan.validated:
+        table.add_row("validation", _validation(plan))
+    where = ", ".join(point.mixture or f"{point.strength:g}" for point in plan.points)
+    suites = ", ".join(config.suites) or "none"
+    at = "classes" if plan.classes else "strengths"
+    table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
+    if plan.decoding:
+        need, weights = plan.decoding
+        table.add_row("decoding", need.sentence(weights))
+    if plan.held_out:
+        table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
+    if plan.held_out_items:
+        table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
+    if plan.held_out_labels:
+        table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
+    for suite, reason in config.left_out.items():
+        table.add_row("", f"left out: {suite} ({reason})")
+    table.add_row("folder", str(folder_of(config)))
+    console.print(table)
+
+
+def _classes(plan: Plan) -> str:
+    """How each class is told to the model."""
+    assert plan.classes is not None
+    edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
+    placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""
+    held = Counter(group.members[0].control for group in plan.works[0].groups)
+    named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
+    return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
+
+
+def _task(work: Work, task: str, weight: float) -> str:
+    """What a stage has of one of several sources."""
+    own = [group for group in work.groups if group.task == task]
+    tokens = sum(len(member.ids) for group in own for member in group.members)
+    return f"of {task}: {len(own)} rows, {tokens:,} tokens, weight {weight:.3g}"
+
+
+def _validation(plan: Plan) -> str:
+    """What is measured while which stages train."""
+    wanted = plan.config.trainer.validation
+    assert wanted is not None
+    assert plan.validated is not None
+    every = f"{wanted.every_steps} steps" if wanted.every_steps is not None else f"{wanted.every_epochs:g} epochs"
+    stages = ", ".join(stage.name for stage in plan.method.stages if stage.validated(plan.config.trainer))
+    records = len(plan.validated.source.split("test").records)
+    kept = "; ends with the best" if wanted.keep_best else ""
+    return (
+        f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
+        f" at most {wanted.rows} of {records} records of split {wanted.split}"
+    )
+
+
+def _configs(config: RunConfig) -> str:
+    """Where the tuner's and the method's numbers came from, the command line aside."""
+    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
+    if isinstance(config.control, FormConfig):
+        rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
+    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
+    return f"{rates}, {steps}"
