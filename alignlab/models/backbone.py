@@ -66,7 +66,7 @@ class Backbone:
     def moved(self, fingerprint: str) -> Backbone:
         """The same model with other weights. What it can do was tried without a tuner, and stays as it was found."""
         made = replace(self, fingerprint=fingerprint)
-        made.__dict__ |= {name: vars(self)[name] for name in ("abilities", "cache_objection") if name in vars(self)}
+        vars(made).update({name: vars(self)[name] for name in ("abilities", "cache_objection") if name in vars(self)})
         return made
 
     @property
