@@ -66,7 +66,7 @@ class Backbone:
     def moved(self, fingerprint: str) -> Backbone:
         """The same model with other weights. What it can do was tried without a tuner, and stays as it was found."""
         made = replace(self, fingerprint=fingerprint)
-        made.__dict__ |= {name: vars(self)[name] for name in ("abilities", "cache_objection") if name in vars(self)}
+        vars(made).update({name: vars(self)[name] for name in ("abilities", "cache_objection") if name in vars(self)})
         return made
 
     @property
@@ -145,9 +145,8 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
     codec = load_codec(config, labels)
     torch.manual_seed(seed)  # weights that a checkpoint lacks are drawn
     if torch.device(device).type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(
-            False
-        )  # it plans every shape anew, and no two batches have one (benchmarks/gpu.py --cudnn)
+        # It plans every shape anew, and no two batches have one (benchmarks/gpu.py --cudnn).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if start == "random":
         model = kind.auto.from_config(architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
         model.name_or_path = ""  # the folder has the shape; its weights, if there are any, are others
