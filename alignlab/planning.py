@@ -19,11 +19,9 @@ from alignlab.data.encode import Limits, labelled, pair
 from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluation import SUITES
+from alignlab.evaluation import SUITES, Point, points
 from alignlab.evaluation.config import FormConfig
-from alignlab.evaluation.suite import HeldOut, Point, held_out
-from alignlab.evaluation.sweep import points
-from alignlab.evaluation.validation import Validated, validated
+from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
 from alignlab.models.backbone import load_codec, skeleton

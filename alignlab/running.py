@@ -17,9 +17,8 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, RunConfig, folder_of
 from alignlab.errors import AlignlabError, ConfigError
-from alignlab.evaluation.report import Report, write_report
-from alignlab.evaluation.suite import EvaluationContext
-from alignlab.evaluation.sweep import Row, sweep
+from alignlab.evaluation.report import Report, Row, write_report
+from alignlab.evaluation.suite import EvaluationContext, sweep
 from alignlab.files import environment
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan

@@ -1,10 +1,14 @@
-"""Evaluation: suites of metrics, read along the strengths of a control."""
+"""Evaluation: suites of metrics, the controls that are evaluated, and the points at which a policy is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from alignlab.errors import ConfigError
 from alignlab.evaluation.config import (
     EmbeddedFormConfig,
     EvaluationConfig,
@@ -13,80 +17,62 @@ from alignlab.evaluation.config import (
     PrefixFormConfig,
     StrengthConfig,
 )
+from alignlab.records import NO_CLASS
 from alignlab.registry import Entry, Registry, capabilities
 
-
-def _toy(context: Any) -> Any:
-    from alignlab.evaluation.toy import Toy
-
-    return Toy(context)
+if TYPE_CHECKING:
+    from alignlab.models.policy import Policy
 
 
-def _preference(context: Any) -> Any:
-    from alignlab.evaluation.preference import PreferenceSuite
+@dataclass(frozen=True)
+class SuiteEntry(Entry):
+    """A suite. `metrics`: the names of what it measures; the first stands for a run."""
 
-    return PreferenceSuite(context)
-
-
-def _fluency(context: Any) -> Any:
-    from alignlab.evaluation.fluency import Fluency
-
-    return Fluency(context)
+    metrics: tuple[str, ...] = ()
 
 
-def _classes(context: Any) -> Any:
-    from alignlab.evaluation.classes import BetweenClasses
-
-    return BetweenClasses(context)
-
-
-def _classification(context: Any) -> Any:
-    from alignlab.evaluation.classification import Classification
-
-    return Classification(context)
+def _at(place: str) -> Callable[..., Any]:
+    """What builds the class at module.Name of this package, imported when it is built."""
+    module, _, name = place.rpartition(".")
+    return lambda context: getattr(import_module(f"{__name__}.{module}"), name)(context)
 
 
-SUITES = Registry(
-    "evaluation suite",
-    {
-        "toy": Entry(
-            EvaluationConfig, _toy, requires=capabilities("oracle", "generation"), provides=capabilities("sampled texts")
-        ),
-        "preference": Entry(EvaluationConfig, _preference, requires=capabilities("pairs", "token likelihood")),
-        "fluency": Entry(
-            EvaluationConfig,
-            _fluency,
-            requires=capabilities("generation", "token likelihood"),
-            provides=capabilities("sampled texts"),
-        ),
-        "classes": Entry(EvaluationConfig, _classes, requires=capabilities("classes", "token likelihood")),
-        "classification": Entry(EvaluationConfig, _classification, requires=capabilities("label set")),
-    },
-)
-
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "toy": ("reward", "capability", "consistency", "obedience"),
-    "preference": ("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
-    "fluency": ("perplexity", "distinct_2", "repetition_4", "words"),
-    "classes": (
-        "nats_per_token",
-        "gap",
-        "separation",
-        "class_accuracy",
-        "pair_accuracy",
-        "likelihood_separation",
+_SUITES: Mapping[str, SuiteEntry] = {
+    "toy": SuiteEntry(
+        EvaluationConfig,
+        _at("suites.Toy"),
+        requires=capabilities("oracle", "generation"),
+        provides=capabilities("sampled texts"),
+        metrics=("reward", "capability", "consistency", "obedience"),
     ),
-    "classification": ("accuracy", "nats", "squared_error"),
+    "preference": SuiteEntry(
+        EvaluationConfig,
+        _at("suites.PreferenceSuite"),
+        requires=capabilities("pairs", "token likelihood"),
+        metrics=("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
+    ),
+    "fluency": SuiteEntry(
+        EvaluationConfig,
+        _at("suites.Fluency"),
+        requires=capabilities("generation", "token likelihood"),
+        provides=capabilities("sampled texts"),
+        metrics=("perplexity", "distinct_2", "repetition_4", "words"),
+    ),
+    "classes": SuiteEntry(
+        EvaluationConfig,
+        _at("classes.BetweenClasses"),
+        requires=capabilities("classes", "token likelihood"),
+        metrics=("class_accuracy", "pair_accuracy", "likelihood_separation", "nats_per_token", "gap", "separation"),
+    ),
+    "classification": SuiteEntry(
+        EvaluationConfig,
+        _at("suites.Classification"),
+        requires=capabilities("label set"),
+        metrics=("accuracy", "nats", "squared_error"),
+    ),
 }
-"""The numbers of each suite."""
-
-
-def _same(config: Any) -> Any:
-    return config
-
-
-def _no_control(_config: StrengthConfig, *_: Any) -> None:
-    """A dial chooses between no classes."""
+SUITES = Registry("evaluation suite", _SUITES)
+METRICS: Mapping[str, tuple[str, ...]] = {name: entry.metrics for name, entry in _SUITES.items()}
 
 
 def _control(config: FormConfig, *given: Any) -> Any:
@@ -99,11 +85,12 @@ def _classed_by(config: FormConfig) -> frozenset[str]:
     return frozenset({"controls", config.classes.by})
 
 
+_DIAL = Entry(StrengthConfig, lambda _config, *_: None)  # chooses between no classes
 _LEARNED = capabilities("classes", "learned control")
 CONTROLS = Registry(
     "control",
     {
-        **{name: Entry(StrengthConfig, _no_control) for name in ("trained", "dial", "grid")},
+        **dict.fromkeys(("trained", "dial", "grid"), _DIAL),
         "text": Entry(FormConfig, _control, requires=_classed_by, provides=capabilities("classes")),
         "prefixes": Entry(
             PrefixFormConfig, _control, requires=_classed_by, provides=capabilities("classes", "classes in words")
@@ -113,4 +100,28 @@ CONTROLS = Registry(
         "lora": Entry(LoraFormConfig, _control, requires=_classed_by, provides=_LEARNED),
     },
 )
-EVALUATIONS = Registry("evaluation", {name: Entry(EvaluationConfig, _same) for name in ("off", "quick", "full")})
+EVALUATIONS = Registry("evaluation", dict.fromkeys(("off", "quick", "full"), Entry(EvaluationConfig, lambda config: config)))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a policy is measured. `control`: the dial's name, or the class's; `mixture`: the class, None where it is the
+    strength that is asked for."""
+
+    strength: float
+    control: str
+    mixture: str | None = None
+
+    def set(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside, the policy is at this point."""
+        return policy.at(self.strength) if self.mixture is None else policy.under(self.mixture)
+
+
+def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
+    """Where a policy is measured. Raises ConfigError for strengths between more than two classes."""
+    if classes is None:
+        return [Point(strength, control.name) for strength in control.strengths]
+    if control.strengths and len(classes) != 2:
+        raise ConfigError(f"control.strengths lie between two classes, and there are {', '.join(classes)}; set them to [].")
+    alone = [Point(1.0, name, name) for name in (*classes, NO_CLASS)]
+    return alone + [Point(strength, "/".join(classes)) for strength in control.strengths]

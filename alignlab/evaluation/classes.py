@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import ConfigError
+from alignlab.evaluation import Point
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
-from alignlab.evaluation.suite import EvaluationContext, Point
+from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.scoring import scored
 from alignlab.records import EncodedGroup
 

@@ -1,4 +1,4 @@
-"""The report of a run: one JSON file, and a table for the person at the keyboard."""
+"""The results of a run: rows, report.json, and a table for the person at the keyboard."""
 
 from __future__ import annotations
 
@@ -10,8 +10,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.evaluation.sweep import Row, headline, titles
+from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a report."""
+
+    strength: float
+    control: str
+    suite: str
+    metric: str
+    value: float
+    n: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,21 @@ def show(report: Report, console: Console) -> None:
         n = next(row.n for row in found if row)
         table.add_row(f"{suite}/{metric}", str(n), *(_cell(row) for row in found))
     console.print(table)
+
+
+def headline(rows: Sequence[Row]) -> Row | None:
+    """The first suite's main metric at the strength nearest to 1."""
+    for row in sorted(rows, key=lambda row: abs(row.strength - 1)):
+        if row.suite == rows[0].suite and row.metric == METRICS[row.suite][0]:
+            return row
+    return None
+
+
+def titles(rows: Sequence[Row]) -> list[str]:
+    """The point of each row in words: its strength, or where there are several controls its class or mixture of classes."""
+    if len({row.control for row in rows}) == 1:
+        return [f"strength {row.strength:g}" for row in rows]
+    return [row.control if row.strength == 1.0 else f"{row.control} {row.strength:g}" for row in rows]
 
 
 def _cell(row: Row | None) -> str:

@@ -1,37 +1,28 @@
-"""What a suite is: it measures a policy at one point, a strength or a class. Texts are sampled once per point, for all."""
+"""What a suite is, and how a policy is measured by suites: at every point of a control, or on the way through training.
+
+A suite measures a policy at one point, a strength or a class. Texts are sampled once per point, for all suites.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from alignlab.data.classes import Classes
-from alignlab.data.encode import Account, Limits, encode
+from alignlab.data.classes import LABELLED, Classes, classed
+from alignlab.data.encode import Account, Limits, encode, labelled, pair
 from alignlab.data.source import Source, Split
-from alignlab.evaluation.config import EvaluationConfig
+from alignlab.evaluation import SUITES, Point
+from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
+from alignlab.evaluation.report import Row, titles
 from alignlab.evaluation.statistics import Measurement
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.records import EncodedGroup, LabelSet, View
+from alignlab.records import ACROSS, EncodedGroup, LabelSet, View
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a policy is measured. `control`: the dial's name, or the class's; `mixture`: the class, None where it is the
-    strength that is asked for."""
-
-    strength: float
-    control: str
-    mixture: str | None = None
-
-    def set(self, policy: Policy) -> AbstractContextManager[None]:
-        """Inside, the policy is at this point."""
-        return policy.at(self.strength) if self.mixture is None else policy.under(self.mixture)
 
 
 @dataclass(frozen=True)
@@ -102,3 +93,86 @@ class SuiteAcross(Suite, Protocol):
 
     def across(self, points: Sequence[Point]) -> list[Measurement]:
         """Metrics that need more than one point."""
+
+
+def sweep(
+    context: EvaluationContext, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]
+) -> list[Row]:
+    """Measures every suite at every point, in order, and then what some say of all points together."""
+    built = {name: SUITES[name].build(context) for name in suites}
+    rows: list[Row] = []
+    for point in where:
+        log.info("evaluation at %s: %s", point.mixture or f"strength {point.strength:g}", ", ".join(suites))
+        for name, suite in built.items():
+            rows += [_row(point, name, measured) for measured in suite.measure(point)]
+    for name, suite in built.items():
+        if isinstance(suite, SuiteAcross):
+            rows += [_row(Point(1.0, ACROSS), name, measured) for measured in suite.across(where)]
+    for row, title in zip(rows, titles(rows), strict=True):
+        log_values(title, row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for what a suite
+    says of several classes together."""
+
+    suite: str
+    config: EvaluationConfig
+    source: Source = field(compare=False)
+    points: tuple[Point, ...]
+    classes: Classes | None = field(compare=False)
+    pairs: HeldOut | None = field(compare=False)
+    items: HeldOut | None = field(compare=False)
+    labels: LabelSet | None = field(default=None, compare=False)
+    told: HeldOut | None = field(default=None, compare=False)
+
+    def cache_key(self) -> str:
+        """A hash of the records: what decides its numbers, besides the fields that are compared."""
+        digest = hashlib.sha256()
+        for record in self.source.split("test").records:
+            digest.update(repr((record.prompt, record.second, record.responses)).encode())
+        return digest.hexdigest()
+
+    def measure(self, policy: Policy) -> Mapping[str, float]:
+        """The suite's numbers for the policy as it is now; nothing is kept from one time to the next."""
+        context = EvaluationContext(
+            policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.told
+        )
+        suite = SUITES[self.suite].build(context)
+        found = suite.measure(self.points[0])
+        if isinstance(suite, SuiteAcross):
+            found = [*found, *suite.across(self.points)]
+        return {measured.metric: measured.value for measured in found}
+
+
+def validated(
+    suite: str,
+    rows: int,
+    config: EvaluationConfig,
+    control: StrengthConfig | FormConfig,
+    source: Source,
+    classes: Classes | None,
+    labels: LabelSet | None,
+    choices: View | None,
+    codec: Codec,
+    limits: Limits,
+) -> Validated:
+    """At most `rows` records of a source's `test` split, encoded for a suite. `choices`: how labels are scored."""
+    words = SUITES[suite].requires(config)
+    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in words else None
+    if classes:
+        source = classed(source, classes)
+        points = tuple(Point(1.0, name, name) for name in classes.names)
+    else:
+        points = (Point(1.0, control.name),)
+    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in words else None
+    told = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in words else None
+    source.prompts()
+    settled = replace(config, pairs=rows, prompts=rows)
+    return Validated(suite, settled, source, points, classes, pairs, items, labels, told)
+
+
+def _row(point: Point, suite: str, measured: Measurement) -> Row:
+    return Row(point.strength, point.control, suite, measured.metric, measured.value, measured.n, measured.low, measured.high)

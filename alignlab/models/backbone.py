@@ -145,9 +145,8 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
     codec = load_codec(config, labels)
     torch.manual_seed(seed)  # weights that a checkpoint lacks are drawn
     if torch.device(device).type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(
-            False
-        )  # it plans every shape anew, and no two batches have one (benchmarks/gpu.py --cudnn)
+        # It plans every shape anew, and no two batches have one (benchmarks/gpu.py --cudnn).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if start == "random":
         model = kind.auto.from_config(architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
         model.name_or_path = ""  # the folder has the shape; its weights, if there are any, are others

@@ -12,7 +12,7 @@ from alignlab.plots.panels import panels, saved
 from alignlab.tracking.ledger import Ledger
 
 if TYPE_CHECKING:
-    from alignlab.evaluation.sweep import Row
+    from alignlab.evaluation.report import Row
 
 SMALLEST_SPAN = 0.5
 """Of a dial's vertical axis, so that a change within the noise does not look like a fall."""

@@ -89,6 +89,7 @@ def test_a_run_that_finds_its_stage_in_the_store_has_its_curve_too(tmp_path: Pat
 
 def test_every_suite_says_what_it_measures() -> None:
     assert METRICS.keys() == SUITES.keys()
+    assert all(METRICS.values())
 
 
 @pytest.mark.parametrize(

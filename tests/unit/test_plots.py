@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.evaluation.sweep import Row
+from alignlab.evaluation.report import Row
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.tracking.ledger import Ledger
 

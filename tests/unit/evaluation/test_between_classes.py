@@ -15,10 +15,11 @@ from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Limits, labelled
 from alignlab.data.source import Judge, Source, Split
 from alignlab.errors import ConfigError
+from alignlab.evaluation import Point
 from alignlab.evaluation.classes import BetweenClasses
 from alignlab.evaluation.statistics import Measurement, rank_correlation
-from alignlab.evaluation.suite import EvaluationContext, Point, held_out
-from alignlab.evaluation.toy import Toy
+from alignlab.evaluation.suite import EvaluationContext, held_out
+from alignlab.evaluation.suites import Toy
 from alignlab.models.answers import Budget, Footprint
 from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, Record, Response

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignlab.evaluation.report import show, write_report
-from alignlab.evaluation.sweep import Row
+from alignlab.evaluation.report import Row, show, write_report
 from alignlab.tracking.ledger import Ledger
 
 ROWS = [

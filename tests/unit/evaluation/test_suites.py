@@ -14,14 +14,12 @@ from alignlab.data.batching import whole
 from alignlab.data.encode import Limits, pair
 from alignlab.data.source import Judge, Source, Split
 from alignlab.errors import ConfigError
+from alignlab.evaluation import Point
 from alignlab.evaluation.config import EvaluationConfig, StrengthConfig
-from alignlab.evaluation.fluency import Fluency, _distinct
-from alignlab.evaluation.preference import PreferenceSuite as PreferenceSuite
-from alignlab.evaluation.preference import _wins
+from alignlab.evaluation.report import Row, headline
 from alignlab.evaluation.statistics import Measurement
-from alignlab.evaluation.suite import EvaluationContext, Point, held_out
-from alignlab.evaluation.sweep import Row, headline, sweep
-from alignlab.evaluation.toy import Toy
+from alignlab.evaluation.suite import EvaluationContext, held_out, sweep
+from alignlab.evaluation.suites import Fluency, PreferenceSuite, Toy, _distinct, _wins
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling

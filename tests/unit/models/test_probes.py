@@ -18,6 +18,7 @@ from alignlab.models.anatomy import expected, find
 from alignlab.models.backbone import Backbone
 from alignlab.models.packing import described
 from alignlab.models.policy import Policy
+from alignlab.models.sampling import Sampling
 from alignlab.records import Batch
 from tests.contracts.architectures import architecture
 from tests.contracts.test_architectures import lora, tuned
@@ -107,6 +108,8 @@ def test_trying_leaves_no_trace(llama: Backbone) -> None:
 
     find("llama", llama.model)
     Policy(llama, policy.tuner)
+    with policy.tuner.off():
+        assert llama.cache_objection == ""
 
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in policy.model.modules()] == before[1]
@@ -170,3 +173,13 @@ def test_a_backbone_is_tried_once(llama: Backbone) -> None:
 
     assert len(calls) == tried
     assert replace(llama).abilities is not llama.abilities
+
+
+def test_the_cache_of_generation_is_tried_with_the_first_answer_and_once(llama: Backbone) -> None:
+    policy = plain(llama)
+    assert "cache_objection" not in vars(llama)
+
+    policy.respond(["Tell a story."], sampling=Sampling(1, 0.0, 1.0), seed=0)
+
+    assert vars(llama)["cache_objection"] == ""
+    assert vars(llama.moved("elsewhere"))["cache_objection"] == ""

@@ -1,0 +1,178 @@
+"""Suites that measure one point by itself: stories of the embedded world, held-out pairs, sampled texts, held-out labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignlab.data.batching import in_order, whole
+from alignlab.errors import ConfigError
+from alignlab.evaluation import Point
+from alignlab.evaluation.statistics import Measurement, bootstrap, share
+from alignlab.evaluation.suite import EvaluationContext
+from alignlab.models.scoring import scored
+from alignlab.records import EncodedGroup, Example
+
+SAMPLED_PER_PASS = 64
+"""Sampled texts that are scored together at most."""
+HELD_OUT_PER_PASS = 32
+"""Held-out pairs or labelled texts that are scored together at most."""
+TIE_NATS = 1e-4
+"""Margins closer than rounding between batch shapes are ties: they count one half."""
+DISTINCT = 2
+REPEATED = 4
+
+
+class Toy:
+    """Stories of the embedded world, by its exact oracle: what they have of what is to be aligned, and whether they still do
+    what the prompt asked for."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.source.judge is None:
+            raise ConfigError(f"evaluation suite toy needs an oracle; data={context.source.name} has none.")
+        self._context, self._judge = context, context.source.judge
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Mean reward in [-1, 1], mean capability in [0, 1], the mean share of mood words on their story's side, and for a
+        class made of attributes the share of stories that have them all."""
+        verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._context.answers(point), strict=True)]
+        wanted = self._context.classes.attributes.get(point.control, {}) if self._context.classes else {}
+        obeyed = [float(all(verdict.attributes.get(key) == value for key, value in wanted.items())) for verdict in verdicts]
+        return [
+            bootstrap("reward", [verdict.reward for verdict in verdicts]),
+            bootstrap("capability", [verdict.capability for verdict in verdicts]),
+            bootstrap("consistency", [verdict.consistency for verdict in verdicts]),
+            *([share("obedience", obeyed)] if wanted else []),
+        ]
+
+
+class PreferenceSuite:
+    """Held-out pairs: does the model prefer what people preferred? Accuracy with ties as one half: of log p(chosen) >
+    log p(rejected), and of the same relative to `off`, which is the tuned backbone where a stage moved it."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.held_out is None:
+            raise ConfigError(f"evaluation suite preference needs pairs; data={context.source.name} has none.")
+        self._policy = context.policy
+        self._groups = context.held_out.groups[: context.config.pairs]
+        self._base_N: Tensor | None = None
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Accuracy by log-probability, by log-probability per token, by implicit reward, and the mean reward margin (nats); of
+        several sources both accuracies of each too, as source/accuracy."""
+        if self._base_N is None:
+            with self._policy.off():
+                self._base_N = self._margins()[0]
+        with point.set(self._policy):
+            margin_N, per_token_N = self._margins()
+        reward_N = margin_N - self._base_N
+        tasks = [group.task for group in self._groups]
+        return [
+            share("accuracy", _wins(margin_N)),
+            share("accuracy_per_token", _wins(per_token_N)),
+            share("reward_accuracy", _wins(reward_N)),
+            bootstrap("reward_margin", reward_N.tolist()),
+            *_of_each("accuracy", _wins(margin_N), tasks),
+            *_of_each("reward_accuracy", _wins(reward_N), tasks),
+        ]
+
+    @torch.inference_mode()
+    def _margins(self) -> tuple[Tensor, Tensor]:
+        """log p(chosen) - log p(rejected) of each pair, summed and per token, in the order of the groups."""
+        total_NM, mean_NM = scored(self._policy, self._groups, HELD_OUT_PER_PASS)
+        return total_NM[:, 0] - total_NM[:, 1], mean_NM[:, 0] - mean_NM[:, 1]
+
+
+class Fluency:
+    """Fluency of sampled texts: perplexity under the backbone, distinct n-grams, repetition and length."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        self._context = context
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Perplexity per token (texts that are empty are left out of it), share of distinct bigrams of a text, share of
+        its 4-grams that it had already used, and length in words."""
+        prompts, texts = self._context.answers(point)
+        words = [text.split() for text in texts]
+        nats = self._nats_per_token(prompts, texts)
+        perplexity = [bootstrap("perplexity", nats, show=math.exp)] if nats else []
+        return [
+            *perplexity,
+            bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words]),
+            bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words]),
+            bootstrap("words", [float(len(text)) for text in words]),
+        ]
+
+    def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
+        """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none."""
+        policy = self._context.policy
+        pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
+        encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
+        groups = [
+            EncodedGroup(str(number), (replace(example, ids=example.ids[:-1]),)) for number, example in enumerate(encoded)
+        ]
+        if not groups:
+            return []
+        with torch.inference_mode(), policy.off():
+            mean_NM = scored(policy, groups, SAMPLED_PER_PASS)[1]
+        values: list[float] = (-mean_NM[:, 0]).tolist()
+        return values
+
+
+class Classification:
+    """Held-out texts: does the model tell what they are? Every class is scored, by a classifier's head or by the likelihood
+    of its name (no string is compared); ties go to the first class."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.labels is None or context.held_out_labels is None:
+            raise ConfigError(f"evaluation suite classification needs labels; data={context.source.name} has none.")
+        self._policy = context.policy
+        self._names = context.labels.names
+        self._groups = context.held_out_labels.groups[: context.config.pairs]
+        told = {record.row: record.responses[0].text for record in context.source.split("test").records}
+        self._told = [told[group.row] for group in self._groups]
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Of classes: accuracy, and nats of the right one, normalised over the classes. Of a number: its squared error."""
+        with point.set(self._policy):
+            scores_NC = self._scores()
+        if not self._names:
+            numbers = torch.tensor([float(text) for text in self._told])
+            return [bootstrap("squared_error", (scores_NC[:, 0] - numbers).square().tolist())]
+        right_N = torch.tensor([self._names.index(name) for name in self._told])
+        nats_N = F.cross_entropy(scores_NC, right_N, reduction="none")
+        return [share("accuracy", (scores_NC.argmax(-1) == right_N).float().tolist()), bootstrap("nats", nats_N.tolist())]
+
+    @torch.inference_mode()
+    def _scores(self) -> Tensor:
+        """Scores of the labels of each group, N,C, fp32 on the CPU."""
+        codec = self._policy.backbone.codec
+        rows: list[Tensor] = [torch.empty(0)] * len(self._groups)
+        for places in in_order(self._groups, HELD_OUT_PER_PASS):
+            batch = whole([self._groups[place] for place in places], codec.pad).to(self._policy.backbone.device)
+            for place, scores_C in zip(places, self._policy.label_scores(batch).float().cpu(), strict=True):
+                rows[place] = scores_C
+        return torch.stack(rows)
+
+
+def _of_each(metric: str, values: Sequence[float], tasks: Sequence[str | None]) -> list[Measurement]:
+    """A share for each task, where there are several sources."""
+    named = dict.fromkeys(task for task in tasks if task is not None)
+    return [
+        share(f"{name}/{metric}", [value for value, task in zip(values, tasks, strict=True) if task == name]) for name in named
+    ]
+
+
+def _wins(margin_N: Tensor) -> list[float]:
+    return torch.where(margin_N.abs() <= TIE_NATS, 0.5, (margin_N > 0).float()).tolist()
+
+
+def _distinct(words: list[str], size: int) -> float:
+    """The share of different n-grams among all of a text; 1 for a text that is too short to have any."""
+    grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
