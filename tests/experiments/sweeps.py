@@ -46,6 +46,14 @@ def cells(table: str) -> list[list[str]]:
     return [list(cell) for cell in product(*(_choices(key, str(values)) for key, values in swept(table).items()))]
 
 
+def distinct(table: str) -> list[list[str]]:
+    """The first of the cells that choose the same configs and differ in plain values only."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for cell in cells(table):
+        found.setdefault(tuple(word for word in cell if word.startswith("+") or _configs(word.partition("=")[0])), cell)
+    return list(found.values())
+
+
 def composed(table: str, *cell: str) -> DictConfig:
     """The config of one job; it holds until the next is composed."""
     return _composer([f"experiment={table}", *cell])

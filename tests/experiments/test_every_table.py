@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from tests.experiments.recorded import RECORD, Values, choice_values, table_values, unpacked
 from tests.experiments.sweeps import cells, run_of, tables
 
 TABLES = tables()
@@ -25,3 +28,26 @@ def test_no_toy_number_reaches_the_papers_scale(table: str) -> None:
         configs = vars(run_of(table, *cell).sizing).values()
 
         assert not [config for config in configs if config and config.startswith("tiny")]
+
+
+@pytest.mark.parametrize(("compose", "tabled"), [(table_values, True), (choice_values, False)])
+def test_every_config_composes_to_the_recorded_values(compose: Callable[[], dict[str, Values]], tabled: bool) -> None:
+    """`python -m tests.experiments.recorded` records them anew, where a value is changed on purpose."""
+    recorded = {
+        line: values for line, values in unpacked(RECORD.read_text()).items() if line.startswith("experiment=") is tabled
+    }
+
+    made = compose()
+
+    assert sorted(made) == sorted(recorded)
+    assert differences(recorded, made) == []
+
+
+def differences(recorded: dict[str, Values], made: dict[str, Values]) -> list[str]:
+    """What differs, a line per command line and key."""
+    return [
+        f"{line}: {key}={recorded[line].get(key)} is now {values.get(key)}"
+        for line, values in made.items()
+        for key in sorted({*values, *recorded[line]})
+        if values.get(key) != recorded[line].get(key)
+    ]
