@@ -1,9 +1,14 @@
-"""The door through which Hydra finds our plug-ins: it takes none from outside `hydra_plugins`. They live in alignlab/sweeps."""
+"""Hydra's plug-ins of alignlab, which Hydra takes from `hydra_plugins` only; the code is in alignlab/sweeps. And the configs of
+the groups `sizing/*`, made of conf/_sizing.yaml."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 
 from alignlab.sweeps import local, sweeper
@@ -36,3 +41,19 @@ else:
 
     _slurm = slurm.settings(f"{__name__}.Slurm")
 _store.store(group="hydra/launcher", name="slurm", node=_slurm, provider="alignlab")
+
+
+def _sizings(table: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Group, name and values of each config of a sizing table."""
+    for model, sections in table.items():
+        for section in ("tuner", "control", "method"):
+            for choice, values in sections.get(section, {}).items():
+                name = f"{model}_{choice}"
+                of_model = sections.get("model", {}).get(choice, {}) if section == "method" else {}
+                given = {key: value for key, value in {section: values, "model": of_model}.items() if value}
+                yield f"sizing/{section}", name, given | {"sizing": {section: name}}
+
+
+_table = (Path(__file__).parents[2] / "conf" / "_sizing.yaml").read_text(encoding="utf-8")
+for _group, _name, _node in _sizings(yaml.load(_table, getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
+    _store.store(group=_group, name=_name, node=_node, package="_global_", provider="alignlab")
