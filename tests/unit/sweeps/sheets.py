@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from alignlab.config import RunConfig, parse
 from alignlab.errors import DivergedError
 from alignlab.folders import folder_of
-from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.jobs import Composer
 from alignlab.tracking.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
