@@ -16,13 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from alignlab.command_line import console, sentence, show_words
+from alignlab.command_line import console, expand_overrides, sentence, show_words
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError
 from alignlab.files import alone
-from alignlab.sweeps.jobs import describe
-from alignlab.sweeps.show import show_plan
-from alignlab.sweeps.words import expanded
+from alignlab.sweeps.jobs import plan_job, show_plan
 from alignlab.tracking.ledger import LOCK
 from alignlab.training import processes
 
@@ -45,7 +43,7 @@ def run(raw: DictConfig) -> float | None:
     """Returns the headline number, so that a sweeper can optimise it."""
     config = parse(raw)  # no torch up to here: every config error answers at once
     if config.plan:
-        show_plan("of one job", [describe(config, HydraConfig.get().overrides.task)], console(), whole=True)
+        show_plan("of one job", [plan_job(config, HydraConfig.get().overrides.task)], console(), whole=True)
         return None
     with processes.joined(config.trainer.device):
         return _once(config)
@@ -107,7 +105,7 @@ if __name__ == "__main__":
     if not processes.is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        sys.argv[1:] = expanded(sys.argv[1:], Path(__file__).parent / "experiments")
+        sys.argv[1:] = expand_overrides(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 from alignlab.commands.words import Commands
 from alignlab.errors import RunFolderError
 from alignlab.files import held
-from alignlab.sweeps.queue import Queue
+from alignlab.sweeps.cluster import Queue
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, State, state_of
 from alignlab.tracking.sweeps import SweepLedger, every_sweep, find_sweep
 
@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
-    jobs = [(" ".join(job.words), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
+    jobs = [(" ".join(job.overrides), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
     counts = Counter(state.name for _, state in jobs)
     told = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     print(f"{sweep.name}: {len(jobs)} jobs ({told})")

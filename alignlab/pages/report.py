@@ -69,7 +69,7 @@ def _job(sweep: Sweep, seen: Seen) -> dict[str, str]:
         "time": str(words.get("time", ""))[:16].replace("T", " "),
         "said": seen.state.progress or without_paths(str(words.get("error", ""))),
         "folder": seen.job.folder,
-        "words": without_paths(" ".join(seen.job.words)),
+        "words": without_paths(" ".join(seen.job.overrides)),
     }
 
 

@@ -1,28 +1,178 @@
-"""The jobs of a sweep: what each would do, where its run is, and how it stands."""
+"""The jobs of a sweep before they run: the name of the sweep, the config of each job, its run folder and state, its stages and
+steps, and the plan as it is printed."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import re
-from collections.abc import Collection, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from alignlab.command_line import sentence
-from alignlab.config import RunConfig, finished, folder_of, parse
-from alignlab.sweeps.compose import Composer
-from alignlab.sweeps.stages import PlannedStage, stages_of
-from alignlab.sweeps.words import ROW
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alignlab.command_line import ROW, sentence
+from alignlab.config import NO_INFLUENCE, RunConfig, finished, folder_of, parse
+from alignlab.errors import ConfigError
 from alignlab.tracking.ledger import State, state_of
 from alignlab.tracking.sweeps import Job, relative
 
+Load = Callable[[list[str]], DictConfig]
+"""Composes one job from its overrides."""
+Choices = Callable[[str], Sequence[str]]
+"""The configs of a config group and the folders in it; none for a key that is not a group."""
+_NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
+"""The text between the signs of interpolations: a key, a part of one, or a word that is no key."""
+LONGEST_NAME = 100
+"""Characters of overrides in a sweep's name; longer ones are hashed."""
+READ_BY_ALL = ("model", "tuner", "data", "control", "trainer", "seed")
+"""Config groups that any stage may read. The key of a stage's result (training/stage_key.py) says exactly what the stage reads,
+but needs encoded rows. Two stages that are equal here have the same key; others may have it, too."""
+LISTED = 40
+"""Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
+
+
+def name_of(shared: Sequence[str], swept: Collection[str], overrides: Sequence[str]) -> str:
+    """The experiment, if there is one, and every other override of the command line whose key the experiment does not sweep.
+
+    `shared`: overrides of all jobs; `swept`: the keys that an experiment sweeps itself, which a command line may narrow;
+    `overrides`: the command line's own sweeps. So `seed=7` narrows a table, and `method.beta=1.0` makes another sweep.
+    """
+    experiment = next((override.partition("=")[2] for override in shared if override.startswith("experiment=")), "")
+    added = decisive([*shared, *overrides], swept) - {f"experiment={experiment}"}
+    extra = "+".join(sorted(added))
+    if "/" in extra or len(extra) > LONGEST_NAME or re.search(r"[^\w.,=+-]", extra):
+        # The name becomes a folder and goes to W&B: no paths, no blanks.
+        extra = hashlib.sha256(extra.encode()).hexdigest()[:8]
+        extra = extra if experiment else f"sweep-{extra}"
+    return "+".join(part for part in (experiment, extra) if part) or "sweep"
+
+
+def checked_name(name: object) -> str | None:
+    """The name that `sweep=` gives, None without one. Raises ConfigError for a name that is no folder below the runs."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or (re.search(r"[^\w.,=+/-]", name) or not all(part.strip(".") for part in name.split("/"))):
+        raise ConfigError(f"sweep={name!r} must be letters, digits and .,=+-, in parts between slashes; it becomes a folder.")
+    return name
+
+
+def decisive(overrides: Collection[str], swept: Collection[str]) -> set[str]:
+    """The overrides that make another sweep: their key is not swept by the experiment and can influence results."""
+    keys = {override: override.partition("=")[0] for override in overrides}
+    return {
+        override for override, key in keys.items() if key not in swept and key.lstrip("+").partition(".")[0] not in NO_INFLUENCE
+    }
+
+
+class Composer:
+    """Composes the jobs of a sweep one after the other.
+
+    Hydra sets values at the very end of composition, so jobs that choose the same configs and set the same keys differ only in
+    those values, and one composed config serves them in turn. Interpolations are resolved once, too, if no other key takes its
+    value from a key that the jobs set.
+    """
+
+    def __init__(self, load: Load, choices: Choices) -> None:
+        self._load = load
+        self._choices = lru_cache(maxsize=None)(choices)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of one job; the next call may change it. Raises what Hydra raises."""
+        values = {override: parsed for override in overrides if (parsed := self._plain_value(override)) is not None}
+        same = tuple(values[override].key_or_group if override in values else override for override in overrides)
+        config = self._bases.get(same)
+        if config is None:
+            composed = self._composed(overrides)
+            config = self._bases[same] = _resolved(composed, [value.key_or_group for value in values.values()])
+            return config
+        try:
+            for value in values.values():
+                OmegaConf.update(config, value.key_or_group, value.value())
+        except OmegaConfBaseException:  # Hydra raises an error that `command_line` can explain
+            del self._bases[same]
+            return self._composed(overrides)
+        return config
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+        config = self._load(list(overrides))
+        with open_dict(config):
+            config.pop("hydra", None)
+        return config
+
+    def _plain_value(self, text: str) -> Override | None:
+        """The override if it replaces a whole value; None for a choice of a config, an added key and a merged value."""
+        override = _parsed(text)
+        replaces = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+        key = override.key_or_group
+        if not replaces or isinstance(override.value(), dict) or key.startswith("hydra.") or self._choices(key):
+            return None
+        return override
+
+
+def _resolved(config: DictConfig, keys: Collection[str]) -> DictConfig:
+    """The config with its interpolations resolved, or as it is if one of them reads any of `keys` or cannot be resolved."""
+    texts = [text for text in _texts(OmegaConf.to_container(config)) if "${" in text]
+    read = {name for text in texts for name in _NAME.findall(text)}
+    anywhere = any("${." in text or "${${" in text for text in texts)
+    if anywhere or any(_one_in_the_other(key, name) for name in read for key in keys):
+        return config
+    resolved = copy.deepcopy(config)
+    try:
+        OmegaConf.resolve(resolved)
+    except OmegaConfBaseException:  # `parse` raises the error that explains it
+        return config
+    return resolved
+
+
+def _one_in_the_other(key: str, other: str) -> bool:
+    """Whether two keys are the same, or one is a part of the other's value."""
+    key, other = (f"{name.strip('.')}." for name in (key, other))
+    return key.startswith(other) or other.startswith(key)
+
+
+def _texts(plain: Any) -> Iterator[str]:
+    if isinstance(plain, str):
+        yield plain
+    elif isinstance(plain, (dict, list)):
+        for inner in plain.values() if isinstance(plain, dict) else plain:
+            yield from _texts(inner)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
+    return OverridesParser.create().parse_override(text)
+
 
 @dataclass(frozen=True)
-class Planned:
-    """A job before it runs. `words`: its whole command line; `job`: what the sweep writes down; `folder`: of its run; `stages`:
-    those that train, empty where their steps are not known."""
+class PlannedStage:
+    """A stage that trains. `steps`: of the optimiser. `content`: equal in two jobs only if one of them computes the stage for
+    both; "" where each job computes its own."""
 
-    words: tuple[str, ...]
+    name: str
+    steps: int
+    content: str
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job before it runs. `overrides`: its whole command line; `job`: what the sweep's ledger keeps; `folder`: of its run;
+    `stages`: those that train, empty where their steps are not known."""
+
+    overrides: tuple[str, ...]
     job: Job
     state: State
     folder: Path = Path()
@@ -34,50 +184,146 @@ class Planned:
         return not self.job.refused and self.state.name != "done"
 
 
-def plan_jobs(commands: Sequence[Sequence[str]], fixed: Collection[str], composer: Composer) -> list[Planned]:
-    """Every job of a sweep, in order. `fixed`: the words that all of them share."""
-    return [_planned(tuple(words), fixed, composer) for words in commands]
+def plan_jobs(commands: Sequence[Sequence[str]], shared: Collection[str], composer: Composer) -> list[PlannedJob]:
+    """Every job of a sweep, in order. `shared`: the overrides that all jobs have."""
+    return [_planned(tuple(overrides), shared, composer) for overrides in commands]
 
 
-def describe(config: RunConfig, words: Sequence[str], fixed: Collection[str] = ()) -> Planned:
+def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str] = ()) -> PlannedJob:
     """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
     done = finished(config)
     folder = folder_of(config)
-    run = relative(folder, Path(config.paths.runs))
-    stages = stages_of(config)
-    steps = None if stages is None else sum(stage.steps for stage in stages)
-    job = Job(**_own(words, fixed), seed=config.seed, fingerprint=config.fingerprint, folder=run, steps=steps)
+    stages = planned_stages(config)
+    job = Job(
+        **_own(overrides, shared),
+        seed=config.seed,
+        fingerprint=config.fingerprint,
+        folder=relative(folder, Path(config.paths.runs)),
+        steps=None if stages is None else sum(stage.steps for stage in stages),
+    )
     state = state_of(folder)
     if state.name == "done" and done is None:
         state = State("missing")  # force=true
-    return Planned(tuple(words), job, state, folder, stages or ())
+    return PlannedJob(tuple(overrides), job, state, folder, stages or ())
 
 
-def _planned(words: tuple[str, ...], fixed: Collection[str], composer: Composer) -> Planned:
+def _planned(overrides: tuple[str, ...], shared: Collection[str], composer: Composer) -> PlannedJob:
+    """One job; a job whose config cannot run is refused with the error as its reason."""
     try:
-        return describe(parse(composer(words)), words, fixed)
+        return plan_job(parse(composer(overrides)), overrides, shared)
     except Exception as error:
         why = sentence(error)
         if why is None:
             raise
-        return _refused(words, fixed, why)
-
-
-def _refused(words: tuple[str, ...], fixed: Collection[str], why: str) -> Planned:
-    seeds = [word.partition("=")[2] for word in words if word.startswith("seed=")]
+    seeds = [override.partition("=")[2] for override in overrides if override.startswith("seed=")]
     seed = int(seeds[-1]) if seeds and re.fullmatch(r"-?\d+", seeds[-1]) else 0
-    job = Job(**_own(words, fixed), seed=seed, fingerprint="", folder="", steps=None, refused=why)
-    return Planned(words, job, State("failed", {"error": why}))
+    job = Job(**_own(overrides, shared), seed=seed, fingerprint="", folder="", steps=None, refused=why)
+    return PlannedJob(overrides, job, State("failed", {"error": why}))
 
 
-def _own(words: Sequence[str], fixed: Collection[str]) -> dict[str, Any]:
-    """What the words of a job say that the sweep's do not, and its row."""
-    own = tuple(word for word in words if word not in fixed)
-    row = next((word for word in words if word.startswith(ROW)), "")
-    settings = dict(_setting(word) for word in own if word != row and not word.startswith("seed="))
-    return {"words": own, "row": row.partition("=")[2], "settings": settings}
+def _own(overrides: Sequence[str], shared: Collection[str]) -> dict[str, Any]:
+    """The overrides that the sweep does not share, the row among them, and the other swept keys with their values."""
+    own = tuple(override for override in overrides if override not in shared)
+    row = next((override for override in overrides if override.startswith(ROW)), "")
+    swept = [override.partition("=") for override in own if override != row and not override.startswith("seed=")]
+    return {"overrides": own, "row": row.partition("=")[2], "settings": {key.lstrip("+"): value for key, _, value in swept}}
 
 
-def _setting(word: str) -> tuple[str, str]:
-    key, _, value = word.partition("=")
-    return key.lstrip("+"), value
+def planned_stages(config: RunConfig) -> tuple[PlannedStage, ...] | None:
+    """The stages that train, in order; None where their steps depend on data whose size no config says."""
+    contents = _contents(config)
+    stages: list[PlannedStage] = []
+    for name, fit in config.method.fits().items():
+        split, per_record = config.method.reads(name)
+        records = config.data.expected(split)
+        if records is None and fit.steps is None:
+            return None
+        stages.append(PlannedStage(name, fit.total_steps((records or 0) * per_record), contents.get(name, "")))
+    return tuple(stages)
+
+
+def _contents(config: RunConfig) -> dict[str, str]:
+    """From the name of a shared stage to its content, which includes the content of the stages before it."""
+    shared = {} if config.force else config.method.shared()
+    contents: dict[str, str] = {}
+    so_far = json.dumps({key: config.plain[key] for key in READ_BY_ALL}, sort_keys=True) if shared else ""
+    for name, read in shared.items():
+        so_far = f"{so_far} {name} {read!r}"
+        contents[name] = so_far
+    return contents
+
+
+def steps_computed_once(jobs: Iterable[tuple[PlannedStage, ...]]) -> tuple[int, dict[str, tuple[int, int]]]:
+    """The steps of all jobs if each shared stage is computed once; and from the name of a shared stage to how often it is
+    computed and for how many jobs."""
+    stages = [stage for job in jobs for stage in job]
+    own = [stage for stage in stages if not stage.content]
+    shared = [stage for stage in stages if stage.content]
+    once = {stage.content: stage for stage in shared}.values()
+    times, having = (Counter(stage.name for stage in each) for each in (once, shared))
+    return sum(stage.steps for stage in [*own, *once]), {name: (times[name], having[name]) for name in times}
+
+
+def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, whole: bool) -> None:
+    """Prints the number of jobs in each state and the optimiser steps. `whole`: and one line for each job."""
+    counts = Counter(_action(each) for each in planned)
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items())
+    console.print(f"sweep {escape(name)}: {len(planned)} jobs ({summary}); {_steps(planned)}", soft_wrap=True)
+    if not whole:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for title in ("job", "", "steps", "run"):
+        table.add_column(title, overflow="fold")
+    for each in planned[:LISTED]:
+        steps = "" if each.job.refused else "?" if each.job.steps is None else f"{each.job.steps:,}"
+        overrides = " ".join(each.job.overrides or each.overrides)
+        table.add_row(escape(overrides), escape(each.job.refused) or _action(each), steps, escape(str(each.folder)))
+    console.print(table)
+    if len(planned) > LISTED:
+        console.print(f"... and {len(planned) - LISTED} more")
+
+
+def show_outcome(
+    name: str, planned: Sequence[PlannedJob], failures: Mapping[int, str], submitted: int, console: Console
+) -> None:
+    """Prints how many jobs finished, failed and were skipped, and of each failure its error and the command that repeats it.
+
+    `failures`: from the index of a job in the sweep to its error. `submitted`: jobs that this process does not wait for.
+    """
+    skipped = sum(each.state.name == "done" for each in planned)
+    finished = len(planned) - skipped - len(failures) - submitted
+    outcome = f"{submitted} jobs submitted" if submitted else f"{finished} finished"
+    summary = f"{outcome}, {len(failures)} failed, {skipped} skipped (done before)"
+    console.print(f"\nsweep {escape(name)}: {summary}", soft_wrap=True)
+    if submitted:
+        console.print(f"`python -m alignlab status {escape(name)}` shows their states", soft_wrap=True)
+    for index, error in failures.items():
+        command = " ".join(["python run.py", *map(shlex.quote, planned[index].overrides)])
+        console.print(f"failed: {escape(' '.join(planned[index].job.overrides))}", soft_wrap=True)
+        console.print(f"  {escape(error)}", soft_wrap=True)
+        console.print(f"  again: {escape(command)}", soft_wrap=True)
+
+
+def _action(planned: PlannedJob) -> str:
+    """What the sweep will do with a job, and why."""
+    if planned.job.refused:
+        return "refused"
+    state = planned.state.name
+    elsewhere = {"done": "done", "missing": "to run", "running": "running elsewhere", "queued": "queued"}
+    return elsewhere.get(state) or f"to run ({state} before)"
+
+
+def _steps(planned: Sequence[PlannedJob]) -> str:
+    """The optimiser steps of the pending jobs. A shared stage may be in the store already, so they are an upper bound."""
+    pending = [each for each in planned if each.pending]
+    unknown = sum(each.job.steps is None for each in pending)
+    steps, shared = steps_computed_once(each.stages for each in pending)
+    text = f"{'at most ' if shared else ''}{steps:,} optimiser steps to make"
+    if unknown:
+        text += f", and {unknown} jobs whose data is not counted yet"
+    once = [f"{name} {_times(times)} for {jobs} jobs" for name, (times, jobs) in shared.items() if times < jobs]
+    return text + (f"; shared stages: {', '.join(once)}" if once else "")
+
+
+def _times(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"

@@ -1,4 +1,4 @@
-"""Jobs one after the other in this process, beside other sweeps that do the same."""
+"""The launcher that runs the jobs of a sweep in this process, and the one that says how to install SLURM's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class LocalLauncher(BasicLauncher):
-    """Hydra's own, that takes up first what no other process is at: two sweeps of the same jobs share them.
+    """Hydra's launcher, one job after the other in this process, first those that no other process runs: two sweeps of the same
+    jobs share them.
 
-    `folders`: the run folder of each job, where they are known.
+    `folders`: the run folder of each job, empty where they are not known.
     """
 
     folders: Sequence[Path] = ()
@@ -30,25 +31,23 @@ class LocalLauncher(BasicLauncher):
         waiting = list(range(len(job_overrides)))
         results: dict[int, JobReturn] = {}
         while waiting:
-            place = next((place for place in waiting if not self._is_running(place)), waiting[0])
-            waiting.remove(place)
-            log.info("job %d of %d: %s", len(results) + 1, len(job_overrides), self._name(place))
-            (results[place],) = super().launch([job_overrides[place]], initial_job_idx + place)
-        return [results[place] for place in range(len(job_overrides))]
+            index = next((index for index in waiting if not self._is_running(index)), waiting[0])
+            waiting.remove(index)
+            name = str(self.folders[index]) if self.folders else f"#{index}"
+            log.info("job %d of %d: %s", len(results) + 1, len(job_overrides), name)
+            (results[index],) = super().launch([job_overrides[index]], initial_job_idx + index)
+        return [results[index] for index in range(len(job_overrides))]
 
-    def _name(self, place: int) -> str:
-        return str(self.folders[place]) if self.folders else f"#{place}"
-
-    def _is_running(self, place: int) -> bool:
-        return place < len(self.folders) and held(self.folders[place] / LOCK) is True
+    def _is_running(self, index: int) -> bool:
+        return index < len(self.folders) and held(self.folders[index] / LOCK) is True
 
 
 class NoSlurm(BasicLauncher):
-    """Stands in for a launcher that is not installed."""
+    """Takes the place of the SLURM launcher where hydra-submitit-launcher is not installed."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Raises SweepError that says what to install."""
+        """Raises SweepError that names the package to install."""
         raise SweepError("launch=slurm needs hydra-submitit-launcher, which is not here: pip install 'alignlab[slurm]'.")

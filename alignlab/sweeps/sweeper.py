@@ -1,4 +1,8 @@
-"""Hydra's basic sweeper, with a plan before the jobs and an account behind them."""
+"""Hydra's basic sweeper with a plan before the jobs and a summary after them.
+
+Only hydra_plugins/alignlab may import this file: Hydra executes the module of its basic sweeper once more when it looks for
+plug-ins, and a subclass that exists before then no longer fits it.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,16 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from alignlab.command_line import console, sentence
 from alignlab.errors import ConfigError, SweepError
-from alignlab.sweeps.compose import Composer
-from alignlab.sweeps.jobs import Planned, plan_jobs
-from alignlab.sweeps.names import checked, decisive, name_of
-from alignlab.sweeps.show import show_outcome, show_plan
+from alignlab.sweeps.jobs import Composer, PlannedJob, checked_name, decisive, name_of, plan_jobs, show_outcome, show_plan
 from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
 
 
 class PlannedSweeper(BasicSweeper):
-    """Writes down every job, leaves out what is done, gives the rest to the launcher, and tells what became of them.
+    """Writes every job into the sweep's ledger, gives those that are not done to the launcher, and prints how each ended.
 
-    One failing job neither stops nor hides the others; with any failure the sweep ends as an error.
+    A failed job does not stop the others; the sweep then ends with an error.
     """
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -36,31 +37,36 @@ class PlannedSweeper(BasicSweeper):
         if not isinstance(self.config.paths.runs, str):
             raise ConfigError(f"paths.runs={self.config.paths.runs} must be a folder.")
         loader = self.hydra_context.config_loader
-        arguments = [word for word in arguments if not word.startswith("plan=")]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        (commands,) = self.split_arguments(overrides, None)
+        arguments = [override for override in arguments if not override.startswith("plan=")]
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (commands,) = self.split_arguments(parsed, None)
         if not commands:
             raise ConfigError("this sweep has no jobs: one of its keys has no value; check glob(...) and the lists.")
-        fixed = [word for word in commands[0] if not self._tells_jobs_apart(word) and all(word in words for words in commands)]
-        swept_here = [word for word in arguments if word not in fixed]
-        name = checked(self.config.sweep) or name_of([w for w in fixed if w in arguments], list(self.params), swept_here)
+        shared = [
+            override
+            for override in commands[0]
+            if not self._varies(override) and all(override in command for command in commands)
+        ]
+        swept_here = [override for override in arguments if override not in shared]
+        given = [override for override in shared if override in arguments]
+        name = checked_name(self.config.sweep) or name_of(given, list(self.params), swept_here)
         # without a filter the folders count too: all configs of `experiment` are in folders
-        configs = partial(loader.get_group_options, results_filter=None)
-        composer = Composer(lambda words: loader.load_sweep_config(self.config, words), configs)
-        planned = plan_jobs(commands, fixed, composer)
+        choices = partial(loader.get_group_options, results_filter=None)
+        composer = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides), choices)
+        planned = plan_jobs(commands, shared, composer)
         show_plan(name, planned, console(), whole=bool(self.config.plan))
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)
-        if self.config.sweep and ledger.jobs() and decisive(ledger.words(), self.params) != decisive(fixed, self.params):
+        if self.config.sweep and ledger.jobs() and decisive(ledger.overrides(), self.params) != decisive(shared, self.params):
             raise ConfigError(
-                f"sweep={name} is there already, with other words: {' '.join(ledger.words())}; give another name."
+                f"sweep={name} exists already, with other overrides: {' '.join(ledger.overrides())}; give another name."
             )
-        ledger.declare(fixed, [each.job for each in planned], self._seeds())
+        ledger.declare(shared, [each.job for each in planned], self._seeds())
         return self._run(name, planned)
 
     def _seeds(self) -> list[int]:
-        """Those that an experiment's config names."""
+        """The seeds that an experiment's config names."""
         if "seed" not in (self.params or {}):
             return []
         override = OverridesParser.create().parse_override(f"seed={self.params['seed']}")
@@ -68,36 +74,31 @@ class PlannedSweeper(BasicSweeper):
             int(seed) for seed in (override.sweep_string_iterator() if override.is_sweep_override() else [override.value()])
         ]
 
-    def _tells_jobs_apart(self, word: str) -> bool:
-        """Whether the word stays a job's own even where all jobs of this command share it: another may add to the sweep."""
-        key = word.partition("=")[0]
+    def _varies(self, override: str) -> bool:
+        """Whether the override belongs to its job even if all jobs of this command share it: another command may add jobs."""
+        key = override.partition("=")[0]
         return key == "seed" or key in self.params
 
-    def _run(self, name: str, planned: Sequence[Planned]) -> list[Sequence[JobReturn]]:
+    def _run(self, name: str, planned: Sequence[PlannedJob]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
-        places = [place for place, each in enumerate(planned) if each.pending]
-        places.sort(key=lambda place: planned[place].state.name == "killed")  # what killed its process may do so again
-        failures = {place: each.job.refused for place, each in enumerate(planned) if each.job.refused}
+        pending = [index for index, each in enumerate(planned) if each.pending]
+        pending.sort(key=lambda index: planned[index].state.name == "killed")  # what killed its process may do so again
+        failures = {index: each.job.refused for index, each in enumerate(planned) if each.job.refused}
         results: Sequence[JobReturn] = []
-        if places:
-            self.launcher.folders = [planned[place].folder for place in places]  # type: ignore[attr-defined]
-            commands = [[*planned[place].words, f"sweep='{name}'"] for place in places]
+        if pending:
+            self.launcher.folders = [planned[index].folder for index in pending]  # type: ignore[attr-defined]
+            commands = [[*planned[index].overrides, f"sweep='{name}'"] for index in pending]
             results = self.launcher.launch(commands, initial_job_idx=0)
-        submitted = 0 if results else len(places)
-        for place, result in zip(places, results, strict=False):
+        submitted = 0 if results else len(pending)
+        for index, result in zip(pending, results, strict=False):
             if result.status != JobStatus.COMPLETED:
-                failures[place] = _error_of(result)
-                _write_down(planned[place].folder, failures[place])
+                failures[index] = _error_of(result)
+                if state_of(planned[index].folder).name in ("missing", "queued"):  # it ended before its run had a ledger
+                    Ledger(planned[index].folder).status("failed", error=failures[index])
         show_outcome(name, planned, failures, submitted, console())
         if failures:
             raise SweepError(f"{len(failures)} of {len(planned)} jobs failed; the same command runs them again, and no others.")
         return [results] if results else []
-
-
-def _write_down(folder: Path, error: str) -> None:
-    """The failure of a job that ended before its run had a ledger: its data, say, was refused."""
-    if state_of(folder).name in ("missing", "queued"):
-        Ledger(folder).status("failed", error=error)
 
 
 def _error_of(result: JobReturn) -> str:

@@ -33,7 +33,7 @@ def origin(sweep: Sweep) -> dict[str, str]:
     times = sorted(str(seen.state.details["time"]) for seen in done if "time" in seen.state.details)
     return {
         "sweep": sweep.name,
-        "command": without_paths(" ".join(["python run.py", *sweep.ledger.words()])),
+        "command": without_paths(" ".join(["python run.py", *sweep.ledger.overrides()])),
         "jobs": told(sweep.jobs),
         "finished": NONE if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}",
         "commit": _each(_commit(environment) for environment in environments),

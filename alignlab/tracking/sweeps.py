@@ -1,4 +1,4 @@
-"""What a sweep leaves on disk before anything runs: its jobs, each with its words, its settings and its run folder."""
+"""The ledger of a sweep, written before anything runs: its jobs, each with its overrides, its swept keys and its run folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ FILE = "sweep.json"
 class Job:
     """One cell of a table, or one job of a sweep.
 
-    `words`: what makes it this job, besides the sweep's own words. `row`: its row, "" where a sweep has none. `settings`: the
-    other swept keys, the seed aside. `folder`: the run folder, relative to the folder of runs. `steps`: optimiser steps, None
-    where they depend on data that has not been read. `refused`: why its config cannot run; then it has no run folder.
+    `overrides`: its own, besides those of the whole sweep. `row`: its row, "" where a sweep has none. `settings`: the other
+    swept keys with their values, without the seed. `folder`: the run folder, relative to the folder of runs. `steps`: optimiser
+    steps, None where they depend on data that has not been read. `refused`: why its config cannot run; then it has no run
+    folder.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     row: str
     settings: Mapping[str, str]
     seed: int
@@ -38,8 +39,8 @@ class Job:
 
     @property
     def cell(self) -> tuple[frozenset[str], int]:
-        """What makes it this job: its words in any order, and its seed, whether a word gives it or not."""
-        return frozenset(word for word in self.words if not word.startswith("seed=")), self.seed
+        """The identity of the job: its overrides in any order, and its seed, whether or not an override gives it."""
+        return frozenset(override for override in self.overrides if not override.startswith("seed=")), self.seed
 
 
 class SweepLedger:
@@ -52,48 +53,56 @@ class SweepLedger:
 
     @property
     def folder(self) -> Path:
-        """Where the sweep's own files go."""
+        """The folder of the sweep's own files."""
         return self._ledger.folder
 
-    def declare(self, words: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = ()) -> None:
-        """Adds jobs; one with the same words and seed as an earlier one takes its place. Safe among sweeps that start at once.
+    def declare(self, overrides: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = ()) -> None:
+        """Adds jobs; one with the same overrides and seed as an earlier one replaces it. Safe among sweeps that start at once.
 
-        `words`: what all jobs have in common on the command line. `seeds`: those that the table's own config names; any other
-        is an extra, and is called so.
+        `overrides`: those that all jobs share. `seeds`: those that the table's own config names; any other is an extra seed.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
             new = {job.cell: job for job in jobs}
-            mended = {frozenset(job.words) for job in new.values()}
+            corrected = {frozenset(job.overrides) for job in new.values()}
             known = {job.cell: job for job in self.jobs()} | new
-            known = {cell: job for cell, job in known.items() if cell in new or not job.refused or set(job.words) not in mended}
-            content: dict[str, Any] = {"name": self.name, "words": list(words), "seeds": list(seeds)}
+            known = {
+                cell: job
+                for cell, job in known.items()
+                if cell in new or not job.refused or set(job.overrides) not in corrected
+            }
+            content: dict[str, Any] = {"name": self.name, "overrides": list(overrides), "seeds": list(seeds)}
             self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
 
     def jobs(self) -> list[Job]:
-        """Every job that was ever declared, in that order; none where there is no such sweep."""
-        content = self._ledger.read(FILE) or {"jobs": []}
-        return [Job(**{**job, "words": tuple(job["words"])}) for job in content["jobs"]]
+        """Every job that was ever declared, in that order; none if the sweep does not exist."""
+        return [Job(**_with_overrides(job)) for job in (self._ledger.read(FILE) or {"jobs": []})["jobs"]]
 
-    def words(self) -> tuple[str, ...]:
-        """What all jobs have in common on the command line."""
-        return tuple((self._ledger.read(FILE) or {"words": []})["words"])
+    def overrides(self) -> tuple[str, ...]:
+        """The overrides that all jobs share."""
+        return _with_overrides(self._ledger.read(FILE) or {})["overrides"]
 
     def is_extra(self, job: Job) -> bool:
-        """Whether the job's seed is none of those that the table's config names."""
+        """Whether the table's config does not name the job's seed."""
         seeds = (self._ledger.read(FILE) or {}).get("seeds") or [job.seed]
         return job.seed not in seeds
 
     def state(self, job: Job) -> State:
-        """How a job stands; one that was refused has failed."""
+        """The state of a job; a refused job has failed."""
         return State("failed", {"error": job.refused}) if job.refused else state_of(self.run_folder(job))
 
     def run_folder(self, job: Job) -> Path:
-        """Where a job's run is, or will be."""
+        """The run folder of a job, which need not exist yet."""
         return self.runs / job.folder
 
 
+def _with_overrides(content: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a sweep or a job with its overrides as a tuple. Files of earlier versions call them `words`."""
+    overrides = content.get("overrides") or content.get("words") or ()
+    return {**{key: value for key, value in content.items() if key != "words"}, "overrides": tuple(overrides)}
+
+
 def relative(folder: Path, runs: Path) -> str:
-    """A run folder as a job names it, so that a folder of runs can be moved."""
+    """A run folder relative to the folder of runs, which can then be moved."""
     return os.path.relpath(folder, runs)
 
 

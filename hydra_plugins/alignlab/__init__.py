@@ -10,8 +10,24 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from alignlab.sweeps import local, sweeper
+
+FROM_LAUNCH = {
+    "partition": "partition",
+    "account": "account",
+    "gpus_per_node": "gpus",
+    "cpus_per_task": "cpus",
+    "mem_gb": "memory_gb",
+    "timeout_min": "minutes",
+    "signal_delay_s": "signal_seconds",
+    "max_num_timeout": "retries",
+    "array_parallelism": "parallel",
+    "setup": "setup",
+    "additional_parameters": "extra",
+}
+"""Keys of the SLURM launcher that take their value from the config group `launch`; the others are hydra.launcher.KEY=VALUE."""
 
 
 class Planned(sweeper.PlannedSweeper):
@@ -34,12 +50,16 @@ if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
 
     _slurm = {"_target_": f"{__name__}.Slurm"}
 else:
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
     from alignlab.sweeps import slurm
 
     class Slurm(slurm.SlurmLauncher):
         """hydra/launcher=slurm, which launch=slurm chooses."""
 
-    _slurm = slurm.settings(f"{__name__}.Slurm")
+    _slurm = OmegaConf.structured(SlurmQueueConf(_target_=f"{__name__}.Slurm", name="alignlab", stderr_to_stdout=True))
+    for _key, _source in FROM_LAUNCH.items():
+        _slurm[_key] = f"${{launch.{_source}}}"
 _store.store(group="hydra/launcher", name="slurm", node=_slurm, provider="alignlab")
 
 

@@ -11,7 +11,7 @@ from alignlab import planning
 from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.planning import show
-from alignlab.sweeps.stages import stages_of
+from alignlab.sweeps.jobs import planned_stages
 from tests.contracts.test_methods import STAGE, composed
 
 EPOCHS = ("epochs=2.0", "steps=null", "batch=8")
@@ -40,7 +40,7 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
 
     plan = planning.make_plan(config)
     made = {stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains}
-    assert {stage.name: stage.steps for stage in stages_of(config) or ()} == made
+    assert {stage.name: stage.steps for stage in planned_stages(config) or ()} == made
 
 
 def decoding(tmp_path: Path, method: str, *words: str) -> tuple[int, int, int] | None:

@@ -9,7 +9,7 @@ import torch
 
 from alignlab import planning, running
 from alignlab.config import parse
-from alignlab.sweeps.stages import stages_of
+from alignlab.sweeps.jobs import planned_stages
 from alignlab.training.stages import TrainStage
 from run import run
 from tests.contracts.test_methods import STAGE, composed, history, tensors
@@ -139,7 +139,7 @@ def test_the_plan_of_a_sweep_shares_just_the_first_stages_that_runs_share(method
 def _content_and_key(folder: Path, method: str, *words: str) -> tuple[str, str]:
     """Of the first stage: what a sweep's plan goes by, and the key by which runs find it."""
     config = parse(composed(folder, method, *words))
-    planned = stages_of(config)
+    planned = planned_stages(config)
     assert planned is not None
     return planned[0].content, running.stage_keys(planning.make_plan(config))[0]
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from alignlab.config import RunConfig, parse
-from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.jobs import Composer
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"

@@ -20,8 +20,8 @@ from alignlab.config import SlurmLaunch, parse
 from alignlab.errors import ConfigError, SweepError
 from alignlab.files import alone
 from alignlab.sweeps import slurm
+from alignlab.sweeps.cluster import Queue
 from alignlab.sweeps.local import NoSlurm
-from alignlab.sweeps.queue import Queue
 from alignlab.sweeps.slurm import SlurmLauncher
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, now, state_of
 from tests.unit.conftest import CONF

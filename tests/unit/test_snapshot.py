@@ -10,10 +10,8 @@ import pytest
 from hydra.errors import MissingConfigException
 
 from alignlab.errors import SweepError
-from alignlab.sweeps import remote
-from alignlab.sweeps import snapshot as snapshots
-from alignlab.sweeps.remote import Command
-from alignlab.sweeps.snapshot import snapshot
+from alignlab.sweeps import cluster
+from alignlab.sweeps.cluster import Command, snapshot
 
 
 def git(folder: Path, *words: str) -> str:
@@ -37,7 +35,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "alignlab" / "new.py").write_text("new\n")
     (root / "runs").mkdir()
     (root / "runs" / "big").write_text("big\n")
-    monkeypatch.setattr(snapshots, "ROOT", root)
+    monkeypatch.setattr(cluster, "ROOT", root)
     return root
 
 
@@ -126,14 +124,14 @@ def test_no_file_is_in_memory_as_a_whole(code: Path, tmp_path: Path) -> None:
 def test_a_job_that_is_put_back_goes_on_and_does_not_begin_anew() -> None:
     again = Command(("method=red", "force=true"), "code", "home").checkpoint().function
 
-    assert again.words == ("method=red", "force=true", "force=false")
+    assert again.overrides == ("method=red", "force=true", "force=false")
 
 
 def test_a_job_knows_its_snapshot_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runs").symlink_to(snapshots.ROOT)
+    (tmp_path / "runs").symlink_to(cluster.ROOT)
     monkeypatch.chdir(tmp_path)
     joined: list[str] = []
-    monkeypatch.setattr(remote, "_join", lambda: joined.append("joined"))
+    monkeypatch.setattr(cluster, "_join", lambda: joined.append("joined"))
 
     with pytest.raises(MissingConfigException):
         Command(("method=rde",), str(tmp_path / "runs"), str(tmp_path))()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from alignlab.config import RunConfig, folder_of, parse
 from alignlab.errors import DivergedError
-from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.jobs import Composer
 from alignlab.tracking.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from alignlab.sweeps.compose import Composer
+from alignlab.sweeps.jobs import Composer
 from tests.experiments.sweeps import cells
 from tests.unit.sweeps.sheets import choices, composer, load
 

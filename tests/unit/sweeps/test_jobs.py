@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignlab.config import RunConfig, folder_of
-from alignlab.sweeps.jobs import Planned, describe, plan_jobs
+from alignlab.sweeps.jobs import PlannedJob, plan_job, plan_jobs
 from alignlab.tracking.ledger import Ledger
 from tests.unit.sweeps.sheets import composer, config_of, finish
 
 
-def planned(folder: Path, *jobs: list[str], fixed: tuple[str, ...] = ()) -> list[Planned]:
+def planned(folder: Path, *jobs: list[str], fixed: tuple[str, ...] = ()) -> list[PlannedJob]:
     """Jobs of a sweep whose runs are below a folder."""
     runs = f"paths.runs={folder}"
     return plan_jobs([[*words, *fixed, runs] for words in jobs], [*fixed, runs], composer())
@@ -23,11 +23,11 @@ def test_a_job_of_a_table_is_its_row_its_other_settings_and_its_seed(tmp_path: P
 
     job = only.job
     assert job is not None
-    assert (job.row, job.settings, job.seed, job.words) == ("beta-0.1", {"model": "llama32_3b"}, 7, tuple(words))
+    assert (job.row, job.settings, job.seed, job.overrides) == ("beta-0.1", {"model": "llama32_3b"}, 7, tuple(words))
     assert job.folder == f"{only.folder.parent.name}/seed-7"
     assert only.folder == tmp_path / job.folder
     assert job.fingerprint in job.folder
-    assert only.words == (*words, "experiment=clm/table5", f"paths.runs={tmp_path}")
+    assert only.overrides == (*words, "experiment=clm/table5", f"paths.runs={tmp_path}")
 
 
 def test_a_table_of_models_and_rows_keeps_both_in_its_jobs(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_table_of_models_and_rows_keeps_both_in_its_jobs(tmp_path: Path) -> No
     config = config_of("method=red", f"paths.runs={tmp_path}")
     words = ["+experiment/meet/models=stories260k", "+experiment/meet/rows=coh", "+trainer.extra.a=1"]
 
-    job = describe(config, words).job
+    job = plan_job(config, words).job
 
     assert job is not None
     assert (job.row, job.settings) == ("stories260k", {"experiment/meet/rows": "coh", "trainer.extra.a": "1"})
@@ -50,7 +50,7 @@ def test_a_job_that_is_refused_has_its_sentence_and_leaves_the_others_alone(tmp_
     assert "oops" in jobs[2].job.refused
     assert jobs[3].job.refused.startswith("method.fit.batch: ")
     assert all(len(each.job.refused.splitlines()) == 1 for each in jobs[1:4])
-    assert jobs[1].job.words == ("method.fit.batch=0",)
+    assert jobs[1].job.overrides == ("method.fit.batch=0",)
     assert jobs[0].job.refused == jobs[4].job.refused == ""
     assert [each.job.steps for each in jobs] == [60, None, None, None, 60]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from alignlab.sweeps.names import name_of
+from alignlab.sweeps.jobs import name_of
 
 TABLE = "experiment=clm/toy/table1"
 SWEPT = ["+experiment/clm/table1", "seed", "method.beta"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.config import RunConfig
-from alignlab.sweeps.stages import computed_once, stages_of
+from alignlab.sweeps.jobs import planned_stages, steps_computed_once
 from tests.unit.sweeps.sheets import config_of
 
 EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
@@ -15,13 +15,13 @@ EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
 
 def steps(config: RunConfig) -> int | None:
     """Of all stages of a job."""
-    stages = stages_of(config)
+    stages = planned_stages(config)
     return None if stages is None else sum(stage.steps for stage in stages)
 
 
 def together(*jobs: tuple[str, ...]) -> tuple[int, dict[str, tuple[int, int]]]:
     """Of jobs that run in one store."""
-    return computed_once(stages_of(config_of(*words)) or () for words in jobs)
+    return steps_computed_once(planned_stages(config_of(*words)) or () for words in jobs)
 
 
 @pytest.mark.parametrize(

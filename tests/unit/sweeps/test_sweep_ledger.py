@@ -38,7 +38,7 @@ def test_jobs_are_read_as_they_were_written(tmp_path: Path) -> None:
 
     again = SweepLedger(tmp_path, "home/table")
     assert again.jobs() == jobs
-    assert again.words() == ("experiment=home/table",)
+    assert again.overrides() == ("experiment=home/table",)
     assert json.loads((tmp_path / "sweeps" / "home" / "table" / "sweep.json").read_text())["name"] == "home/table"
     assert again.run_folder(jobs[0]) == tmp_path / "run" / "seed-3"
 
@@ -46,7 +46,7 @@ def test_jobs_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_sweep_that_was_never_declared_has_no_jobs_and_no_file(tmp_path: Path) -> None:
     ledger = SweepLedger(tmp_path, "home/table")
 
-    assert (ledger.jobs(), ledger.words()) == ([], ())
+    assert (ledger.jobs(), ledger.overrides()) == ([], ())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +57,7 @@ def test_later_jobs_are_added_and_keep_the_earlier_ones(tmp_path: Path) -> None:
     ledger.declare([], [job("row=c")])
     ledger.declare([], [])
 
-    assert [each.words for each in ledger.jobs()] == [("row=a",), ("row=b",), ("row=c",)]
+    assert [each.overrides for each in ledger.jobs()] == [("row=a",), ("row=b",), ("row=c",)]
 
 
 def test_a_job_of_the_same_words_and_seed_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_order_of_words_and_a_seed_that_is_not_said_make_no_second_job(tmp_p
     ledger.declare([], [job("row=a", "beta=1")])
     ledger.declare([], [job("beta=1", "seed=0", "row=a")])
 
-    assert [each.words for each in ledger.jobs()] == [("beta=1", "seed=0", "row=a")]
+    assert [each.overrides for each in ledger.jobs()] == [("beta=1", "seed=0", "row=a")]
 
 
 def test_a_refused_job_goes_when_a_job_of_the_same_words_can_run(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_refused_job_goes_when_a_job_of_the_same_words_can_run(tmp_path: Path)
     ledger.declare([], [replace(job("row=a"), refused="no such key"), replace(job("row=b"), refused="no such key")])
     ledger.declare([], [job("row=a", seed=1)])  # a seed that its config sets
 
-    assert [(each.words, each.seed) for each in ledger.jobs()] == [(("row=b",), 0), (("row=a",), 1)]
+    assert [(each.overrides, each.seed) for each in ledger.jobs()] == [(("row=b",), 0), (("row=a",), 1)]
 
 
 def test_another_seed_is_another_job_whether_a_word_says_it_or_not(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_two_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.communicate(timeout=60)
 
-    found = {each.words[0] for each in SweepLedger(tmp_path, "both").jobs()}
+    found = {each.overrides[0] for each in SweepLedger(tmp_path, "both").jobs()}
     assert [writer.returncode for writer in writers] == [0, 0]
     assert found == {f"{who}={number}" for who in ("ann", "bob") for number in range(40)}
     assert not list(tmp_path.glob("**/*.part"))

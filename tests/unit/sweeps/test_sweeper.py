@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.command_line import expand_overrides
 from alignlab.config import folder_of
 from alignlab.errors import ConfigError, SweepError
 from alignlab.sweeps.local import LocalLauncher
-from alignlab.sweeps.words import expanded
 from alignlab.tracking.ledger import LOCK, Ledger
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.sweeps.sheets import EXPERIMENTS, Task, config_of, sweep
@@ -125,7 +125,7 @@ def test_a_name_that_stands_for_other_words_is_refused_and_nothing_is_lost(tmp_p
     words = ("seed=0,1", "sweep=mine", f"paths.runs={tmp_path}")
     sweep(Task(), *words, "method.fit.batch=4")
 
-    with pytest.raises(ConfigError, match=r"^sweep=mine is there already, with other words: .*method\.fit\.batch=4"):
+    with pytest.raises(ConfigError, match=r"^sweep=mine exists already, with other overrides: .*method\.fit\.batch=4"):
         sweep(Task(), *words, "method.fit.batch=8")
 
     assert len(SweepLedger(tmp_path, "mine").jobs()) == 2
@@ -151,7 +151,7 @@ def test_refused_jobs_are_told_where_the_others_were_only_submitted(
 
 
 def test_a_seed_that_the_table_does_not_name_is_an_extra_one(tmp_path: Path) -> None:
-    sweep(Task(), *expanded(["experiment=clm/toy/table1/dpo", "seed=1,7"], EXPERIMENTS), f"paths.runs={tmp_path}")
+    sweep(Task(), *expand_overrides(["experiment=clm/toy/table1/dpo", "seed=1,7"], EXPERIMENTS), f"paths.runs={tmp_path}")
 
     ledger = SweepLedger(tmp_path, "clm/toy/table1")
 
@@ -202,7 +202,7 @@ def test_seeds_and_rows_on_the_command_line_narrow_a_table_and_add_to_the_same_s
         ["experiment=clm/toy/table1/clm", "seed=7"],
         [TABLE, "seed=1"],
     ):
-        sweep(narrowed, *expanded(words, EXPERIMENTS), f"paths.runs={tmp_path}")
+        sweep(narrowed, *expand_overrides(words, EXPERIMENTS), f"paths.runs={tmp_path}")
     whole = Task()
     sweep(whole, TABLE, f"paths.runs={tmp_path}")
 
@@ -214,8 +214,8 @@ def test_seeds_and_rows_on_the_command_line_narrow_a_table_and_add_to_the_same_s
     assert list(tmp_path.glob("sweeps/**/sweep.json")) == [ledger.folder / "sweep.json"]
     assert jobs.keys() == {("dpo", 7), ("dpo", 8), ("clm", 7)} | {(row, seed) for row in rows for seed in (0, 1, 2)}
     assert len(ledger.jobs()) == 12
-    assert all(job.words == (f"+experiment/clm/table1={row}", f"seed={seed}") for (row, seed), job in jobs.items())
-    assert ledger.words()[0] == TABLE
+    assert all(job.overrides == (f"+experiment/clm/table1={row}", f"seed={seed}") for (row, seed), job in jobs.items())
+    assert ledger.overrides()[0] == TABLE
 
 
 def test_the_command_that_repeats_a_job_of_a_table_makes_that_one_job_in_the_same_folder(
@@ -229,7 +229,7 @@ def test_the_command_that_repeats_a_job_of_a_table_makes_that_one_job_in_the_sam
     commands = [line.partition("again: ")[2].split() for line in said_by(capsys) if "again: " in line]
     folders = {job.row: tmp_path / job.folder for job in SweepLedger(tmp_path, "clm/toy/table1+trainer.threads=1").jobs()}
     repeated = Task()
-    sweep(repeated, *expanded(commands[2][2:], EXPERIMENTS))
+    sweep(repeated, *expand_overrides(commands[2][2:], EXPERIMENTS))
 
     assert commands[2][:4] == ["python", "run.py", "+experiment/clm/table1=dpo", "seed=4"]
     assert "experiment=clm/toy/table1" in commands[2]

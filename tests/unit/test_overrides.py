@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.command_line import expand_overrides
 from alignlab.errors import ConfigError
-from alignlab.sweeps.words import expanded
 from tests.experiments.sweeps import ROWS, cells, swept, tables
 from tests.unit.sweeps.sheets import EXPERIMENTS, config_of
 
@@ -34,11 +34,11 @@ def test_every_row_of_every_table_can_be_named(table: str) -> None:
     for word in {word for cell in cells(table) for word in cell if word.startswith(f"{key}=")}:
         short = [f"experiment={table}/{word.partition('=')[2]}", "seed=3"]
 
-        assert expanded(short, EXPERIMENTS) == [f"experiment={table}", word, "seed=3"]
+        assert expand_overrides(short, EXPERIMENTS) == [f"experiment={table}", word, "seed=3"]
 
 
 def test_a_row_by_its_short_name_is_the_run_that_the_table_makes_of_it() -> None:
-    short = config_of(*expanded(["experiment=clm/toy/table1/dpo", "seed=2"], EXPERIMENTS))
+    short = config_of(*expand_overrides(["experiment=clm/toy/table1/dpo", "seed=2"], EXPERIMENTS))
     long = config_of("experiment=clm/toy/table1", "+experiment/clm/table1=dpo", "seed=2")
 
     assert (short.fingerprint, short.title) == (long.fingerprint, "dpo-full-tiny-toy")
@@ -61,7 +61,7 @@ def test_a_row_by_its_short_name_is_the_run_that_the_table_makes_of_it() -> None
     ],
 )
 def test_scales_and_rows_are_written_out(experiments: Path, words: list[str], meant: list[str]) -> None:
-    assert expanded(words, experiments) == meant
+    assert expand_overrides(words, experiments) == meant
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_scales_and_rows_are_written_out(experiments: Path, words: list[str], me
 )
 def test_a_wrong_name_is_answered_with_what_there_is(experiments: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        expanded(words, experiments)
+        expand_overrides(words, experiments)
 
     assert str(caught.value) == said

@@ -1,0 +1,185 @@
+"""What the jobs of a sweep need on a cluster: a copy of the code, the command of one job, and the states in SLURM's queue."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import runpy
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignlab.command_line import show_words
+from alignlab.errors import SweepError
+
+ROOT = Path(__file__).parents[2]
+"""Where run.py, the configs and the package are."""
+PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
+"""What a run needs; the files that are copied where there is no git checkout."""
+CHUNK = 1 << 20
+"""Bytes of a file that are read at once."""
+GONE = "gone"
+"""State of a job that the queue does not know any more."""
+OVER = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+    GONE,
+}
+"""States of a job that has ended, and does not run again unless it is put back into the queue a moment later."""
+ANSWER_SECONDS = 60
+
+
+def snapshot(into: Path, runs: Path) -> Path:
+    """A copy of the code in a folder named by a hash of its contents, made once, so that edits do not reach waiting jobs.
+
+    Of a git checkout it has all files that git does not ignore, committed or not, and is a checkout of the same commit that
+    shares the history of the original: `git diff` in it shows what was not committed. The folder of runs is left out, because
+    it changes while jobs run.
+    """
+    files = _files(runs.resolve())
+    into = into.absolute()
+    target = into / _digest(files)
+    if not target.is_dir():
+        into.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".part-", dir=into))
+        for file in files:
+            (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, unfinished / file, follow_symlinks=False)
+        _remember_commit(unfinished)
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(target)
+        except OSError:  # another submission of the same code was faster
+            shutil.rmtree(unfinished)
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _files(runs: Path) -> list[Path]:
+    """The files to copy, relative to ROOT, sorted, without the runs; a link is one file."""
+    root = ROOT.resolve()
+    around = root.is_relative_to(runs)  # the folder of runs contains the code
+    listed = _git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is not None:
+        names = {Path(name) for name in listed.split("\0") if name}
+    else:
+        found = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
+        names = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
+    names = {name for name in names if (name.parts[0] in PARTS if around else not (root / name).is_relative_to(runs))}
+    return sorted(name for name in names if (ROOT / name).is_symlink() or (ROOT / name).is_file())
+
+
+def _digest(files: list[Path]) -> str:
+    """Eight characters of a hash of the code and the commit."""
+    read = hashlib.sha256((_git(ROOT, "rev-parse", "HEAD") or "").encode())
+    for file in files:
+        path = ROOT / file
+        read.update(f"{file} {path.lstat().st_size} ".encode())
+        if path.is_symlink():
+            read.update(os.readlink(path).encode())
+            continue
+        with path.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                read.update(chunk)
+    return read.hexdigest()[:8]
+
+
+def _remember_commit(copy: Path) -> None:
+    """Makes the copy a checkout of the same commit, if ROOT is one; its files stay as they are."""
+    if _git(ROOT, "rev-parse", "HEAD") is None:
+        return
+    empty = copy / ".clone"
+    if _git(ROOT, "clone", "-q", "--shared", "--no-checkout", str(ROOT), str(empty)) is not None:
+        (empty / ".git").rename(copy / ".git")
+        _git(copy, "reset", "-q")
+    shutil.rmtree(empty, ignore_errors=True)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of git; None if it fails, or if the folder only lies inside another checkout."""
+    if not (folder / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip("\n") if done.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python run.py OVERRIDES`, as submitit runs it.
+
+    `code`: the snapshot, in which the process was started; `home`: the folder where the sweep was submitted, to which relative
+    paths refer.
+    """
+
+    overrides: tuple[str, ...]
+    code: str
+    home: str
+
+    def __call__(self) -> float | None:
+        """Runs it and returns the headline number."""
+        from hydra import compose, initialize_config_dir
+
+        if Path(self.code).resolve() != ROOT.resolve():
+            raise SweepError(f"this job has its code from {ROOT} and not from its snapshot {self.code}; clear PYTHONPATH.")
+        os.chdir(self.home)
+        _join()
+        show_words(logging.INFO)
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            raw = compose("run", list(self.overrides))
+        value: float | None = runpy.run_path(str(ROOT / "run.py"))["run"](raw)
+        return value
+
+    def checkpoint(self) -> Any:
+        """What submitit submits again after a signal: the same command, which resumes its run; force=true counts only once."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(replace(self, overrides=(*self.overrides, "force=false")))
+
+
+def _join() -> None:
+    """Sets the environment variables for torch's processes of this job, as torchrun would."""
+    from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+class Queue:
+    """The states of the user's own jobs by one call of squeue, which unlike sacct (submitit's way) every cluster has."""
+
+    def __init__(self) -> None:
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F %K %T"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError):
+            self._states: dict[str, str] | None = None  # the controller does not answer: nothing is known
+            return
+        self._states = {}
+        for line in done.stdout.splitlines():
+            array, place, state = line.split()
+            self._states[array if place == "N/A" else f"{array}_{place}"] = state
+
+    def state(self, job: str) -> str | None:
+        """A job's state, GONE if the queue does not know it, None if the queue did not answer."""
+        return None if self._states is None else self._states.get(job, GONE)
+
+    def over(self, job: str) -> bool:
+        """Whether the job has surely ended."""
+        return self.state(job) in OVER
+
+    def holds(self, job: str) -> bool:
+        """Whether the job surely waits or runs."""
+        return self.state(job) not in (None, *OVER)
