@@ -11,7 +11,7 @@ from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
 from alignlab.evaluation.suite import EvaluationContext
-from alignlab.models.scoring import scored
+from alignlab.models.answers import scored
 from alignlab.records import EncodedGroup
 
 ROWS_PER_PASS = 64

@@ -15,7 +15,7 @@ from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
 from alignlab.evaluation.statistics import Measurement, bootstrap, share
 from alignlab.evaluation.suite import EvaluationContext
-from alignlab.models.scoring import scored
+from alignlab.models.answers import scored
 from alignlab.records import EncodedGroup, Example
 
 SAMPLED_PER_PASS = 64

@@ -1,4 +1,4 @@
-"""Answers to prompts: which texts are generated together, within a budget of memory, and how `generate` is asked for them."""
+"""Many texts at once, within a budget of memory: log-probabilities of groups, and answers to prompts by `generate`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, StoppingCriteriaList, StopStringCriter
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
+from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.decode import decoding
@@ -20,6 +21,7 @@ from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
+    from alignlab.records import EncodedGroup
 
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
@@ -105,6 +107,36 @@ class Budget:
 
     def _fitting(self, each: int, at_most: int) -> int:
         return at_most if self.gib is None else max(1, min(at_most, int(self.gib * GIB) // max(1, each)))
+
+
+def scored(policy: Policy, groups: Sequence[EncodedGroup], rows_per_pass: int) -> tuple[Tensor, Tensor]:
+    """log p(response | prompt) in nats, summed and per token, groups x members, fp32 on the CPU, in the order of the groups.
+
+    The policy is as the caller has set it; batches are formed by length, `rows_per_pass` groups each or as many as the policy's
+    budget has room for.
+    """
+    longest = max(group.length for group in groups)
+    at_most = policy.budget.groups(len(groups[0].members), longest, rows_per_pass)
+    return scored_in(policy, groups, in_order(groups, at_most))
+
+
+def scored_in(policy: Policy, groups: Sequence[EncodedGroup], batches: Iterable[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The same in given batches of numbers of groups. What stands in several has its values from the first of them, and zeros
+    where it stands in none."""
+    total_NM = torch.zeros(len(groups), len(groups[0].members))
+    mean_NM = torch.zeros_like(total_NM)
+    done: set[int] = set()
+    for rows in batches:
+        new = [place for place, row in enumerate(rows) if row not in done]
+        if not new:
+            continue
+        batch = whole([groups[row] for row in rows], policy.backbone.codec.pad).to(policy.backbone.device)
+        scores = policy.logprobs(batch)
+        chosen = [rows[place] for place in new]
+        total_NM[chosen] = scores.total_GM.float().cpu()[new]
+        mean_NM[chosen] = scores.mean_GM.float().cpu()[new]
+        done.update(chosen)
+    return total_NM, mean_NM
 
 
 def respond(

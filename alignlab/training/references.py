@@ -22,10 +22,10 @@ from alignlab.data.batching import in_order
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
 from alignlab.models.anatomy import context_of
+from alignlab.models.answers import scored, scored_in
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
 from alignlab.models.policy import Policy
-from alignlab.models.scoring import scored, scored_in
 from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup

@@ -16,10 +16,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from alignlab.models.answers import GIB, Budget, Footprint
+from alignlab.models.answers import GIB, Budget, Footprint, scored
 from alignlab.models.backbone import Backbone
 from alignlab.models.sampling import Sampling
-from alignlab.models.scoring import scored
 from tests.contracts.table import PAIRS, groups
 from tests.unit.conftest import attached, plain
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from alignlab.models.answers import scored, scored_in
 from alignlab.models.backbone import Backbone
-from alignlab.models.scoring import scored, scored_in
 from tests.contracts.table import PAIRS, groups
 from tests.unit.conftest import attached
 
