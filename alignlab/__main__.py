@@ -8,18 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from alignlab.command_line import show_words
-from alignlab.commands import export, plot, report, status, sync, table
+from alignlab.commands.export import add_export, add_sync
+from alignlab.commands.status import add_status
+from alignlab.commands.tables import add_plot, add_report, add_table
 from alignlab.errors import AlignlabError
 
-COMMANDS = (status, table, plot, report, export, sync)
+COMMANDS = (add_status, add_table, add_plot, add_report, add_export, add_sync)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 after an error that is the user's to mend."""
     parser = argparse.ArgumentParser(prog="python -m alignlab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS:
-        command.add(commands)
+    for add_command in COMMANDS:
+        add_command(commands)
     given = parser.parse_args(words)
     show_words(logging.INFO)
     try:

@@ -1,1 +1,1 @@
-"""The commands of `python -m alignlab`, a module each: `add` says which words it takes, `run` does it."""
+"""The commands of `python -m alignlab`: each `add_*` adds a command with its options, and sets the function that runs it."""

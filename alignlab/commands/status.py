@@ -1,4 +1,4 @@
-"""`python -m alignlab status`: where every run is, those of a sweep together."""
+"""`python -m alignlab status`: the state of every run, those of a sweep together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from alignlab.commands.words import Commands
 from alignlab.errors import RunFolderError
 from alignlab.files import held
 from alignlab.sweeps.cluster import Queue
@@ -18,25 +18,26 @@ from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, State, state_of
 from alignlab.tracking.sweeps import SweepLedger, every_sweep, find_sweep
 
 QUIET = ("done", "missing")
-"""States that a sweep counts and does not list."""
+"""States that a sweep counts but does not list."""
 ALIVE = ("queued", "running")
-"""States that nobody takes back where a cluster has killed the job."""
+"""States that stay in the ledger if a cluster kills the job."""
 
 
-def add(commands: Commands) -> None:
-    """Its words."""
+def add_status(commands: Any) -> None:
+    """The command and its options. `commands`: the sub-parsers of argparse."""
     parser = commands.add_parser("status", help="where every run is, from the ledgers: queued, running, done, failed, ...")
     parser.add_argument(
         "name", nargs="?", help="a sweep, such as red/toy/table1, whose jobs are all listed; or a folder of runs"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of runs")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_status)
 
 
-def run(given: argparse.Namespace) -> None:
-    """A line per sweep and per job that is not simply done; then the runs that belong to no sweep.
+def _status(given: argparse.Namespace) -> None:
+    """One line per sweep and per job that is neither done nor missing; then the runs that belong to no sweep.
 
-    A run that waits or runs by its ledger is shown as killed where SLURM's queue knows better; its ledger stays as it is.
+    A run that is queued or running by its ledger is shown as killed if SLURM's queue no longer has its job; the ledger is not
+    changed.
     """
     root = Path(given.name) if given.name and Path(given.name).is_dir() else given.runs
     if given.name and root == given.runs:
@@ -58,9 +59,9 @@ def run(given: argparse.Namespace) -> None:
 def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
     jobs = [(" ".join(job.overrides), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
     counts = Counter(state.name for _, state in jobs)
-    told = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    print(f"{sweep.name}: {len(jobs)} jobs ({told})")
-    _show_runs([(words, state) for words, state in jobs if whole or state.name not in QUIET])
+    summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    print(f"{sweep.name}: {len(jobs)} jobs ({summary})")
+    _show_runs([(name, state) for name, state in jobs if whole or state.name not in QUIET])
 
 
 def _show_runs(runs: Sequence[tuple[str, State]]) -> None:
@@ -78,7 +79,7 @@ def _folders(sweep: SweepLedger) -> list[Path]:
 
 
 def _lost(folders: Iterable[Path]) -> set[Path]:
-    """Of these runs, those that wait or run by their ledgers and whose jobs have left the queue."""
+    """The runs that are queued or running by their ledgers and whose jobs have left the queue."""
     if shutil.which("squeue") is None:
         return set()
     jobs = {folder: job for folder in folders if (job := _job(folder)) is not None}
@@ -87,17 +88,17 @@ def _lost(folders: Iterable[Path]) -> set[Path]:
 
 
 def _job(folder: Path) -> str | None:
-    """The job that a run waits or runs in by its ledger. None for a run that some process is at, whatever its job does, and
-    for another user's: Queue knows one's own jobs only."""
-    told = Ledger(folder).read(QUEUED)
-    if told is None or state_of(folder).name not in ALIVE or held(folder / LOCK):
+    """The cluster job of a run that is queued or running by its ledger. None if a process holds the run's lock, and for another
+    user's run: Queue has one's own jobs only."""
+    queued = Ledger(folder).read(QUEUED)
+    if queued is None or state_of(folder).name not in ALIVE or held(folder / LOCK):
         return None
-    with suppress(FileNotFoundError):  # who waits for the sweep has just seen it fail
+    with suppress(FileNotFoundError):  # the command that waits for the sweep has just removed it
         if (folder / QUEUED).stat().st_uid == os.getuid():
-            return str(told["job"])
+            return str(queued["job"])
     return None
 
 
 def _now(state: State, folder: Path, lost: set[Path]) -> State:
-    """A state read after the queue was asked: a job may have ended well in between."""
+    """The state of a run, read after the queue was asked, because the job may have finished in between."""
     return State("killed", state.details) if folder in lost and state.name in ALIVE else state

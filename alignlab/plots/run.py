@@ -1,25 +1,37 @@
-"""Figures of one run, from its ledger and its rows."""
+"""Figures of one run, from its ledger and its rows; and what all figures share: panels, colours, legend, file formats."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignlab.plots.panels import panels, saved
+from alignlab.errors import ConfigError
 from alignlab.tracking.ledger import Ledger
 
 if TYPE_CHECKING:
     from alignlab.evaluation.report import Row
 
+WIDTH, HEIGHT = 4.2, 3.2
+"""Inches of one panel."""
+DOTS = 130
+"""Per inch."""
+FORMATS = (".png", ".svg", ".pdf")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""The palette of Okabe and Ito, without its yellow, which is hard to see on white."""
+MARKERS, DASHES = "osD^vP", ("-", "--", ":")
+SILENT = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+SMALL = 7
+"""Font size of a legend in points; about 15 letters to an inch."""
 SMALLEST_SPAN = 0.5
-"""Of a dial's vertical axis, so that a change within the noise does not look like a fall."""
+"""Of the vertical axis of metrics against strength, so that a change within the noise does not look like a fall."""
 
 
 def draw_curves(ledger: Ledger, path: Path) -> Path:
-    """One panel per stage, loss against optimiser step; and one for each number that was measured on the way."""
+    """One panel per stage with loss against optimiser step, and one per validation metric of a stage."""
     losses, measured = losses_of(ledger), validation_of(ledger)
     curves = [(stage, "loss", points) for stage, points in sorted(losses.items())]
     curves += [(stage, metric, points) for (stage, metric), points in sorted(measured.items())]
@@ -53,7 +65,7 @@ def validation_of(ledger: Ledger) -> dict[tuple[str, str], list[tuple[int, float
 
 
 def draw_dial(rows: Sequence[Row], path: Path) -> Path:
-    """What turns and what must not: the first two metrics of the first suite against strength, with intervals."""
+    """The first two metrics of the first suite against strength, with intervals: one should change, the other should not."""
     first = [row for row in rows if row.suite == rows[0].suite]
     metrics = list(dict.fromkeys(row.metric for row in first))[:2]
     figure, drawn = panels(len(metrics))
@@ -72,7 +84,7 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
 
 
 def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
-    """What a stage that looks has measured: a panel for each series against the same axis."""
+    """The measurements of a stage that only measures: a panel for each series against the same axis."""
     axis = profile["x"]
     figure, drawn = panels(len(profile["series"]))
     for panel, (name, values) in zip(drawn, profile["series"].items(), strict=True):
@@ -83,3 +95,62 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
         panel.set_xticks(axis["values"])
     figure.suptitle(profile["title"], fontsize="medium")
     return saved(figure, path)
+
+
+def panels(count: int, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side. `width`, `height`: inches of one panel."""
+    # The figure class is used directly: pyplot would pick a display and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    made = figure.subplots(1, count, squeeze=False)[0]
+    for panel in made:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, list(made)
+
+
+def styles(count: int) -> list[dict[str, Any]]:
+    """A colour, a marker and a dash for each of several lines; no two of the first forty-two are alike."""
+    marked = [{"color": colour, "marker": marker} for colour, marker in islice(zip(cycle(COLOURS), cycle(MARKERS)), count)]
+    return [{**style, "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]} for place, style in enumerate(marked)]
+
+
+def legend(figure: Any, panel: Any, title: str) -> None:
+    """The legend of a panel's lines below all panels, for which the figure grows; `title` explains lines and bands."""
+    handles, labels = panel.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    longest = max([len(label) for label in labels], default=1)
+    columns = max(1, min(len(labels), int(width * 14 / (longest + 8))))
+    lines = -(-len(labels) // columns) + 1 + title.count("\n")
+    figure.set_size_inches(width, height + 0.17 * lines)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=SMALL,
+        title=title,
+        title_fontsize=SMALL,
+        frameon=False,
+    )
+
+
+def saved(figure: Any, path: Path) -> Path:
+    """Writes the picture in the format of its suffix. Raises ConfigError for a suffix that is none of FORMATS."""
+    from matplotlib import rc_context
+
+    refuse_other_formats(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same numbers make the same file: no date, and names inside an SVG that do not change.
+    with rc_context({"svg.hashsalt": "alignlab"}):
+        figure.savefig(path, dpi=DOTS, metadata=SILENT if path.suffix == ".svg" else None)
+    return path
+
+
+def refuse_other_formats(path: Path, known: Sequence[str] = FORMATS) -> None:
+    """Raises ConfigError for the suffix of another format."""
+    if path.suffix not in known:
+        raise ConfigError(f"--to {path}: pictures end in {', '.join(known)}.")

@@ -1,50 +1,124 @@
-"""Figures of many runs: along the dial, two metrics against each other, over two settings, and while they learn."""
+"""Figures of many runs: metrics over strength, two metrics against each other, over two settings, and losses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignlab.plots.panels import HEIGHT, SMALL, WIDTH, legend, panels, saved, styles
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.plots.run import HEIGHT, SMALL, WIDTH, legend, losses_of, panels, refuse_other_formats, saved, styles
+from alignlab.registry import unknown
+from alignlab.tables.folders import bands, in_order, over_strengths, pivot
+from alignlab.tables.sweep import Sweep, count_states, results_frame
+from alignlab.tracking.ledger import Ledger
 
 Metric = tuple[str, str]
 """A suite and its metric."""
 Curve = Sequence[tuple[int, float]]
-"""Optimiser steps with their values."""
+"""Pairs of optimiser step and value."""
 BAND = "mean over seeds; band: lowest to highest, for a single seed its 95 % interval"
 SMALL_CELL = 8
-"""Points of the numbers in a heat map."""
+"""Font size of the numbers in a heat map, in points."""
 LETTER = 0.085
-"""Inches of a letter of an axis."""
+"""Width of a letter of an axis label, in inches."""
 AXIS = "strength (0: untouched, 1: trained)"
 
 
-def draw_along(bands: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
+def draw(sweep: Sweep, kind: str, path: Path, metrics: Sequence[str] = (), over: Sequence[str] = ()) -> Path:
+    """A figure of a sweep's finished jobs. `kind`: curves | dial | frontier | map. `metrics`: suite/metric, none = the first
+    two. `over`: two settings of a map, none = the two in which the jobs differ.
+
+    Raises ConfigError for metrics or settings that the sweep does not have, and RunFolderError if no job is finished.
+    """
+    refuse_other_formats(path)
+    if kind == "curves":
+        return draw_learning(_losses(sweep), path)
+    frame = results_frame(sweep)
+    chosen = chosen_metrics(
+        sorted(set(frame.suite + "/" + frame.metric)),
+        metrics or list(dict.fromkeys(frame.suite + "/" + frame.metric))[:2],
+        2 if kind == "frontier" else 1,
+    )
+    if kind == "map":
+        across, down = over or _two_settings(sweep)
+        note = f"mean over finished seeds; jobs: {count_states(sweep.jobs)}"
+        return draw_map({metric: _every_cell(sweep, pivot(frame, across, down, metric)) for metric in chosen}, path, note)
+    pairs = [split(metric) for metric in chosen]
+    return (draw_along if kind == "dial" else draw_frontier)(bands(over_strengths(frame)), path, pairs)
+
+
+def chosen_metrics(known: Sequence[str], metrics: Sequence[str], least: int) -> list[str]:
+    """The metrics asked for. Raises ConfigError if one is not known, or if there are fewer than `least`."""
+    for metric in metrics:
+        if metric not in known:
+            raise ConfigError(f"--metrics: {unknown('metric', metric, known)}")
+    if len(metrics) < least:
+        raise ConfigError(f"--metrics {' '.join(metrics)}: give {least} or more of {', '.join(known)}.")
+    return list(metrics)
+
+
+def split(metric: str) -> Metric:
+    """suite/metric as a pair."""
+    suite, _, name = metric.partition("/")
+    return suite, name
+
+
+def _two_settings(sweep: Sweep) -> Sequence[str]:
+    names = sweep.names
+    if len(names) != 2:
+        raise ConfigError(
+            f"{sweep.name} differs in {', '.join(names) or 'nothing'}; name two of its settings: --map ACROSS DOWN."
+        )
+    return names
+
+
+def _every_cell(sweep: Sweep, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with empty rows and columns for jobs that are not done."""
+    across, down = str(table.columns.name), str(table.index.name)
+    whole = table.reindex(
+        index=pd.Index(dict.fromkeys(sweep.value(job, down) for job in sweep.jobs), name=down),
+        columns=pd.Index(dict.fromkeys(sweep.value(job, across) for job in sweep.jobs), name=across),
+    )
+    return in_order(in_order(whole).T).T
+
+
+def _losses(sweep: Sweep) -> dict[str, dict[str, list[Curve]]]:
+    """From stage and label to the losses of each seed, of finished jobs only: one that diverged would set the axis."""
+    found: dict[str, dict[str, list[Curve]]] = {}
+    for job in sweep.jobs:
+        if job.state.name == "done":
+            for stage, curve in losses_of(Ledger(job.folder)).items():
+                found.setdefault(stage, {}).setdefault(sweep.label(job), []).append(curve)
+    if not found:
+        raise RunFolderError(f"no finished job of {sweep.name} has trained anything; {count_states(sweep.jobs)}.")
+    return found
+
+
+def draw_along(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
     """A panel for each metric along the strengths, a line per setting (columns before `strength`), with a band."""
     figure, drawn = panels(len(metrics))
-    _along(bands, drawn, metrics)
+    _along(frame, drawn, metrics)
     legend(figure, drawn[0], BAND)
     return saved(figure, path)
 
 
-def draw_frontier(bands: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
-    """The first metric against the second, a line per setting along its dial, with both intervals."""
+def draw_frontier(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
+    """The first metric against the second, a line per setting over its strengths, with both intervals."""
     figure, drawn = panels(1, WIDTH * 1.4, HEIGHT * 1.2)
-    _frontier(bands, drawn[0], metrics)
+    _frontier(frame, drawn[0], metrics)
     legend(figure, drawn[0], f"along the dial, the large point is strength 1\n{BAND.replace('band', 'bars')}")
     return saved(figure, path)
 
 
-def draw_sweep(bands: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
+def draw_sweep(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Path:
     """Both: a panel for each metric along the strengths, and one of the first two against each other."""
     figure, drawn = panels(len(metrics) + 1)
-    _along(bands, drawn[:-1], metrics)
-    _frontier(bands, drawn[-1], metrics)
+    _along(frame, drawn[:-1], metrics)
+    _frontier(frame, drawn[-1], metrics)
     legend(figure, drawn[0], f"{BAND}; right: along the dial, the large point is strength 1")
     return saved(figure, path)
 
@@ -76,8 +150,8 @@ def draw_map(tables: Mapping[str, pd.DataFrame], path: Path, note: str = "mean o
         # A mesh is drawn as shapes: an image would be a picture inside an SVG, which a page may refuse.
         image = panel.pcolormesh(range(len(table.columns)), range(len(table.index)), table.to_numpy(), cmap="viridis")
         panel.invert_yaxis()
-        room = figure.get_size_inches()[0] / len(tables) / len(table.columns)
-        slant = {"rotation": 30, "ha": "right"} if max(len(str(name)) for name in table.columns) * LETTER > 0.7 * room else {}
+        inches = figure.get_size_inches()[0] / len(tables) / len(table.columns)
+        slant = {"rotation": 30, "ha": "right"} if max(len(str(name)) for name in table.columns) * LETTER > 0.7 * inches else {}
         panel.set_xticks(range(len(table.columns)), table.columns, **slant)
         panel.set_yticks(range(len(table.index)), table.index)
         panel.set(title=f"{metric} at strength 1", xlabel=table.columns.name, ylabel=table.index.name)
@@ -86,26 +160,24 @@ def draw_map(tables: Mapping[str, pd.DataFrame], path: Path, note: str = "mean o
             for column, value in enumerate(values):
                 missing = math.isnan(value)
                 dark = not missing and value < (low + high) / 2
-                words = "no run" if missing else f"{value:.3f}"
-                panel.text(
-                    column, row, words, ha="center", va="center", color="white" if dark else "black", fontsize=SMALL_CELL
-                )
+                text = "no run" if missing else f"{value:.3f}"
+                panel.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=SMALL_CELL)
     figure.supxlabel(note, fontsize=SMALL)
     return saved(figure, path)
 
 
-def _along(bands: pd.DataFrame, drawn: Sequence[Any], metrics: Sequence[Metric]) -> None:
-    for label, look, rows in _settings(bands):
+def _along(frame: pd.DataFrame, drawn: Sequence[Any], metrics: Sequence[Metric]) -> None:
+    for label, look, rows in _settings(frame):
         for panel, metric in zip(drawn, metrics, strict=True):
             curve = _of(rows, metric)
             panel.plot(curve.strength, curve["mean"], markersize=4, linewidth=1.2, label=label, **look)
             panel.fill_between(curve.strength, curve.low, curve.high, alpha=0.15, linewidth=0, color=look["color"])
     for panel, metric in zip(drawn, metrics, strict=True):
-        panel.set(title="/".join(metric), xlabel=AXIS, ylabel=f"{metric[1]} ({_items(_of(bands, metric))})")
+        panel.set(title="/".join(metric), xlabel=AXIS, ylabel=f"{metric[1]} ({_items(_of(frame, metric))})")
 
 
-def _frontier(bands: pd.DataFrame, panel: Any, metrics: Sequence[Metric]) -> None:
-    for label, look, rows in _settings(bands):
+def _frontier(frame: pd.DataFrame, panel: Any, metrics: Sequence[Metric]) -> None:
+    for label, look, rows in _settings(frame):
         both = _of(rows, metrics[0]).merge(_of(rows, metrics[1]), on="strength", suffixes=("", "_across"))
         panel.errorbar(
             both["mean_across"],
@@ -122,7 +194,7 @@ def _frontier(bands: pd.DataFrame, panel: Any, metrics: Sequence[Metric]) -> Non
         panel.plot(trained["mean_across"], trained["mean"], markersize=9, **{**look, "linestyle": "none"})
     across, up = metrics[1], metrics[0]
     panel.set(
-        title=f"{'/'.join(up)} against {'/'.join(across)}", xlabel=across[1], ylabel=f"{up[1]} ({_items(_of(bands, up))})"
+        title=f"{'/'.join(up)} against {'/'.join(across)}", xlabel=across[1], ylabel=f"{up[1]} ({_items(_of(frame, up))})"
     )
 
 
@@ -141,19 +213,19 @@ def _items(rows: pd.DataFrame) -> str:
     return f"n = {fewest:.0f} per seed" if fewest == most else f"n = {fewest:.0f} to {most:.0f} per seed"
 
 
-def _settings(bands: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Each setting with its words, its look and its rows; a setting that a run does not have is left out of its words."""
-    names = list(bands.columns[: bands.columns.get_loc("strength")])
-    groups = list(bands.groupby(names, sort=False, dropna=False)) if names else [((), bands)]
+def _settings(frame: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Each setting with its label, its line style and its numbers; the label leaves out settings that the run does not have."""
+    names = list(frame.columns[: frame.columns.get_loc("strength")])
+    groups = list(frame.groupby(names, sort=False, dropna=False)) if names else [((), frame)]
     for look, (values, rows) in zip(styles(len(groups)), groups):
-        told = [
+        parts = [
             str(value) if name == "row" else f"{name.removesuffix('.name')}={value}"
             for name, value in zip(names, values)
             if str(value) not in ("nan", "none")
         ]
         fewest, most = rows.seeds.min(), rows.seeds.max()
         seeds = _counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-        yield f"{', '.join(told) or 'all runs'} ({seeds})", look, rows
+        yield f"{', '.join(parts) or 'all runs'} ({seeds})", look, rows
 
 
 def _counted(count: int, what: str) -> str:

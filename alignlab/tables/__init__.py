@@ -1,1 +1,1 @@
-"""Runs to tables: `folders` takes what lies below a folder, `jobs` and `lines` the jobs that a sweep has written down."""
+"""Tables of results: `folders` of all runs below a folder, `sweep` of the jobs of a sweep, `render` writes them as text."""

@@ -1,4 +1,4 @@
-"""Run folders to tables: one line per number, with the settings in which the runs differ."""
+"""Tables of all runs below a folder: one line per number, with the settings in which the runs differ."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MISSING = "none"
 NOT_SETTINGS = {"fingerprint", *NO_INFLUENCE} - {"seed"}
 
 
-def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
-    """Every number of every finished run below a folder; columns: the settings that vary, then the report's.
+def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Every number of every finished run below a folder; columns: the settings that differ, the seed, then those of the report.
 
     `where`: only runs whose settings have one of these values, `none` for a setting that is null or absent. Raises
-    RunFolderError where no finished run is left, and ConfigError for a setting that no run has.
+    RunFolderError if no finished run is left, and ConfigError for a setting that no run has.
     """
     runs = [Ledger(path.parent) for path in sorted(folder.glob("**/report.json"))]
     if not runs:
@@ -32,16 +32,16 @@ def results(folder: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
     for name in asked:
         if not any(name in settings for settings, _ in every):
             raise ConfigError(unknown("setting", name, {key for settings, _ in every for key in settings}))
-    chosen = [(s, run) for s, run in every if all(_word(s.get(name)) in asked[name] for name in asked)]
+    chosen = [(s, run) for s, run in every if all(_text(s.get(name)) in asked[name] for name in asked)]
     if not chosen:
         raise RunFolderError(f"no finished run below {folder} has the settings asked for.")
     names = dict.fromkeys(name for settings, _ in chosen for name in settings)
-    varying = [name for name in names if len({_word(settings.get(name)) for settings, _ in chosen}) > 1]
+    varying = [name for name in names if len({_text(settings.get(name)) for settings, _ in chosen}) > 1]
     lines = []
     for settings, run in chosen:
-        told_apart = {name: _word(settings.get(name)) for name in varying if name != "seed"}
+        values = {name: _text(settings.get(name)) for name in varying if name != "seed"}
         rows = (run.read("report.json") or {})["results"]
-        lines += [{**told_apart, "seed": settings.get("seed"), **row} for row in rows]
+        lines += [{**values, "seed": settings.get("seed"), **row} for row in rows]
     return pd.DataFrame(lines)
 
 
@@ -68,10 +68,10 @@ def bands(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Each setting minus the one named, seed by seed: the mean, how many seeds, and Student's 95 % interval of the mean.
+    """Each setting minus the named one, paired by seed: the mean, the number of seeds, and Student's 95 % interval of the mean.
 
-    `against`: settings with their values, which must name one run per seed. Between a run with classes and one without, the
-    first class stands beside the dial. Raises ConfigError where `against` names no run, or several.
+    `against`: settings with their values, which must name one run per seed. A run with classes is compared with one without by
+    its first class. Raises ConfigError if `against` names no run, or several.
     """
     from scipy.stats import t
 
@@ -87,8 +87,8 @@ def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd
         raise ConfigError(f"--against names {len(found)} runs, and must name one per seed; give more, or other, settings.")
     named = chosen.set_index(["seed", *keys])["value"]
     runs = frame.groupby([*settings, "seed"], sort=False, dropna=False)
-    beside = pd.concat([_beside(run, chosen) for _, run in runs])
-    compared = beside.join(named.rename("named"), on=["seed", *keys]).dropna(subset="named")
+    comparable = pd.concat([_comparable(run, chosen) for _, run in runs])
+    compared = comparable.join(named.rename("named"), on=["seed", *keys]).dropna(subset="named")
     compared["difference"] = compared["value"] - compared["named"]
     grouped = compared.groupby([*settings, *keys], sort=False, dropna=False)["difference"]
     made = grouped.agg(mean="mean", seeds="count", deviation="std").reset_index()
@@ -96,54 +96,55 @@ def differences(frame: pd.DataFrame, against: Mapping[str, Sequence[str]]) -> pd
     return made.drop(columns="deviation").assign(low=made["mean"] - half, high=made["mean"] + half)
 
 
-def crossed(frame: pd.DataFrame, across: str, down: str, metric: str) -> pd.DataFrame:
+def pivot(frame: pd.DataFrame, across: str, down: str, metric: str) -> pd.DataFrame:
     """One metric (suite/metric) at strength 1, mean over seeds: a column per value of `across`, a row per value of `down`.
 
-    Raises ConfigError for settings in which the runs do not differ, and where runs in one cell differ in something else too.
+    Raises ConfigError for settings in which the runs do not differ, and if runs in one cell differ in another setting.
     """
     settings = list(frame.columns[: frame.columns.get_loc("strength")])
     for name in (across, down):
         if name not in settings:
             raise ConfigError(unknown("setting that differs", name, settings))
-    at_one = along_a_dial(frame)
-    at_one = at_one[(at_one["strength"] == 1) & (at_one["suite"] + "/" + at_one["metric"] == metric)]
-    if at_one.empty:
+    trained = over_strengths(frame)
+    trained = trained[(trained["strength"] == 1) & (trained["suite"] + "/" + trained["metric"] == metric)]
+    if trained.empty:
         raise ConfigError(
             f"no run has {metric} at strength 1; known: {', '.join(sorted(set(frame.suite + '/' + frame.metric)))}."
         )
-    cells = at_one.groupby([down, across])
+    cells = trained.groupby([down, across])
     if (cells.size() > cells["seed"].nunique()).any():
-        others = [name for name in distinguishing(at_one) if name not in (across, down)]
+        others = [name for name in distinguishing(trained) if name not in (across, down)]
         raise ConfigError(f"runs that share {across} and {down} differ in {', '.join(others)}; choose some with --where.")
     return in_order(in_order(cells["value"].mean().unstack(across)).T).T
 
 
-def along_a_dial(frame: pd.DataFrame) -> pd.DataFrame:
-    """What was measured at strengths; classes are left out. Raises ConfigError where nothing is left."""
+def over_strengths(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers measured over strengths, without those of classes. Raises ConfigError if none is left."""
     with_classes = frame[frame["control"].isin((NO_CLASS, ACROSS))]
     strengths = frame.groupby("control")["strength"].transform("nunique")
-    turned = frame if with_classes.empty else frame[strengths > 1]
-    if turned.empty:
+    measured = frame if with_classes.empty else frame[strengths > 1]
+    if measured.empty:
         raise ConfigError("these runs were measured under classes, not along a dial; repeat one with control.strengths=[...].")
-    return turned
+    return measured
 
 
 def distinguishing(frame: pd.DataFrame) -> list[str]:
-    """The fewest settings, in order, that tell the runs apart, seeds aside: a rate that follows from the tuner is not one."""
+    """The settings, in order, that distinguish the runs besides the seed, without those that follow from earlier ones (a
+    learning rate from the tuner)."""
     settings = [name for name in frame.columns[: frame.columns.get_loc("strength")] if name != "seed"]
-    # Names say more than the numbers that follow from them.
+    # names first: numbers follow from them
     settings.sort(key=lambda name: not name.endswith(".name"))
     chosen: list[str] = []
-    told_apart = 1
+    distinguished = 1
     for name in settings:
         groups = len(frame[[*chosen, name]].astype(str).drop_duplicates())
-        if groups > told_apart:
-            chosen, told_apart = [*chosen, name], groups
+        if groups > distinguished:
+            chosen, distinguished = [*chosen, name], groups
     return chosen
 
 
-def _beside(run: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a run under the controls of another: where only one of them has classes, its first class is the dial."""
+def _comparable(run: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of a run under the controls of another: if only one of them has classes, its first class is compared."""
     if _has_classes(run) == _has_classes(named):
         return run
     own, theirs = run["control"].iloc[0], named["control"].iloc[0]
@@ -155,19 +156,19 @@ def _has_classes(run: pd.DataFrame) -> bool:
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows by number where their names are numbers, else as words."""
+    """Rows sorted as numbers if their names are numbers, else as text."""
     numbers = pd.to_numeric(table.index.to_series(), errors="coerce")
     order = numbers.sort_values().index if numbers.notna().all() else sorted(table.index)
     return table.loc[order]
 
 
-def _word(value: object) -> str:
-    """A setting as text; one that a run does not have, or that is null, is `none`."""
+def _text(value: object) -> str:
+    """A setting as text; `none` if the run does not have it, or it is null."""
     return MISSING if value is None else str(value)
 
 
 def _cell(value: Any) -> Any:
-    """Lists as text: cells are compared and grouped."""
+    """A list as text, so that it can be compared and grouped."""
     return " ".join(str(part) for part in value) if isinstance(value, list) else value
 
 

@@ -10,7 +10,7 @@ import pytest
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError
 from alignlab.plots.sweep import draw_map
-from alignlab.tables.folders import crossed
+from alignlab.tables.folders import pivot
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,7 +42,7 @@ def cells(variants: tuple[str, ...] = ("scit",)) -> pd.DataFrame:
 
 
 def test_a_cell_is_the_mean_over_seeds_at_strength_one_and_numbers_stand_in_their_order() -> None:
-    table = crossed(cells(), "method.alpha", "method.layers", "toy/reward")
+    table = pivot(cells(), "method.alpha", "method.layers", "toy/reward")
 
     assert list(table.columns) == ["2.0", "10.0"]
     assert table.loc["1"].tolist() == [2.5, 10.5]
@@ -51,7 +51,7 @@ def test_a_cell_is_the_mean_over_seeds_at_strength_one_and_numbers_stand_in_thei
 
 def test_runs_that_differ_in_a_third_setting_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"differ in method\.variant; choose some with --where"):
-        crossed(cells(("scit", "dual")), "method.alpha", "method.layers", "toy/reward")
+        pivot(cells(("scit", "dual")), "method.alpha", "method.layers", "toy/reward")
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_runs_that_differ_in_a_third_setting_are_refused() -> None:
 )
 def test_a_setting_or_a_metric_that_is_not_there_is_one_sentence(names: tuple[str, str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        crossed(cells(), *names)
+        pivot(cells(), *names)
 
 
 def test_a_map_has_a_panel_for_every_metric(tmp_path: Path) -> None:
-    table = crossed(cells(), "method.alpha", "method.layers", "toy/reward")
+    table = pivot(cells(), "method.alpha", "method.layers", "toy/reward")
 
     path = draw_map({"toy/reward": table, "toy/capability": table}, tmp_path / "map.png")
 
@@ -100,4 +100,4 @@ def test_two_runs_of_one_seed_in_a_single_cell_are_found_beside_cells_with_more_
     odd = pd.concat([frame[~(cell & (frame["seed"] == 1))], twice])
 
     with pytest.raises(ConfigError, match=r"differ in method\.rate"):
-        crossed(odd, "method.alpha", "method.layers", "toy/reward")
+        pivot(odd, "method.alpha", "method.layers", "toy/reward")

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from alignlab.errors import DataError
-from alignlab.tables.blocks import blocks_of
-from alignlab.tables.jobs import read_sweep
-from alignlab.tables.lines import Selection, Table, table_of
-from alignlab.tables.published import Published, beside, published_for
+from alignlab.tables.render import Published, match_published, published_for, sections_of
+from alignlab.tables.sweep import Selection, Table, read_sweep, table_of
 from tests.unit.made_sweeps import MadeSweep, number
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -50,7 +48,7 @@ def test_every_published_table_is_read_with_all_its_rows(path: Path) -> None:
 def test_a_row_is_found_by_its_name_its_model_and_its_strength(tmp_path: Path) -> None:
     table = ours(tmp_path, "clm/table1", ("clm", "llama32_3b", (0.5, 1.0, 3.0)), ("dpo", "qwen25_7b", (1.0, 2.0)))
 
-    found = beside(table, read("clm/table1", EXPERIMENTS))
+    found = match_published(table, read("clm/table1", EXPERIMENTS))
 
     assert found == {
         ("clm model=llama32_3b", "0.5"): "clm-0.5-llama-3.2-3b",
@@ -63,7 +61,7 @@ def test_a_row_file_with_its_model_in_its_name_is_found(tmp_path: Path) -> None:
     experiments = paper(tmp_path, "red/table1", "row,cola\nlora-roberta-base,64.0\nlora-roberta-large,66.0\n")
     table = ours(tmp_path, "red/table1", ("lora-roberta-base", "roberta_base", (1.0,)), ("lora", "roberta_large", (1.0,)))
 
-    assert list(beside(table, read("red/table1", experiments)).values()) == ["lora-roberta-base", "lora-roberta-large"]
+    assert list(match_published(table, read("red/table1", experiments)).values()) == ["lora-roberta-base", "lora-roberta-large"]
 
 
 def test_a_sweep_without_rows_is_found_by_its_setting(tmp_path: Path) -> None:
@@ -71,7 +69,7 @@ def test_a_sweep_without_rows_is_found_by_its_setting(tmp_path: Path) -> None:
     for blocks in ("1", "2"):
         sweep.done("", 0, [number("toy/reward", 0.5)], {"tuner.blocks": blocks, "model": "llama32_3b"})
 
-    found = beside(table_of(read_sweep(tmp_path, "clm/table7"), Selection()), read("clm/table7", EXPERIMENTS))
+    found = match_published(table_of(read_sweep(tmp_path, "clm/table7"), Selection()), read("clm/table7", EXPERIMENTS))
 
     assert list(found.values()) == ["blocks-1-llama-3.2-3b", "blocks-2-llama-3.2-3b"]
 
@@ -82,14 +80,14 @@ def test_a_published_row_that_two_of_our_lines_would_share_stands_beside_none(tm
     for rate in ("0.1", "0.2"):
         sweep.done("red", 0, [number("toy/reward", 0.5)], {"method.rate": rate})
 
-    assert beside(table_of(read_sweep(tmp_path, "x/t"), Selection()), read("x/t", experiments)) == {}
+    assert match_published(table_of(read_sweep(tmp_path, "x/t"), Selection()), read("x/t", experiments)) == {}
 
 
 def test_a_difference_is_formed_where_column_and_metric_have_the_same_name(tmp_path: Path) -> None:
     experiments = paper(tmp_path, "x/t", "row,reward,ae2_lc\nred,0.25,9.1\nlora,,9.2\nfull,0.75,\n")
     table = ours(tmp_path, "x/t", ("red", "tiny", (1.0,)), ("lora", "tiny", (1.0,)), ("ia3", "tiny", (1.0,)))
 
-    cells, printed = blocks_of(table, read("x/t", experiments), experiments)
+    cells, printed = sections_of(table, read("x/t", experiments), experiments)
 
     assert cells.cells["reward, published"].tolist() == ["0.25", "not known", "not known"]
     assert cells.cells["reward - published"].tolist() == ["+0.250", "-", "-"]
@@ -105,7 +103,7 @@ def test_at_the_toy_scale_published_numbers_have_a_block_of_their_own_and_no_dif
     experiments = paper(tmp_path, "x/t", "row,reward\nred,0.25\n")
     table = ours(tmp_path, "x/toy/t", ("red", "tiny", (1.0,)))
 
-    cells, printed = blocks_of(table, read("x/toy/t", experiments), experiments)
+    cells, printed = sections_of(table, read("x/toy/t", experiments), experiments)
 
     assert not [name for name in cells.cells.columns if "published" in name]
     assert printed.title == "published (paper's scale, other metric)"
@@ -117,7 +115,7 @@ def test_a_row_that_was_measured_but_not_asked_for_is_not_told_as_not_run(tmp_pa
     ours(tmp_path, "x/t", ("red", "tiny", (1.0, 2.0)))
     table = table_of(read_sweep(tmp_path, "x/t"), Selection(strengths=(1.0,)))
 
-    _, printed = blocks_of(table, read("x/t", experiments), experiments)
+    _, printed = sections_of(table, read("x/t", experiments), experiments)
 
     assert printed.cells["ours"].tolist() == ["red at 2"]
 
@@ -126,7 +124,7 @@ def test_a_table_without_a_file_says_that_its_numbers_are_not_known(tmp_path: Pa
     table = ours(tmp_path, "x/t", ("red", "tiny", (1.0,)))
 
     assert published_for("x/t", tmp_path) is None
-    assert blocks_of(table, None, tmp_path)[-1].notes[0].startswith("Published numbers: not known")
+    assert sections_of(table, None, tmp_path)[-1].notes[0].startswith("Published numbers: not known")
 
 
 def test_a_file_that_is_no_published_table_is_refused(tmp_path: Path) -> None:

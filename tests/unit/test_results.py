@@ -1,4 +1,4 @@
-"""obtained.csv: every number of every seed, and where it came from."""
+"""results.csv: every number of every seed, and where it came from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from alignlab.__main__ import main
-from alignlab.tables.jobs import read_sweep
-from alignlab.tables.results import origin, without_paths
+from alignlab.tables.sweep import origin, read_sweep, without_paths
 from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
 
 
@@ -25,9 +24,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_number_has_its_seed_n_and_interval_and_a_job_without_numbers_its_state(runs: Path, tmp_path: Path) -> None:
-    status = main(["table", "red/toy/t", "--runs", str(runs), "--obtained", str(tmp_path / "obtained.csv")])
+    status = main(["table", "red/toy/t", "--runs", str(runs), "--results", str(tmp_path / "results.csv")])
 
-    made = pd.read_csv(tmp_path / "obtained.csv", comment="#")
+    made = pd.read_csv(tmp_path / "results.csv", comment="#")
     assert status == 0
     assert made[["row", "seed", "fingerprint", "state"]].values.tolist() == [
         ["red", 0, "f0", "done"],
@@ -42,7 +41,7 @@ def test_every_number_has_its_seed_n_and_interval_and_a_job_without_numbers_its_
     ]
     assert made["value"].isna().tolist() == [False, False, False, True]
     assert (
-        (tmp_path / "obtained.csv").read_text().startswith("# sweep: red/toy/t\n# command: python run.py experiment=red/toy/t")
+        (tmp_path / "results.csv").read_text().startswith("# sweep: red/toy/t\n# command: python run.py experiment=red/toy/t")
     )
 
 

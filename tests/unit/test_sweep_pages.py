@@ -10,8 +10,8 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.plots.jobs import draw
-from alignlab.tables.jobs import Sweep, read_sweep
+from alignlab.plots.sweep import draw
+from alignlab.tables.sweep import Sweep, read_sweep
 from tests.unit.made_sweeps import MadeSweep, number
 
 PNG = b"\x89PNG\r\n\x1a\n"

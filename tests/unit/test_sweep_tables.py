@@ -12,10 +12,8 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.tables.blocks import blocks_of
-from alignlab.tables.forms import latex, long_csv, markdown
-from alignlab.tables.jobs import read_sweep
-from alignlab.tables.lines import Selection, Table, difference, spread, table_of
+from alignlab.tables.render import latex, long_csv, markdown, sections_of
+from alignlab.tables.sweep import Selection, Table, aggregate, difference, read_sweep, table_of
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import MadeSweep, number
 
@@ -45,12 +43,12 @@ def table(runs: Path) -> Table:
 
 
 def words(table: Table, suite: str = "toy") -> pd.DataFrame:
-    (block,) = (block for block in blocks_of(table, None, Path("nowhere")) if block.title == suite)
-    return block.cells.set_index("row")
+    (section,) = (section for section in sections_of(table, None, Path("nowhere")) if section.title == suite)
+    return section.cells.set_index("row")
 
 
 def test_a_cell_is_the_mean_over_seeds_with_the_sample_deviation_and_the_lowest_and_the_highest(table: Table) -> None:
-    found = spread(table.lines[1], "toy/reward")
+    found = aggregate(table.rows[1], "toy/reward")
 
     assert found is not None
     assert (found.mean, found.lowest, found.highest, found.seeds, found.items) == (2.75, 0.0, 7.0, 4, (8,))
@@ -59,7 +57,7 @@ def test_a_cell_is_the_mean_over_seeds_with_the_sample_deviation_and_the_lowest_
 
 
 def test_a_difference_is_paired_by_seed_and_its_interval_is_that_of_all_256_resamples(table: Table) -> None:
-    made = difference(table, table.lines[1], "toy/reward")
+    made = difference(table, table.rows[1], "toy/reward")
 
     assert made is not None
     assert (made.value, made.n) == (2.75, 4)
@@ -69,13 +67,13 @@ def test_a_difference_is_paired_by_seed_and_its_interval_is_that_of_all_256_resa
 
 def test_the_baseline_is_not_compared_with_itself(table: Table) -> None:
     assert table.baseline == "red"
-    assert difference(table, table.lines[0], "toy/reward") is None
+    assert difference(table, table.rows[0], "toy/reward") is None
 
 
 def test_another_baseline_turns_the_signs(runs: Path) -> None:
     made = table_of(read_sweep(runs, "red/toy/t"), Selection(baseline="lora"))
 
-    against = difference(made, made.lines[0], "toy/reward")
+    against = difference(made, made.rows[0], "toy/reward")
     assert against is not None
     assert against.value == -2.75
 
@@ -95,7 +93,7 @@ def test_a_seed_that_the_table_does_not_name_is_told(tmp_path: Path) -> None:
     ledger = SweepLedger(tmp_path, "small")
     ledger.declare([], ledger.jobs(), seeds=[0])
 
-    (line,) = table_of(read_sweep(tmp_path, "small"), Selection((), (1.0,), "")).lines
+    (line,) = table_of(read_sweep(tmp_path, "small"), Selection((), (1.0,), "")).rows
 
     assert line.mark("toy/reward") == "1 extra seed"
 
@@ -113,8 +111,8 @@ def test_a_row_without_a_finished_seed_says_why(table: Table) -> None:
 def test_strengths_are_one_unless_asked_for(runs: Path, table: Table) -> None:
     every = table_of(read_sweep(runs, "red/toy/t"), Selection(strengths=None))
 
-    assert [line.point for line in table.lines] == ["1", "1", "1", ""]
-    assert [line.point for line in every.lines] == ["1", "2", "1", "2", "1", ""]
+    assert [line.point for line in table.rows] == ["1", "1", "1", ""]
+    assert [line.point for line in every.rows] == ["1", "2", "1", "2", "1", ""]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> N
 
     made = table_of(read_sweep(tmp_path, "sweep-1"), Selection())
 
-    assert [line.label for line in made.lines] == ["tuner=red", "tuner=lora"]
+    assert [line.label for line in made.rows] == ["tuner=red", "tuner=lora"]
     assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 [+0.250, +0.250]"
 
 
@@ -161,7 +159,7 @@ def test_seeds_stand_on_one_line_in_whatever_order_their_words_came(tmp_path: Pa
         sweep.done("", seed, [number("toy/reward", float(seed))], settings)
     sweep.done("", 0, [number("toy/reward", 5.0)], {"b": "3", "a": "4"})
 
-    lines = table_of(read_sweep(tmp_path, "two"), Selection()).lines
+    lines = table_of(read_sweep(tmp_path, "two"), Selection()).rows
 
     assert [(line.label, len(line.jobs)) for line in lines] == [("a=1, b=2", 2), ("a=4, b=3", 1)]
 
@@ -188,8 +186,8 @@ def test_the_first_class_stands_beside_a_dial(tmp_path: Path) -> None:
 
     made = table_of(read_sweep(tmp_path, "t"), Selection())
 
-    found = [difference(made, line, "toy/reward") for line in made.lines]
-    assert [line.point for line in made.lines] == ["1", "good", "bad", "none"]
+    found = [difference(made, line, "toy/reward") for line in made.rows]
+    assert [line.point for line in made.rows] == ["1", "good", "bad", "none"]
     assert [each.value if each else None for each in found] == [None, 2.0, None, None]
 
 
@@ -225,7 +223,7 @@ def test_latex_escapes_what_it_would_read_as_commands(tmp_path: Path) -> None:
     MadeSweep(tmp_path, "t").done("a_b&50%", 0, [number("toy/reward", -0.25), number("toy/words", 1.0)])
     made = table_of(read_sweep(tmp_path, "t"), Selection())
 
-    text = latex("t", blocks_of(made, None, Path("nowhere")))
+    text = latex("t", sections_of(made, None, Path("nowhere")))
 
     assert r"a\_b\&50\% & 1 & 1 & 8 & $-$0.250" in text
     assert text.count(r"\toprule") == 1
@@ -234,7 +232,7 @@ def test_latex_escapes_what_it_would_read_as_commands(tmp_path: Path) -> None:
 def test_markdown_keeps_a_bar_inside_its_cell(tmp_path: Path) -> None:
     MadeSweep(tmp_path, "t").done("a|b", 0, [number("toy/reward", 0.5)])
 
-    text = markdown("t", blocks_of(table_of(read_sweep(tmp_path, "t"), Selection()), None, Path("nowhere")))
+    text = markdown("t", sections_of(table_of(read_sweep(tmp_path, "t"), Selection()), None, Path("nowhere")))
 
     assert r"| a\|b | 1  | 1     | 8 | 0.500  |" in text
 

@@ -10,7 +10,7 @@ import pytest
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError
 from alignlab.plots.sweep import draw_sweep
-from alignlab.tables.folders import along_a_dial, bands, differences, distinguishing, means, results
+from alignlab.tables.folders import bands, differences, distinguishing, means, over_strengths, read_results
 from alignlab.tracking.ledger import Ledger
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -63,7 +63,7 @@ def test_runs_that_differ_in_a_list_are_told_apart(tmp_path: Path) -> None:
             "report.json", {"results": [{"strength": 1.0, "control": "dial", "suite": "toy", "metric": "reward", "value": 0.5}]}
         )
 
-    assert means(results(tmp_path))["control.strengths"].tolist() == ["0.0 1.0", "0.0 2.0"]
+    assert means(read_results(tmp_path))["control.strengths"].tolist() == ["0.0 1.0", "0.0 2.0"]
 
 
 def test_runs_that_differ_in_their_seed_only_have_no_setting() -> None:
@@ -185,4 +185,4 @@ def test_differences_against_no_single_run_are_refused(against: dict[str, list[s
 
 def test_runs_under_classes_are_not_drawn_along_a_dial() -> None:
     with pytest.raises(ConfigError, match="measured under classes, not along a dial"):
-        along_a_dial(with_classes()[lambda rows: rows["method.name"] == "meet"])
+        over_strengths(with_classes()[lambda rows: rows["method.name"] == "meet"])

@@ -1,4 +1,7 @@
-"""The page of a sweep: what was run, what came of every job, the numbers, the figures, and where all of it came from."""
+"""A sweep as one HTML page: what was run, the state of every job, the tables, the figures, and the origin of the numbers.
+
+The page is a single file that loads nothing from any server.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,9 @@ from pathlib import Path
 
 from alignlab.data.encode import Account
 from alignlab.errors import AlignlabError
-from alignlab.plots.jobs import draw
-from alignlab.tables.blocks import blocks_of
-from alignlab.tables.jobs import Seen, Sweep, told
-from alignlab.tables.lines import Table
-from alignlab.tables.published import Published
-from alignlab.tables.results import origin, without_paths
+from alignlab.plots.sweep import draw
+from alignlab.tables.render import Published, sections_of
+from alignlab.tables.sweep import JobResult, Sweep, Table, count_states, origin, without_paths
 from alignlab.tracking.ledger import now
 
 TEMPLATE = "report.html.j2"
@@ -29,7 +29,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG to stand in the page, or why there is none."""
+    """An SVG element, or the reason why there is none."""
 
     caption: str
     svg: str = ""
@@ -41,7 +41,7 @@ def page_of(table: Table, published: Published | None, experiments: Path) -> str
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("alignlab.pages", ""),
+        loader=PackageLoader("alignlab.plots", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -51,25 +51,25 @@ def page_of(table: Table, published: Published | None, experiments: Path) -> str
     return environment.get_template(TEMPLATE).render(
         name=sweep.name,
         written=now(),
-        told=told(sweep.jobs),
+        states=count_states(sweep.jobs),
         origin=origin(sweep),
-        jobs=[_job(sweep, seen) for seen in sweep.jobs],
-        blocks=blocks_of(table, published, experiments),
+        jobs=[_job(sweep, job) for job in sweep.jobs],
+        sections=sections_of(table, published, experiments),
         figures=_figures(sweep),
-        accounts=list(dict.fromkeys(account for seen in sweep.jobs for account in _accounts(sweep, seen))),
+        accounts=list(dict.fromkeys(account for job in sweep.jobs for account in _accounts(sweep, job))),
     )
 
 
-def _job(sweep: Sweep, seen: Seen) -> dict[str, str]:
-    words = seen.state.details
+def _job(sweep: Sweep, job: JobResult) -> dict[str, str]:
+    details = job.state.details
     return {
-        "label": sweep.label(seen),
-        "seed": str(seen.job.seed),
-        "state": seen.state.name,
-        "time": str(words.get("time", ""))[:16].replace("T", " "),
-        "said": seen.state.progress or without_paths(str(words.get("error", ""))),
-        "folder": seen.job.folder,
-        "words": without_paths(" ".join(seen.job.overrides)),
+        "label": sweep.label(job),
+        "seed": str(job.spec.seed),
+        "state": job.state.name,
+        "time": str(details.get("time", ""))[:16].replace("T", " "),
+        "message": job.state.progress or without_paths(str(details.get("error", ""))),
+        "folder": job.spec.folder,
+        "overrides": without_paths(" ".join(job.spec.overrides)),
     }
 
 
@@ -88,15 +88,15 @@ def _figures(sweep: Sweep) -> list[Figure]:
 
 
 def _inline(path: Path, kind: str) -> str:
-    """An SVG file as an element of a page: no prologue, and names that no other figure of the page has."""
+    """An SVG file as an element of a page: without prologue, and with ids that no other figure of the page has."""
     text = path.read_text(encoding="utf-8")
     element = text[text.index("<svg") :]
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{kind}-", element)
 
 
-def _accounts(sweep: Sweep, seen: Seen) -> Iterable[tuple[str, ...]]:
-    """Of each stage: who, which stage, what became of its rows, and parameters; one line for seeds that agree."""
-    parameters = seen.report.get("parameters", {})
+def _accounts(sweep: Sweep, job: JobResult) -> Iterable[tuple[str, ...]]:
+    """Of each stage: the job, the stage, the account of its rows, and the trained parameters."""
+    parameters = job.report.get("parameters", {})
     learned = f"{parameters['learned']:,} of {parameters['all']:,}" if parameters else ""
-    for stage, account in seen.report.get("rows", {}).items():
-        yield (sweep.label(seen), stage, Account(**account).sentence(), learned)
+    for stage, account in job.report.get("rows", {}).items():
+        yield (sweep.label(job), stage, Account(**account).sentence(), learned)

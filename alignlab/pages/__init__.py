@@ -1,1 +1,0 @@
-"""Pages for a browser: one file each, which asks nothing of any server."""

@@ -1,0 +1,363 @@
+"""A sweep's table as text: the paper's published numbers next to ours, one section per suite, as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from alignlab.errors import ConfigError, DataError
+from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES, Measurement
+from alignlab.tables.sweep import Aggregate, Table, TableRow, aggregate, count_states, difference
+
+FILE = "published.csv"
+TOY = "toy"
+Matches = Mapping[tuple[str, str], str]
+"""From the key of a row of ours to the published row it is compared with."""
+NOT_KNOWN, NOT_RUN = "not known", "not run"
+NOTHING = "-"
+SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv"}
+TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "\\": "\\textbackslash{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+        "±": "$\\pm$",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The numbers of a paper's table as printed, "" if none is known. `same_scale`: whether the sweep is at the paper's
+    scale, so that a column of the same name is the same metric."""
+
+    path: Path
+    same_scale: bool
+    columns: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, str]]
+
+    def column(self, metric: str) -> str | None:
+        """The column that is compared with our suite/metric: one of the same name, at the paper's scale only."""
+        if not self.same_scale:
+            return None
+        return next((name for name in self.columns if name in (metric, metric.partition("/")[2])), None)
+
+    def printed(self, row: str | None, metric: str) -> str:
+        """The printed number in a row for our suite/metric, "" if none is known."""
+        column = self.column(metric)
+        return self.rows[row][column] if row is not None and column is not None else ""
+
+
+def published_for(name: str, experiments: Path) -> Published | None:
+    """The published table of a sweep, None without a file. `X/toy/T` has the numbers of `X/T`, and so has a sweep with more
+    overrides, `X/T+key=value`. Raises DataError for a file without rows."""
+    path = path_for(name, experiments)
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lines = list(reader)
+    columns = tuple(name for name in reader.fieldnames or () if name != "row")
+    if not lines or "row" not in lines[0]:
+        raise DataError(f"{path} has no column named row, or no line; see how the other {FILE} begin.")
+    rows = {line["row"]: {column: line[column] or "" for column in columns} for line in lines}
+    return Published(path, not _is_toy(name), columns, rows)
+
+
+def minus_published(mean: float, printed: str) -> float | None:
+    """Ours minus the printed number, None if what is printed is no number."""
+    try:
+        return mean - float(printed)
+    except ValueError:
+        return None
+
+
+def path_for(name: str, experiments: Path) -> Path:
+    """The file of the published numbers of a sweep, which need not exist."""
+    parts = [part for part in name.partition("+")[0].split("/") if part != TOY]
+    return experiments.joinpath(*parts) / FILE
+
+
+def match_published(table: Table, published: Published | None) -> Matches:
+    """From the key of each of our rows at any strength to the published row it is compared with; empty at the toy scale.
+
+    A row is looked up as `row`, `row-MODEL` (both at strength 1 or the first class only) and `row-STRENGTH-MODEL`; models are
+    compared by their letters and digits (llama32_3b is llama-3.2-3b). A published row that fits several of ours fits none.
+    """
+    if published is None or not published.same_scale:
+        return {}
+    found = {row.key: paper_row for row in table.all_rows if (paper_row := _row_of(row, published)) is not None}
+    shared = Counter(found.values())
+    return {key: paper_row for key, paper_row in found.items() if shared[paper_row] == 1}
+
+
+def _row_of(row: TableRow, published: Published) -> str | None:
+    candidates = ((paper_row, name, strength) for name, strength in _names(row) for paper_row in published.rows)
+    return next((paper_row for paper_row, name, strength in candidates if _is_called(paper_row, name, strength, row)), None)
+
+
+def _names(row: TableRow) -> Iterator[tuple[str, float | None]]:
+    """How the name of its published row may begin, and at which strength; the more exact first."""
+    name = row.row or "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in row.settings.items() if key != "model")
+    if not name or not row.first:
+        return
+    if row.strength is not None:
+        yield name, row.strength
+    if row.strength in (None, 1.0):
+        yield name, None
+
+
+def _is_called(paper_row: str, name: str, strength: float | None, row: TableRow) -> bool:
+    if not paper_row.startswith(name):
+        return False
+    rest = paper_row.removeprefix(name)
+    if strength is not None:
+        number = re.match(r"-(\d+(?:\.\d+)?)(?=-|$)", rest)
+        if number is None or float(number[1]) != strength:
+            return False
+        rest = rest[number.end() :]
+    models: Sequence[str] = ["", *(_plain(job.model) for job in row.jobs if job.model)]
+    return (not rest or rest.startswith("-")) and _plain(rest) in models
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _is_toy(name: str) -> bool:
+    return TOY in name.partition("+")[0].split("/")[1:]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the output: a title, cells of text, and notes below them."""
+
+    title: str
+    cells: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def sections_of(table: Table, published: Published | None, experiments: Path) -> list[Section]:
+    """One section per suite with our results, and one with the published numbers."""
+    matches = match_published(table, published)
+    suites = list(dict.fromkeys(metric.partition("/")[0] for metric in table.metrics)) or [""]
+    sections = [_suite(table, suite, published, matches) for suite in suites]
+    compared = any(name.endswith(_minus(table)) for section in sections for name in section.cells.columns)
+    sections[-1] = replace(sections[-1], notes=_reading(table)[: 2 if compared else 1])
+    return [*sections, *_published(table, published, matches, experiments)]
+
+
+def number(value: float) -> str:
+    """Three decimals; two significant digits for a number that would round to zero."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+
+
+def _suite(table: Table, suite: str, published: Published | None, matches: Matches) -> Section:
+    metrics = [metric for metric in table.metrics if metric.partition("/")[0] == suite]
+    # rows at which this suite measures nothing are left out, such as a single class for a suite that compares classes
+    rows = [row for row in table.rows if row.strength is None or not metrics or any(map(row.measured, metrics))]
+    cells = pd.DataFrame([_cells(table, row, metrics, published, matches.get(row.key)) for row in rows]).fillna(NOTHING)
+    empty = [name for name in cells.columns if (cells[name] == NOTHING).all() and name.endswith(_minus(table))]
+    return Section(suite or "jobs", cells.drop(columns=empty))
+
+
+def _reading(table: Table) -> tuple[str, ...]:
+    """What the columns show."""
+    return (
+        "mean ± sample standard deviation over seeds; n is the number of items per seed.",
+        f'Columns that end in "{_minus(table).strip()}": the mean difference, paired by seed, with the'
+        f" {CONFIDENCE:.0%} percentile bootstrap interval over seeds ({RESAMPLES:,} resamples, fixed seed). It never reaches"
+        " beyond the lowest and the highest difference, so with few seeds it is too narrow.",
+    )
+
+
+def _cells(
+    table: Table, row: TableRow, metrics: list[str], published: Published | None, paper_row: str | None
+) -> dict[str, str]:
+    found = {metric: aggregate(row, metric) for metric in metrics}
+    items = sorted({count for each in found.values() if each for count in each.items})
+    done = sum(job.state.name == "done" for job in row.jobs)
+    cells = {
+        "row": row.label,
+        "at": row.point or NOTHING,
+        "seeds": _states(row, done),
+        "n": NOTHING if not items else str(items[0]) if len(items) == 1 else f"{items[0]} to {items[-1]}",
+    }
+    for metric in metrics:
+        name = metric.partition("/")[2]
+        cells[name] = _cell(found[metric], row, metric)
+        cells[f"{name}{_minus(table)}"] = _difference(difference(table, row, metric), len(row.jobs))
+        if published is not None and published.column(metric):
+            printed = published.printed(paper_row, metric)
+            cells[f"{name}, published"] = printed or NOT_KNOWN
+            cells[f"{name} - published"] = _minus_published(found[metric], printed)
+    return cells
+
+
+def _minus(table: Table) -> str:
+    return f" - {table.baseline}"
+
+
+def _states(row: TableRow, done: int) -> str:
+    lost = count_states([job for job in row.jobs if job.state.name != "done"])
+    return f"{done}/{len(row.jobs)}, {lost}" if lost else str(done)
+
+
+def _cell(found: Aggregate | None, row: TableRow, metric: str) -> str:
+    mark = row.mark(metric)
+    if found is None:
+        return mark
+    text = number(found.mean) if found.deviation is None else f"{number(found.mean)} ± {number(found.deviation)}"
+    return f"{text} ({mark})" if mark else text
+
+
+def _difference(made: Measurement | None, declared: int) -> str:
+    if made is None:
+        return NOTHING
+    if math.isnan(made.low):
+        return f"{made.value:+.3f} (1 pair: no interval)"
+    few = f" ({made.n} pairs)" if made.n < declared else ""
+    return f"{made.value:+.3f} [{made.low:+.3f}, {made.high:+.3f}]{few}"
+
+
+def _minus_published(found: Aggregate | None, printed: str) -> str:
+    made = minus_published(found.mean, printed) if found else None
+    return NOTHING if made is None else f"{made:+.3f}"
+
+
+def _published(table: Table, published: Published | None, matches: Matches, experiments: Path) -> list[Section]:
+    """Every published row, with our row that is compared with it."""
+    if published is None:
+        path = path_for(table.sweep.name, experiments)
+        return [Section("published", pd.DataFrame(), (f"Published numbers: {NOT_KNOWN}; there is no {path}.",))]
+    ours = {paper_row: row for row in table.all_rows if (paper_row := matches.get(row.key))}
+    cells = []
+    for paper_row, printed in published.rows.items():
+        own = ours.get(paper_row)
+        compared = {"ours": _named(own) if own else NOT_RUN} if published.same_scale else {}
+        cells.append({"row": paper_row, **compared, **{name: value or NOT_KNOWN for name, value in printed.items()}})
+    if not published.same_scale:
+        notes = ["This sweep is at the toy scale: another model, other data and other metrics, so no difference is formed."]
+    else:
+        notes = ["A difference is formed only where a column has the name of one of our metrics."]
+        unmatched: dict[str, list[str]] = {}
+        for row in table.rows:
+            if row.key not in matches:
+                unmatched.setdefault(row.label, []).append(row.point)
+        named = "; ".join(_at(label, ", ".join(points)) for label, points in unmatched.items())
+        notes += [f"No published row was found for: {named}."] if unmatched else []
+    title = "published" if published.same_scale else "published (paper's scale, other metric)"
+    return [Section(title, pd.DataFrame(cells), (*notes, f"Source: {published.path}."))]
+
+
+def _named(row: TableRow) -> str:
+    return _at(row.label, row.point) if row.point else f"{row.label} ({count_states(row.jobs)})"
+
+
+def _at(label: str, point: str) -> str:
+    return f"{label} at {point}" if point else label
+
+
+def format_for(form: str | None, to: Path | None) -> str:
+    """md, latex or csv: as given, or by the suffix of the file. Raises ConfigError for any other suffix."""
+    if form or to is None:
+        return form or "md"
+    if to.suffix not in SUFFIXES:
+        raise ConfigError(f"--to {to} does not say its form; let it end in {', '.join(SUFFIXES)}, or give --form.")
+    return SUFFIXES[to.suffix]
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """A heading, and a table per section with padded columns."""
+    return "\n".join([f"# {title}", "", *(line for section in sections for line in _markdown(section))])
+
+
+def latex(title: str, sections: Sequence[Section]) -> str:
+    """A floating table per section; needs the package booktabs."""
+    return f"% {' '.join(title.split())}; needs \\usepackage{{booktabs}}\n" + "\n".join(_latex(section) for section in sections)
+
+
+def long_csv(table: Table, published: Published | None) -> str:
+    """One line per row and metric, with everything known of it; an empty cell means not known, never zero."""
+    matches = match_published(table, published)
+    numbers = []
+    for row in table.rows:
+        paper_row = matches.get(row.key)
+        settings = {name: row.settings.get(name, "") for name in table.sweep.settings}
+        point = {"strength": row.strength, "control": row.control}
+        for metric in table.metrics or ("",):
+            found, compared = aggregate(row, metric), difference(table, row, metric)
+            printed = published.printed(paper_row, metric) if published else ""
+            numbers.append(
+                {
+                    "table": table.sweep.name,
+                    "row": row.row,
+                    **settings,
+                    **point,
+                    "suite": metric.partition("/")[0],
+                    "metric": metric.partition("/")[2],
+                    "mean": found.mean if found else None,
+                    "deviation": found.deviation if found else None,
+                    "lowest": found.lowest if found else None,
+                    "highest": found.highest if found else None,
+                    "seeds": found.seeds if found else 0,
+                    "seeds_declared": len(row.jobs),
+                    "mark": row.mark(metric),
+                    "n_per_seed": " ".join(str(count) for count in found.items) if found else "",
+                    "baseline": table.baseline if compared else "",
+                    "difference": compared.value if compared else None,
+                    "difference_low": compared.low if compared else None,
+                    "difference_high": compared.high if compared else None,
+                    "pairs": compared.n if compared else None,
+                    "resamples": RESAMPLES if compared and not math.isnan(compared.low) else None,
+                    "published_row": paper_row or "",
+                    "published": printed,
+                    "minus_published": minus_published(found.mean, printed) if found else None,
+                }
+            )
+    return pd.DataFrame(numbers).astype({"pairs": "Int64", "resamples": "Int64"}).to_csv(index=False)
+
+
+def _markdown(section: Section) -> list[str]:
+    made = [f"## {section.title}", ""]
+    if not section.cells.empty:
+        lines = [
+            [_markdown_cell(name) for name in section.cells.columns],
+            *([_markdown_cell(c) for c in row] for row in section.cells.to_numpy()),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        lines.insert(1, ["-" * width for width in widths])
+        made += ["| " + " | ".join(c.ljust(width) for c, width in zip(line, widths)) + " |" for line in lines]
+        made.append("")
+    return [*made, *(line for note in section.notes for line in (note, ""))]
+
+
+def _markdown_cell(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _latex(section: Section) -> str:
+    notes = " ".join(_tex(note) for note in section.notes)
+    if section.cells.empty:
+        return notes + "\n"
+    cells = section.cells.map(_tex).rename(columns=_tex)
+    caption = f"{_tex(section.title)}. {notes}"
+    return cells.style.hide(axis="index").to_latex(
+        hrules=True, position="tbp", caption=caption, column_format="l" * len(cells.columns)
+    )
+
+
+def _tex(value: object) -> str:
+    """Text escaped for LaTeX, with the signs of numbers in math mode."""
+    return re.sub(r"(?<![\w-])([-+])(?=\d)", r"$\1$", str(value).translate(TEX))
