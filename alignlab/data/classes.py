@@ -76,7 +76,8 @@ def labelled(source: Source, split: str, classes: Classes) -> Split:
     kept = tuple(item for item in items if item.row not in conflicting)
     if split == "train":
         _refuse_empty(classes, kept, left_out)
-    return Split(kept, {reason: count for reason, count in left_out.items() if count})
+    notes = source.split(split).notes
+    return Split(kept, {reason: count for reason, count in left_out.items() if count}, notes=notes)
 
 
 def _pairs(config: ClassesConfig, _responses: Sequence[Response]) -> Classes:

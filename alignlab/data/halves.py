@@ -70,7 +70,8 @@ def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: En
             f" test split, which leaves {trained} for two halves; give more data, or change data.halves or data.max_tokens."
         )
     middle = (trained + 1) // 2
-    parts = (Split(tuple(part), left_out) for part in (train[:middle], train[middle:], train))
+    notes = {f"{note}, {EARLIER}": count for note, count in whole.notes.items()}
+    parts = (Split(tuple(part), left_out, notes=notes) for part in (train[:middle], train[middle:], train))
     first, second, both = (flipped(part, config.flipped) for part in parts)
     named = dict(zip(HALVES, (first, second), strict=True))
     return {**named, "train": named[config.part] if config.part else both, "test": Split(tuple(test), left_out)}
@@ -134,7 +135,7 @@ def _cut(source: Source, share: float, seed: int) -> tuple[Split, Split]:
             f"data={source.name}: holding out {share:g} of {len(whole.records)} training records leaves {len(train)} to train"
             f" on and {len(validation)} to validate on; change trainer.validation.share or give more data."
         )
-    return replace(whole, records=train), Split(validation)
+    return replace(whole, records=train, rows=None), Split(validation)
 
 
 def held_out_rows(records: Sequence[Record], share: float, generator: Random) -> set[str]:

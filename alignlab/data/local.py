@@ -85,22 +85,33 @@ def _read(config: JsonlConfig, name: str) -> tuple[Split, bool]:
 
 
 def _rows_as_records(config: JsonlConfig, name: str) -> Split:
-    """A split; of files that both name, its share, in which the records of one prompt stay together."""
+    """A split; of files that both name, its share: rows of one prompt stay together."""
     whole, shared = _read(config, name)
     if not shared:
         return whole
-    held = held_out_rows(whole.records, config.test_share, Random(f"files/{config.split_seed}"))
-    train = tuple(record for record in whole.records if record.row not in held)
-    test = tuple(record for record in whole.records if record.row in held)
+    rows_of: dict[str, list[Record]] = {}
+    for record in whole.records:
+        rows_of.setdefault(record.row.partition("/")[0], []).append(record)
+    firsts = [replace(records[0], row=row) for row, records in rows_of.items()]
+    held = held_out_rows(firsts, config.test_share, Random(f"files/{config.split_seed}"))
+    train, test = (
+        [record for row, records in rows_of.items() if (row in held) == out for record in records] for out in (False, True)
+    )
     if not train or not test:
         raise DataError(
             f"data.path={config.path}: holding out {config.test_share:g} of {len(whole.records)} records leaves {len(train)} to"
             f" train on and {len(test)} to test; change data.test_share, or name files for both in data.train and data.test."
         )
     if name == "test":  # what was left out of the file is told of the training split
-        return Split(test[: config.test_limit], origin=whole.origin)
+        return Split(tuple(test[: config.test_limit]), rows=_rows_in(test[: config.test_limit]), origin=whole.origin)
+    kept, lost = train[: config.limit], sum(whole.left_out.values())
     notes = {f"{note} (in the whole file)": count for note, count in whole.notes.items()}
-    return Split(train[: config.limit], whole.left_out, notes=notes, origin=whole.origin)
+    return Split(tuple(kept), whole.left_out, rows=_rows_in(kept) + lost, notes=notes, origin=whole.origin)
+
+
+def _rows_in(records: Sequence[Record]) -> int:
+    """How many rows these records are of."""
+    return len({record.row.partition("/")[0] for record in records})
 
 
 @lru_cache(maxsize=4)

@@ -118,7 +118,8 @@ def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -
     others = {*known} - {*wanted}
     left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
     records = tuple(record for record in whole.records if record.task in wanted)
-    return Split(records, left_out), Mixing(tuple(wanted), wanted, None)
+    notes = {note: count for note, count in whole.notes.items() if note.partition(":")[0] not in others}
+    return Split(records, left_out, notes=notes), Mixing(tuple(wanted), wanted, None)
 
 
 def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:

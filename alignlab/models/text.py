@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Dialogue, Encoded, Example, Turn
 
@@ -29,7 +31,14 @@ class Template:
             return self.format.replace("{prompt}", prompt)
         given = prompt.turns if isinstance(prompt, Dialogue) else (Turn("user", prompt),)
         turns = [{"role": turn.role, "content": turn.text} for turn in given]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in given)
+            raise DataError(
+                f"the tokenizer's chat template refuses a prompt of {roles} ({' '.join(str(error).split())}); leave such rows"
+                " out, or set model.template.chat=false."
+            ) from error
         bos = tokenizer.bos_token
         return text[len(bos) :] if bos and self.bos and text.startswith(bos) else text
 

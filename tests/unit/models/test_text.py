@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.text import Codec, Template
-from alignlab.records import Example
+from alignlab.records import Dialogue, Example, Turn
 
 BOS, EOS, PAD = 0, 1, 2
 PIECES = ("<s>", "</s>", "<pad>", *"abcd ", "ab", "\n", "U", "A", ":")
@@ -171,6 +171,40 @@ def test_the_template_is_written_around_the_prompt() -> None:
     (prompt,) = codec.prompts(["ab"])
 
     assert prompt == (BOS, *ids_of("U:ab\nA:"))
+
+
+def test_a_chat_template_gets_every_turn_of_a_dialogue_and_a_format_its_text() -> None:
+    made = tokenizer()
+    made.chat_template = CHAT.replace("U:", "{{ m['role'][0].upper() }}:").replace("A:{% endif", "A:{% endif")
+    prompt = Dialogue("d: c", [Turn("assistant", "ab"), Turn("user", "c")])
+    messages = [{"role": "assistant", "content": "ab"}, {"role": "user", "content": "c"}]
+
+    (chat,) = Codec(made, Template("{prompt}", chat=True, bos=True)).prompts([prompt])
+    (plain,) = Codec(made, PLAIN).prompts([prompt])
+
+    assert list(chat) == made.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert plain == (BOS, *ids_of("d: c"))
+
+
+def test_the_space_behind_the_marker_of_a_dialogue_is_no_part_of_a_chat() -> None:
+    made = tokenizer()
+    made.chat_template = CHAT
+    prompt = Dialogue("U:c\nA:", [Turn("user", "c")])
+
+    (chat,) = Codec(made, Template("{prompt}", chat=True, bos=True)).examples([Example(prompt, " d")], [ROW])
+    (plain,) = Codec(made, PLAIN).examples([Example(prompt, " d")], [ROW])
+
+    assert chat.ids == (BOS, *ids_of("U:c\nA:d"), EOS)
+    assert plain.ids == (BOS, *ids_of("U:c\nA: d"), EOS)
+
+
+def test_a_chat_template_that_refuses_a_conversation_says_so_in_one_sentence() -> None:
+    made = tokenizer()
+    made.chat_template = "{{ raise_exception('no system turn') }}"
+    codec = Codec(made, Template("{prompt}", chat=True, bos=False))
+
+    with pytest.raises(DataError, match=r"chat template refuses a prompt of system, user \(no system turn\); leave such rows"):
+        codec.prompts([Dialogue("a", [Turn("system", "b"), Turn("user", "c")])])
 
 
 def test_a_chat_template_writes_the_turn_and_its_bos_once() -> None:
