@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from alignlab.command_line import console, expand_overrides, sentence, show_words
+from alignlab.command_line import console, expand_overrides, sentence, share_config_store, show_words
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError
 from alignlab.files import alone
@@ -101,6 +101,7 @@ def _end(said: str) -> NoReturn:
 
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole and leave as one sentence
+    share_config_store()
     show_words(logging.INFO if processes.is_main_process() else logging.ERROR)
     if not processes.is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

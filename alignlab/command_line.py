@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -32,6 +33,12 @@ def show_words(level: int) -> None:
     words.handlers[:] = [handler]
     words.setLevel(level)
     words.propagate = False
+
+
+def share_config_store() -> None:
+    """Lets Hydra use its store of structured configs where it copies it: once for every group that it lists, which is most of
+    the time that --help takes. There is one store per process, and what is read from it is copied then."""
+    ConfigStore.__deepcopy__ = lambda store, _memo: store  # type: ignore[attr-defined]
 
 
 def console() -> Console:

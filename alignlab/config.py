@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -22,18 +22,18 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from alignlab.data import SOURCES
 from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.evaluation import CONTROLS, EVALUATIONS, METRICS, SUITES
-from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
+from alignlab.evaluation import EVALUATIONS, METRICS, SUITES
+from alignlab.evaluation.config import EvaluationConfig
+from alignlab.files import contents
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, unknown
-from alignlab.sheets import refuse_strays, typed
+from alignlab.registry import Entry, Registry, number, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 from alignlab.training.config import TrainerConfig
-from alignlab.tuners import TUNERS
-from alignlab.tuners.config import TunerConfig
+from alignlab.tuners import CONTROLS, TUNERS
+from alignlab.tuners.config import FormConfig, StrengthConfig, TunerConfig
 
 
 @dataclass
@@ -74,34 +74,24 @@ class SlurmLaunch:
     name: str
     partition: str | None
     account: str | None
-    gpus: int | None
-    cpus: int | None
-    memory_gb: int | None
-    minutes: int
-    signal_seconds: int
-    retries: int
-    parallel: int
+    gpus: Annotated[int | None, number(minimum=1)]
+    cpus: Annotated[int | None, number(minimum=1)]
+    memory_gb: Annotated[int | None, number(minimum=1)]
+    minutes: Annotated[int, number(minimum=1)]
+    signal_seconds: Annotated[int, number(minimum=1)]
+    retries: Annotated[int, number(minimum=0)]
+    parallel: Annotated[int, number(minimum=1)]
     setup: list[str]
     extra: dict[str, Any]
     detach: bool
 
-    def check(self) -> None:
-        """Raises ConfigError for amounts that make no job, and for a signal that would come before the job."""
-        for key in ("gpus", "cpus", "memory_gb", "minutes", "signal_seconds", "parallel"):
-            amount = getattr(self, key)
-            if amount is not None and amount < 1:
-                raise ConfigError(f"launch.{key}={amount} must be 1 or more{'' if key in NEEDED else ', or null'}.")
-        if self.retries < 0:
-            raise ConfigError(f"launch.retries={self.retries} must not be negative; 0 never goes on after the time limit.")
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a signal that would come before the job."""
         if self.signal_seconds >= 60 * self.minutes:
             raise ConfigError(
-                f"launch.signal_seconds={self.signal_seconds} must be below launch.minutes={self.minutes} in seconds: a job is"
-                " told that long before its limit."
+                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: a job"
+                " is told that long before its limit."
             )
-
-
-NEEDED = ("minutes", "signal_seconds", "parallel")
-"""Amounts that cannot be left to the cluster."""
 
 
 def _same(config: Any) -> Any:
@@ -119,8 +109,6 @@ GROUPS: Mapping[str, Registry] = {
     "tracking": TRACKERS,
     "launch": Registry("launch", {"local": Entry(LocalLaunch, _same), "slurm": Entry(SlurmLaunch, _same)}),
 }
-ALONE = {"seed": int, "force": bool, "plan": bool, "folder": str, "sweep": str}
-"""Keys that stand in no group; a text may be null."""
 NO_INFLUENCE = ("seed", "force", "plan", "folder", "sweep", "paths", "tracking", "launch")
 """Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
 NAMED = ("method", "data", "tuner", "model", "control")
@@ -157,17 +145,22 @@ NO_RUN_YET = (LOCK, QUEUED, "status.json")
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """A run that fits together. `plan`: only say what would be done. `sweep`: the sweep that it is a job of. `plain` is the
-    same as nested dicts, for files; `left_out`: suites without their data."""
+class TopConfig:
+    """The keys that stand in no group. `plan`: only say what would be done. `sweep`: the sweep that it is a job of."""
 
-    seed: int
+    seed: Annotated[int, random_seed()]
     force: bool
     plan: bool
     folder: str | None
     sweep: str | None
     paths: PathsConfig
     sizing: SizingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig(TopConfig):
+    """A run that fits together. `plain`: the same as nested dicts, for files. `left_out`: suites without their data."""
+
     method: Any
     tuner: TunerConfig
     model: ModelConfig
@@ -185,8 +178,8 @@ class RunConfig:
     def fingerprint(self) -> str:
         """Eight characters that change with anything that changes the result, the seed aside."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
-        decisive["contents"] = [self.model.cache_key(), self.data.cache_key(), self.tuner.cache_key()]
-        decisive["contents"] += [self.method.cache_key()] if self.method.cache_key() else []
+        decisive["contents"] = [contents(part) for part in (self.model, self.data, self.tuner)]
+        decisive["contents"] += [contents(self.method)] if contents(self.method) else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -199,19 +192,17 @@ class RunConfig:
 def parse(raw: DictConfig) -> RunConfig:
     """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
     plain = _resolved(raw)
-    refuse_strays("", plain, dict.fromkeys([*ALONE, "experiment", "paths", "sizing", *GROUPS]))
-    parts = {group: _part(group, plain, GROUPS[group]) for group in GROUPS}
-    for part in parts.values():
-        if hasattr(part, "check"):
-            part.check()
-    chosen = {group: (GROUPS[group][part.name], part) for group, part in parts.items()}
+    top = {each.name: plain.get(each.name) for each in dataclasses.fields(TopConfig)}
+    refuse_strays("", plain, dict.fromkeys([*top, "experiment", *GROUPS]))
+    made = typed("", {**top, "paths": top["paths"] or {}, "sizing": top["sizing"] or {}}, TopConfig)
+    first = ("data", *GROUPS)  # other groups take values from the data's; what is wrong is said of where it was given
+    parts = {group: _part(group, plain) for group in dict.fromkeys(first)}
+    chosen = {group: (GROUPS[group][parts[group].name], parts[group]) for group in GROUPS}
     offered = check_fit(chosen)
     suites, left_out = fitting_suites(parts["evaluation"], offered)
     check_validation(parts["trainer"], parts["evaluation"], offered)
     return RunConfig(
-        **{key: _simple(plain, key, kind) for key, kind in ALONE.items()},
-        paths=typed("paths", plain.get("paths") or {}, PathsConfig),
-        sizing=typed("sizing", plain.get("sizing") or {}, SizingConfig),
+        **vars(made),
         suites=suites,
         left_out=left_out,
         plain={key: value for key, value in plain.items() if key != "experiment"},
@@ -220,9 +211,9 @@ def parse(raw: DictConfig) -> RunConfig:
 
 
 def parts_of(raw: DictConfig, groups: Sequence[str]) -> dict[str, Any]:
-    """Some groups of a run as their dataclasses, unchecked: what a finished run needs of its config."""
+    """Some groups of a run as their dataclasses, without a look at files: what a finished run needs of its config."""
     plain = _resolved(raw)
-    return {group: _part(group, plain, GROUPS[group]) for group in groups}
+    return {group: _part(group, plain, whole=False) for group in groups}
 
 
 def _resolved(raw: DictConfig) -> dict[str, Any]:
@@ -256,23 +247,11 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
     return f"{error.full_key} is taken from {key}, which {group}={choice} does not have; choose {group}={'|'.join(having)}."
 
 
-def _part(group: str, plain: Mapping[str, Any], registry: Registry) -> Any:
-    config = plain.get(group)
+def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
+    config, registry = plain.get(group), GROUPS[group]
     if not isinstance(config, dict) or "name" not in config:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    return typed(group, config, registry[str(config["name"])].config)
-
-
-def _simple(plain: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = plain.get(key)
-    if kind is str and value is None:
-        return None
-    if kind is int and type(value) is int and value < 0:
-        raise ConfigError(f"{key}={value} must not be negative.")
-    if type(value) is not kind:
-        wanted = {int: "a whole number", bool: "true or false", str: "a text"}[kind]
-        raise ConfigError(f"{key}={value!r} must be {wanted}.")
-    return value
+    return typed(group, config, registry[str(config["name"])].config, whole=whole)
 
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
@@ -290,7 +269,10 @@ def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
 
 
 def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The suites that a run can serve, and for the others what is missing."""
+    """The suites that a run can serve, and for the others what is missing. Raises ConfigError for an unknown suite, and for
+    values that cannot be sampled with together."""
+    if evaluation.suites:
+        evaluation.sampling()
     missing = {name: sorted(SUITES[name].requires(evaluation) - offered) for name in evaluation.suites}
     left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
     return tuple(name for name in evaluation.suites if name not in left_out), left_out

@@ -29,6 +29,11 @@ def file_keys(files: Iterable[Path]) -> list[str]:
     return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
 
 
+def contents(config: Any) -> list[str]:
+    """What tells apart the files that a config names, where it names some: the answer of its `cache_key`."""
+    return config.cache_key() if hasattr(config, "cache_key") else []
+
+
 @contextmanager
 def alone(path: Path, waiting: str) -> Iterator[None]:
     """One process at a time per lock file: a second one logs `waiting`, and waits. The lock of a process that dies is free.

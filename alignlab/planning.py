@@ -17,10 +17,10 @@ from alignlab.config import GROUPS, RunConfig, folder_of
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits, labelled, pair
 from alignlab.data.halves import with_halves, with_validation
+from alignlab.data.mixture import MixtureConfig
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point, points
-from alignlab.evaluation.config import FormConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
@@ -34,6 +34,7 @@ from alignlab.records import LabelSet, View
 from alignlab.registry import unknown
 from alignlab.training.stages import Method, Work
 from alignlab.training.trainable import check_parts
+from alignlab.tuners.config import FormConfig
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, at least one token of a prompt and one of a response, EOS."""
@@ -223,7 +224,8 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
             f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
         )
     room = min(config.data.max_tokens or room, room)
-    of_tasks = {name: (min(config.max_tokens or room, room), config.too_long) for name, config in config.data.tasks().items()}
+    tasks = config.data.tasks() if isinstance(config.data, MixtureConfig) else {}
+    of_tasks = {name: (min(config.max_tokens or room, room), config.too_long) for name, config in tasks.items()}
     return Limits(room, config.data.too_long, tasks=of_tasks)
 
 

@@ -1,13 +1,28 @@
-"""Literal tables of what can be chosen, and the sentence for a name that is not in one."""
+"""What can be chosen, and what a config may hold: tables of choices, fields with their range, and the check of both.
+
+A field of a config class declares its range once, `rank: Annotated[int, number(minimum=1)]`; `typed` checks every field while
+it makes the instance. What involves several fields is checked by the class's own `check(where)`, where it has one.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import math
+import re
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Annotated, Any
 
 from alignlab.errors import ConfigError
+
+LARGEST = 2**53
+"""The bound of numbers without a declared one: up to here every whole number is a float too."""
+KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 Capabilities = Callable[[Any], frozenset[str]]
 """From a choice's own config to the capabilities that it requires, or provides."""
@@ -65,3 +80,208 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     close = nearest(name, names)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}."
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a field may hold beside its type; in a list or a dict, each value. Made by `number`, `one_of`, `text` and `names`.
+
+    `minimum` and `maximum` are inclusive bounds, `above` and `below` exclusive ones. `note`: the reason, for the message.
+    `holds`: a text that stands in the value exactly once. `least` values stand in a list; `unique`: each of them once.
+    `names`: null, a pattern, or a list of names; `empty`: what is wrong with an empty list. Relations to other fields: `either`
+    (of the two, exactly one is null), `needs` (must not be null beside this one; with the advice), `alone` (a field and a value
+    of it that this one cannot stand beside).
+    """
+
+    minimum: float = -LARGEST
+    above: float = -math.inf
+    maximum: float = LARGEST
+    below: float = math.inf
+    note: str = ""
+    choices: tuple[str, ...] = ()
+    holds: str = ""
+    names: bool = False
+    empty: str = ""
+    least: int = 0
+    unique: bool = False
+    either: str = ""
+    needs: tuple[str, str] = ("", "")
+    alone: tuple[str, str] = ("", "")
+
+    @property
+    def bounds(self) -> str:
+        """The declared bounds in words."""
+        low = f"above {self.above}" if self.above > -math.inf else f"at least {self.minimum}"
+        high = f"below {self.below}" if self.below < math.inf else f"at most {self.maximum}"
+        declared = (
+            (low, self.minimum > -LARGEST or self.above > -math.inf),
+            (high, self.maximum < LARGEST or self.below < math.inf),
+        )
+        return " and ".join(words for words, given in declared if given)
+
+
+ANY = Allowed()
+
+
+def number(**allowed: Any) -> Allowed:
+    """A number, or several, inside bounds."""
+    return Allowed(**allowed)
+
+
+def random_seed() -> Allowed:
+    """A seed as numpy and torch take it."""
+    return Allowed(minimum=0, maximum=2**32 - 1)
+
+
+def one_of(*choices: str, **allowed: Any) -> Allowed:
+    """One of these words, or several of them."""
+    return Allowed(choices=choices, **allowed)
+
+
+def text(holds: str) -> Allowed:
+    """A text that holds this exactly once."""
+    return Allowed(holds=holds)
+
+
+def names(**allowed: Any) -> Allowed:
+    """Names of layers: null, one pattern that matches whole names, or a list."""
+    return Allowed(names=True, **allowed)
+
+
+def like(schema: type, name: str) -> Allowed:
+    """What a field of another class may hold."""
+    return _fields(schema)[name][1]
+
+
+def typed(where: str, config: Mapping[str, Any], schema: type, *, whole: bool = True) -> Any:
+    """The config as an instance of its schema. Raises ConfigError for a stray key, a missing value, and one of another type or
+    outside its range; with `whole`, also for values that do not go together."""
+    fields = _fields(schema)
+    refuse_strays(where, config, fields)
+    made: dict[str, Any] = {}
+    for name, (hint, allowed) in fields.items():
+        key = f"{where}.{name}" if where else name
+        if name not in config:
+            raise ConfigError(f"{key} has no value; its config or the command line must give one.")
+        made[name] = _value(key, config[name], hint, allowed, whole)
+    instance = schema(**made)
+    if whole:
+        for name, (_, allowed) in fields.items():
+            _check_together(where, name, made, allowed)
+        if hasattr(instance, "check"):
+            instance.check(where)
+    return instance
+
+
+def check_fields(instance: Any) -> None:
+    """Raises ConfigError for a declared field of an instance outside its type or range."""
+    schema: type = type(instance)
+    for name, (hint, allowed) in _fields(schema).items():
+        if allowed is not ANY:
+            _value(name, getattr(instance, name), hint, allowed, whole=False)
+
+
+def refuse_strays(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that no config has, however it came in (`+key=value` included)."""
+    for key in given:
+        if key not in known:
+            close = nearest(str(key), known)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            path = f"{where}.{key}" if where else str(key)
+            raise ConfigError(f"unknown key {path}; {hint}known here: {', '.join(known)}.")
+
+
+@lru_cache(maxsize=256)
+def _fields(schema: type) -> dict[str, tuple[Any, Allowed]]:
+    """Type and range of each field, in order."""
+    hints = typing.get_type_hints(schema, include_extras=True)
+    found = ((each.name, hints[each.name]) for each in dataclasses.fields(schema))
+    return {name: (typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint, ANY)) for name, hint in found}
+
+
+def _value(key: str, value: Any, hint: Any, allowed: Allowed, whole: bool) -> Any:
+    """The value as its type. Raises ConfigError for one that is not."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        if allowed.names:
+            _check_names(key, value, allowed)
+        return copy.deepcopy(value)
+    optional = origin in (UnionType, typing.Union) and NoneType in arguments
+    if optional:
+        if value is None:
+            return None
+        hint = next(each for each in arguments if each is not NoneType)
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    or_null = ", or null" if optional else ""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r} must be a config with {', '.join(_fields(typing.cast(type, hint)))}{or_null}.")
+        return typed(key, value, typing.cast(type, hint), whole=whole)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{key}={value!r} must be a list{or_null}.")
+        if allowed.names:
+            _check_names(key, value, allowed)
+        if len(value) < allowed.least:
+            raise ConfigError(f"{key}={value} must have at least {allowed.least} value{'s'[: allowed.least - 1]}{or_null}.")
+        made = [_value(f"{key}[{place}]", each, arguments[0], allowed, whole) for place, each in enumerate(value)]
+        if allowed.unique and len(set(made)) < len(made):
+            reason = f": {allowed.note}" if allowed.note else ""
+            raise ConfigError(f"{key}={made} names a value twice{reason}.")
+        return made
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r} must be a mapping of names to values{or_null}.")
+        return {str(name): _value(f"{key}.{name}", each, arguments[1], allowed, whole) for name, each in value.items()}
+    return _scalar(key, value, hint, allowed, or_null)
+
+
+def _scalar(key: str, value: Any, kind: type, allowed: Allowed, or_null: str) -> Any:
+    """A number, a text, or true or false. A text that is a number counts as one, and the other way round."""
+    of_this_kind = type(value) is bool if kind is bool else type(value) in (int, float, str)
+    try:
+        if not of_this_kind or (kind is int and type(value) is float):
+            raise ValueError
+        value = kind(value)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+    except ValueError:
+        bounds = f", {allowed.bounds}" if allowed.bounds else ""
+        raise ConfigError(f"{key}={value!r} must be {KINDS[kind]}{bounds}{or_null}.") from None
+    if kind in (int, float) and not (allowed.minimum <= value <= allowed.maximum and allowed.above < value < allowed.below):
+        reason = f": {allowed.note}" if allowed.note else ""
+        bounds = allowed.bounds if abs(value) <= LARGEST and allowed.bounds else f"at most {LARGEST} in size"
+        raise ConfigError(f"{key}={value} must be {bounds}{or_null}{reason}.")
+    if allowed.choices and value not in allowed.choices:
+        raise ConfigError(f"{key}={value!r} is not known; choose one of {', '.join(allowed.choices)}{or_null}.")
+    if allowed.holds and value.count(allowed.holds) != 1:
+        raise ConfigError(f"{key}={value!r} must hold {allowed.holds} exactly once.")
+    return value
+
+
+def _check_names(key: str, value: Any, allowed: Allowed) -> None:
+    """Raises ConfigError for what is neither null, nor a pattern, nor a list of names."""
+    if value is None:
+        return
+    if isinstance(value, str) and value:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ConfigError(f"{key}={value} is no pattern ({error}); give one, or a list of names.") from error
+    elif not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise ConfigError(f"{key}={value!r} must be a list of names, one pattern that matches whole names, or null.")
+    elif not value and allowed.empty:
+        raise ConfigError(f"{key}=[] {allowed.empty}")
+
+
+def _check_together(where: str, name: str, values: Mapping[str, Any], allowed: Allowed) -> None:
+    """Raises ConfigError for a field that does not go with another, as it declares."""
+    value, other, (needed, advice), (excluding, word) = values[name], allowed.either, allowed.needs, allowed.alone
+    if other and (value is None) == (values[other] is None):
+        raise ConfigError(
+            f"{where}: give {name} or {other}, and null for the other; now {name}={value} and {other}={values[other]}."
+        )
+    if needed and value is not None and values[needed] is None:
+        raise ConfigError(f"{where}.{name}={value} needs {where}.{needed}, which is null; {advice}.")
+    if excluding and value is not None and values[excluding] == word:
+        raise ConfigError(f"{where}.{excluding}={word} and {where}.{name}={value} exclude each other; give one of the two.")

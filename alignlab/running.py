@@ -19,7 +19,7 @@ from alignlab.config import GROUPS, STORE, RunConfig, folder_of
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.evaluation.report import Report, Row, write_report
 from alignlab.evaluation.suite import EvaluationContext, sweep
-from alignlab.files import environment
+from alignlab.files import contents, environment
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_curves, draw_dial, draw_profile
@@ -146,8 +146,8 @@ def stage_keys(plan: Plan) -> list[str]:
     """A key for each stage, in order; each depends on those before it."""
     config = plan.config
     shared: dict[str, Any] = {
-        "model": [config.model, config.model.cache_key(), plan.method.start],
-        "tuner": [config.tuner, config.tuner.cache_key()],
+        "model": [config.model, contents(config.model), plan.method.start],
+        "tuner": [config.tuner, contents(config.tuner)],
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
         "device": device_of(config.trainer.device),

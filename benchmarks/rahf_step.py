@@ -131,11 +131,10 @@ def _ours(given: argparse.Namespace) -> Callable[[], float]:
     from alignlab.data.batching import whole
     from alignlab.methods.rahf.objectives import Match, Prefixes
     from alignlab.models.backbone import Backbone
-    from alignlab.models.config import LayersConfig
     from alignlab.models.kinds import KINDS
     from alignlab.models.policy import Policy
     from alignlab.records import Encoded, EncodedGroup
-    from alignlab.tuners.config import LowerLoraConfig
+    from alignlab.tuners.config import LayersConfig, LowerLoraConfig
     from alignlab.tuners.lora import build
 
     layers = LayersConfig(numbers=_layers(given.blocks), depth=[0.0, 0.5])

@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from alignlab.data.files import find
+from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
-
-CLASSED_BY = ("pairs", "labels", "scores", "attributes")
-TOO_LONG = ("error", "drop", "cut_prompt_left", "cut_response")
-ANSWERS = ("last", "all")
-UNUSABLE = ("error", "drop")
-HALVES = ("rm", "ppo")
-"""The halves of a training split, the first and the second: as splits of their own, and as `part`."""
-
-
-@dataclass
-class PrefixConfig:
-    """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none. `separator`:
-    between a prefix and the prompt."""
-
-    better: str | None
-    worse: str | None
-    separator: str
-
-    def check(self) -> None:
-        """Raises ConfigError for prefixes that cannot ask for two kinds of answers."""
-        for key, text in (("better", self.better), ("worse", self.worse)):
-            if text is not None and not text.strip():
-                raise ConfigError(f"data.prefixes.{key}={text!r} is empty; give it a text, or null for both prefixes.")
-        if (self.better is None) != (self.worse is None):
-            raise ConfigError(
-                f"data.prefixes: better={self.better!r} and worse={self.worse!r} go together; give both, or null for both."
-            )
-        if self.better is not None and self.better == self.worse:
-            raise ConfigError(f"data.prefixes: better and worse are both {self.better!r}; give two texts, or null for both.")
-
-
-@dataclass
-class HalvesConfig:
-    """The training split shuffled with `seed` and cut in halves. Records longer than max_tokens are left out first, whatever
-    too_long says, and those with more than `max_prompt` tokens in front of a response, BOS and template included (null = any).
-    `test`: so many records from the end are the test split, without a test_limit; null = the data's own."""
-
-    seed: int
-    test: int | None
-    max_prompt: int | None
-
-    def check(self) -> None:
-        """Raises ConfigError for counts below 1 and a negative seed, which shuffles as its positive one does."""
-        if self.seed < 0:
-            raise ConfigError(f"data.halves.seed={self.seed} must not be negative.")
-        refuse_below_one("data.halves", test=self.test, max_prompt=self.max_prompt)
+from alignlab.registry import number, one_of, random_seed, text
 
 
 @dataclass
@@ -65,40 +21,17 @@ class DataConfig:
     = both."""
 
     name: str
-    max_tokens: int | None
-    too_long: str
-    limit: int | None
-    test_limit: int | None
+    max_tokens: Annotated[int | None, number(minimum=1)]
+    too_long: Annotated[str, one_of("error", "drop", "cut_prompt_left", "cut_response")]
+    limit: Annotated[int | None, number(minimum=1)]
+    test_limit: Annotated[int | None, number(minimum=1)]
     prefixes: PrefixConfig
-    flipped: float
+    flipped: Annotated[float, number(minimum=0, maximum=1, note="a share of the training pairs")]
     halves: HalvesConfig | None
-    part: str | None
-
-    def check(self) -> None:
-        """Raises ConfigError for what can be seen without reading anything."""
-        if self.too_long not in TOO_LONG:
-            raise ConfigError(f"data.too_long={self.too_long!r} is not known; choose one of {', '.join(TOO_LONG)}.")
-        refuse_below_one("data", limit=self.limit, test_limit=self.test_limit, max_tokens=self.max_tokens)
-        self.prefixes.check()
-        if not 0 <= self.flipped <= 1:
-            raise ConfigError(f"data.flipped={self.flipped} is a share of the training pairs; it must lie between 0 and 1.")
-        if self.part is not None and self.part not in HALVES:
-            raise ConfigError(f"data.part={self.part!r} is not known; choose one of {', '.join(HALVES)}, or null.")
-        if self.halves is not None:
-            self.halves.check()
-        elif self.part is not None:
-            raise ConfigError(
-                f"data.part={self.part} names a half, but data.halves is null; give data.halves={{seed: 42, test: null,"
-                " max_prompt: null}, or data.part=null."
-            )
-
-    def tasks(self) -> Mapping[str, DataConfig]:
-        """The configs of the sources that this is a mixture of, by name; none where it is one source."""
-        return {}
-
-    def cache_key(self) -> list[str]:
-        """What changes when the files behind this config change: nothing, where there are none."""
-        return []
+    part: Annotated[
+        str | None,
+        one_of(*HALVES, needs=("halves", "give data.halves={seed: 42, test: null, max_prompt: null}, or data.part=null")),
+    ]
 
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where nobody has counted them."""
@@ -122,10 +55,10 @@ class ToyConfig(DataConfig):
     """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
     whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
-    pairs: int
-    test_pairs: int
-    corpus: int
-    world_seed: int
+    pairs: Annotated[int, number(minimum=1)]
+    test_pairs: Annotated[int, number(minimum=1)]
+    corpus: Annotated[int, number(minimum=1)]
+    world_seed: Annotated[int, random_seed()]
     length_cues: bool
 
     def counted(self, split: str) -> int | None:
@@ -137,13 +70,7 @@ class ToyConfig(DataConfig):
 class ToyClassesConfig(ToyConfig):
     """Stories of the embedded world and what they are `told` to be: mood | length | both."""
 
-    told: str
-
-    def check(self) -> None:
-        """Raises ConfigError for something that is not told."""
-        super().check()
-        if self.told not in ("mood", "length", "both"):
-            raise ConfigError(f"data.told={self.told!r} is not known; choose mood, length or both.")
+    told: Annotated[str, one_of("mood", "length", "both")]
 
 
 @dataclass
@@ -154,9 +81,9 @@ class FilesConfig(DataConfig):
     train: str
     test: str
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """Raises ConfigError for a path without its files."""
-        super().check()
+        del where
         if self.path is not None:
             self.files(self.train)
             self.files(self.test)
@@ -185,7 +112,7 @@ class HubConfig(FilesConfig):
 
     hub: str
     revision: str | None
-    records: int | None
+    records: Annotated[int | None, number(minimum=1)]
 
     def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""
@@ -198,7 +125,7 @@ class HhConfig(HubConfig):
     empty): error | drop, counted."""
 
     subsets: list[str]
-    unusable_pairs: str
+    unusable_pairs: Annotated[str, one_of("error", "drop")]
 
 
 @dataclass
@@ -206,15 +133,9 @@ class FramedConfig(HubConfig):
     """Plain questions on the hub, written into `frame` (one {prompt}). `train_split`, `test_split`: the hub's names for them; a
     null test split = there is none."""
 
-    frame: str
+    frame: Annotated[str, text(holds="{prompt}")]
     train_split: str
     test_split: str | None
-
-    def check(self) -> None:
-        """Raises ConfigError for a frame that does not hold the question."""
-        super().check()
-        if self.frame.count("{prompt}") != 1:
-            raise ConfigError(f"data.frame={self.frame!r} must hold {{prompt}} exactly once.")
 
 
 @dataclass
@@ -223,13 +144,7 @@ class SummariesConfig(HubConfig):
     {post}. `revision` has to be one that holds files: the hub's main branch holds a script."""
 
     subset: str
-    frame: str
-
-    def check(self) -> None:
-        """Raises ConfigError for a frame that does not hold the post."""
-        super().check()
-        if self.frame.count("{post}") != 1:
-            raise ConfigError(f"data.frame={self.frame!r} must hold {{post}} exactly once.")
+    frame: Annotated[str, text(holds="{post}")]
 
 
 @dataclass
@@ -239,13 +154,13 @@ class JsonlConfig(FilesConfig):
     that is held out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
 
     columns: dict[str, str]
-    answers: str
-    test_share: float
-    split_seed: int
-    unusable_pairs: str
+    answers: Annotated[str, one_of("last", "all")]
+    test_share: Annotated[float, number(above=0, below=1, note="a share of the records")]
+    split_seed: Annotated[int, random_seed()]
+    unusable_pairs: Annotated[str, one_of("error", "drop")]
 
-    def check(self) -> None:
-        """Raises ConfigError for values outside their range, and for files that are partly in both splits."""
+    def check(self, where: str) -> None:
+        """Raises ConfigError for columns that are none, and for files that are partly in both splits."""
         from alignlab.data.rows import COLUMNS
 
         for key in self.columns:
@@ -253,12 +168,7 @@ class JsonlConfig(FilesConfig):
                 raise ConfigError(f"data.columns.{key}: nothing of this name is looked for; choose of {', '.join(COLUMNS)}.")
         if len(set(self.columns.values())) < len(self.columns):
             raise ConfigError(f"data.columns={dict(self.columns)} names one column twice; give each its own.")
-        for name, value, known in (("answers", self.answers, ANSWERS), ("unusable_pairs", self.unusable_pairs, UNUSABLE)):
-            if value not in known:
-                raise ConfigError(f"data.{name}={value!r} is not known; choose one of {', '.join(known)}.")
-        if not 0 < self.test_share < 1:
-            raise ConfigError(f"data.test_share={self.test_share} is a share of the records; it must lie between 0 and 1.")
-        super().check()
+        super().check(where)
         if self.path is not None:
             train, test = self.files(self.train), self.files(self.test)
             both = [file.name for file in train if file in test]
@@ -273,23 +183,19 @@ class TextClassificationConfig(FilesConfig):
     """Texts and what they are told to be. `text`, `second`, `label`: names of columns. `task`: classes | number. `labels`: the
     classes in their order. `test_share`: share of the rows of a single file that is held out, drawn with `split_seed`."""
 
-    test_share: float | None
-    split_seed: int
+    test_share: Annotated[float | None, number(above=0, below=1, note="a share of the rows")]
+    split_seed: Annotated[int, random_seed()]
     text: str
     second: str | None
     label: str
-    task: str
+    task: Annotated[str, one_of("classes", "number")]
     labels: list[str] | None
 
-    def check(self) -> None:
-        """Raises ConfigError for values outside their range, and for a single file that is not to be shared out."""
-        super().check()
-        if self.task not in ("classes", "number"):
-            raise ConfigError(f"data.task={self.task!r} is not known; choose classes or number.")
+    def check(self, where: str) -> None:
+        """Raises ConfigError for labels that are not classes, and for a single file that is not to be shared out."""
+        super().check(where)
         if self.labels is not None and (self.task == "number" or len(set(self.labels)) < max(2, len(self.labels))):
             raise ConfigError(f"data.labels={self.labels} must name at least two classes, each once; or null.")
-        if self.test_share is not None and not 0 < self.test_share < 1:
-            raise ConfigError(f"data.test_share={self.test_share} is a share of the rows; it must lie between 0 and 1.")
         if self.path is None:
             raise ConfigError(
                 "data=text_classification needs data.path: a folder that holds data.train and data.test, or a file."
@@ -307,27 +213,18 @@ class ClassesConfig:
     """What tells the classes of a control apart. `by`: pairs (chosen, rejected) | labels | scores (cut at quantiles of the
     training split into `bins`) | attributes (those named, crossed). `names`: the classes, best first; null = as found."""
 
-    by: str
+    by: Annotated[str, one_of("pairs", "labels", "scores", "attributes")]
     names: list[str] | None
-    bins: int
+    bins: Annotated[int, number(minimum=2)]
     attributes: list[str]
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """Raises ConfigError for classes that cannot be told apart."""
-        if self.by not in CLASSED_BY:
-            raise ConfigError(f"control.classes.by={self.by!r} is not known; choose one of {', '.join(CLASSED_BY)}.")
         if self.names is not None and len(set(self.names)) < max(2, len(self.names)):
-            raise ConfigError(f"control.classes.names={self.names} must name at least two classes, each once.")
+            raise ConfigError(f"{where}.names={self.names} must name at least two classes, each once.")
         if self.by == "pairs" and len(self.names or ()) != 2:
-            raise ConfigError(f"control.classes.names={self.names} must name two classes: of chosen and of rejected answers.")
-        if self.by == "scores" and (self.bins < 2 or len(self.names or range(self.bins)) != self.bins):
-            raise ConfigError(f"control.classes.bins={self.bins} must be at least 2, with as many names, or null.")
+            raise ConfigError(f"{where}.names={self.names} must name two classes: of chosen and of rejected answers.")
+        if self.by == "scores" and len(self.names or range(self.bins)) != self.bins:
+            raise ConfigError(f"{where}.names={self.names} must be as many as {where}.bins={self.bins}, or null.")
         if self.by == "attributes" and not self.attributes:
-            raise ConfigError("control.classes.attributes is empty; name at least one attribute of the responses.")
-
-
-def refuse_below_one(where: str, **counts: int | None) -> None:
-    """Raises ConfigError for a count of which there must be at least one."""
-    for key, value in counts.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{where}.{key}={value} must be at least 1, or null.")
+            raise ConfigError(f"{where}.attributes is empty; name at least one attribute of the responses.")

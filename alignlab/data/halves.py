@@ -4,20 +4,59 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from random import Random
+from typing import TYPE_CHECKING, Annotated
 
-from alignlab.data.config import HALVES, DataConfig, HalvesConfig
 from alignlab.data.encode import Encode
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Encoded, Example, Record
+from alignlab.registry import number, random_seed
 
+if TYPE_CHECKING:
+    from alignlab.data.config import DataConfig
+
+HALVES = ("rm", "ppo")
+"""The halves of a training split, the first and the second: as splits of their own, and as `part`."""
 EARLIER = "before the halves were made"
 """Said of what was left out of the training split, so that each of its parts can count it."""
 
 _OTHER = {"chosen": "rejected", "rejected": "chosen"}
+
+
+@dataclass
+class PrefixConfig:
+    """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none. `separator`:
+    between a prefix and the prompt."""
+
+    better: str | None
+    worse: str | None
+    separator: str
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for prefixes that cannot ask for two kinds of answers."""
+        for key, text in (("better", self.better), ("worse", self.worse)):
+            if text is not None and not text.strip():
+                raise ConfigError(f"{where}.{key}={text!r} is empty; give it a text, or null for both prefixes.")
+        if (self.better is None) != (self.worse is None):
+            raise ConfigError(
+                f"{where}: better={self.better!r} and worse={self.worse!r} go together; give both, or null for both."
+            )
+        if self.better is not None and self.better == self.worse:
+            raise ConfigError(f"{where}: better and worse are both {self.better!r}; give two texts, or null for both.")
+
+
+@dataclass
+class HalvesConfig:
+    """The training split shuffled with `seed` and cut in halves. Records longer than max_tokens are left out first, whatever
+    too_long says, and those with more than `max_prompt` tokens in front of a response, BOS and template included (null = any).
+    `test`: so many records from the end are the test split, without a test_limit; null = the data's own."""
+
+    seed: Annotated[int, random_seed()]
+    test: Annotated[int | None, number(minimum=1)]
+    max_prompt: Annotated[int | None, number(minimum=1)]
 
 
 def with_halves(source: Source, config: DataConfig, encode: Encode) -> Source:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from alignlab.data.config import DataConfig, refuse_below_one
+from alignlab.data.config import DataConfig
 from alignlab.data.halves import flipped
 from alignlab.data.source import Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
-from alignlab.sheets import typed
+from alignlab.files import contents
+from alignlab.registry import number, typed
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -27,13 +28,12 @@ class MixtureConfig(DataConfig):
     """
 
     sources: dict[str, Any]
-    weights: dict[str, float] | None
-    cap: int | None
+    weights: Annotated[dict[str, float] | None, number(above=0)]
+    cap: Annotated[int | None, number(minimum=1)]
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """Raises ConfigError for sources that are none, weights without a meaning, and what only the whole can be asked for."""
-        super().check()
-        refuse_below_one("data", cap=self.cap)
+        del where
         if not self.sources:
             raise ConfigError("data.sources is empty; add data sets by name: +data@data.sources.NAME=toy.")
         if self.limit is not None or self.test_limit is not None:
@@ -45,10 +45,7 @@ class MixtureConfig(DataConfig):
                 raise ConfigError(f"data.sources.{name} is a mixture itself; name its sources beside the others.")
             if source.halves is not None or source.part is not None:
                 raise ConfigError(f"data.sources.{name}: halves and part are made of the whole; set data.halves and data.part.")
-            try:
-                source.check()
-            except ConfigError as error:
-                raise ConfigError(f"source {name}: {error}") from error
+            typed(f"data.sources.{name}", self.sources[name], type(source))
         if self.weights is not None:
             check_weights("data.weights", self.weights, self.sources)
             missing = [name for name in self.sources if name not in self.weights]
@@ -65,12 +62,12 @@ class MixtureConfig(DataConfig):
         for name, config in self.sources.items():
             if not isinstance(config, Mapping) or "name" not in config:
                 raise ConfigError(f"data.sources.{name} is no config; add one with +data@data.sources.{name}=toy.")
-            found[name] = typed(f"data.sources.{name}", config, SOURCES[str(config["name"])].config)
+            found[name] = typed(f"data.sources.{name}", config, SOURCES[str(config["name"])].config, whole=False)
         return found
 
     def cache_key(self) -> list[str]:
         """What changes with the files of any source."""
-        return [each for source in self.tasks().values() for each in source.cache_key()]
+        return [each for source in self.tasks().values() for each in contents(source)]
 
     def counted(self, split: str) -> int | None:
         """Of all sources together."""

@@ -9,19 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
-from alignlab.evaluation.config import (
-    EmbeddedFormConfig,
-    EvaluationConfig,
-    FormConfig,
-    LoraFormConfig,
-    PrefixFormConfig,
-    StrengthConfig,
-)
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.records import NO_CLASS
 from alignlab.registry import Entry, Registry, capabilities
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
+    from alignlab.tuners.config import FormConfig, StrengthConfig
 
 
 @dataclass(frozen=True)
@@ -75,31 +69,6 @@ SUITES = Registry("evaluation suite", _SUITES)
 METRICS: Mapping[str, tuple[str, ...]] = {name: entry.metrics for name, entry in _SUITES.items()}
 
 
-def _control(config: FormConfig, *given: Any) -> Any:
-    from alignlab.tuners.control.config import build_config
-
-    return build_config(config, *given)
-
-
-def _classed_by(config: FormConfig) -> frozenset[str]:
-    return frozenset({"controls", config.classes.by})
-
-
-_DIAL = Entry(StrengthConfig, lambda _config, *_: None)  # chooses between no classes
-_LEARNED = capabilities("classes", "learned control")
-CONTROLS = Registry(
-    "control",
-    {
-        **dict.fromkeys(("trained", "dial", "grid"), _DIAL),
-        "text": Entry(FormConfig, _control, requires=_classed_by, provides=capabilities("classes")),
-        "prefixes": Entry(
-            PrefixFormConfig, _control, requires=_classed_by, provides=capabilities("classes", "classes in words")
-        ),
-        "token": Entry(EmbeddedFormConfig, _control, requires=_classed_by, provides=_LEARNED),
-        "soft_prompt": Entry(EmbeddedFormConfig, _control, requires=_classed_by, provides=_LEARNED),
-        "lora": Entry(LoraFormConfig, _control, requires=_classed_by, provides=_LEARNED),
-    },
-)
 EVALUATIONS = Registry("evaluation", dict.fromkeys(("off", "quick", "full"), Entry(EvaluationConfig, lambda config: config)))
 
 

@@ -15,12 +15,13 @@ from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Account, Limits, encode, labelled, pair
 from alignlab.data.source import Source, Split
 from alignlab.evaluation import SUITES, Point
-from alignlab.evaluation.config import EvaluationConfig, FormConfig, StrengthConfig
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.report import Row, titles
 from alignlab.evaluation.statistics import Measurement
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import ACROSS, EncodedGroup, LabelSet, View
+from alignlab.tuners.config import FormConfig, StrengthConfig
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from alignlab.errors import ConfigError
 from alignlab.methods.config import MethodConfig
-from alignlab.registry import Entry, capabilities
+from alignlab.registry import Entry, capabilities, number
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -26,13 +26,7 @@ class JointConfig(MethodConfig):
 
     name: str
     joint: FitConfig
-    control_rate: float | None
-
-    def check(self) -> None:
-        """Raises ConfigError for settings that cannot train."""
-        self.joint.check("method.joint")
-        if self.control_rate is not None and not 0 < self.control_rate < 10:
-            raise ConfigError(f"method.control_rate={self.control_rate} must lie between 0 and 10, or be null.")
+    control_rate: Annotated[float | None, number(above=0, below=10)]
 
     def fits(self) -> dict[str, FitConfig]:
         return {"joint": self.joint}
@@ -49,10 +43,9 @@ class MeetConfig(JointConfig):
     stages: list[str]
     controls: FitConfig
 
-    def check(self) -> None:
-        """Raises ConfigError for settings that cannot train, and for another list of stages."""
-        super().check()
-        self.controls.check("method.controls")
+    def check(self, where: str) -> None:
+        """Raises ConfigError for another list of stages, and for batches of two sizes."""
+        del where
         if self.stages not in (STAGES, STAGES[:1], STAGES[1:]):
             raise ConfigError(f"method.stages={self.stages} must be [controls,joint], [controls] or [joint].")
         if self.controls.batch != self.joint.batch:

@@ -22,10 +22,6 @@ class LikelihoodConfig(MethodConfig):
     name: str
     fit: FitConfig
 
-    def check(self) -> None:
-        """Raises ConfigError for settings that cannot train."""
-        self.fit.check("method.fit")
-
     def fits(self) -> dict[str, FitConfig]:
         return {"fit": self.fit}
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
-from alignlab.methods.config import MethodConfig, between, one_of
-from alignlab.registry import Entry, capabilities
+from alignlab.methods.config import MethodConfig
+from alignlab.registry import Entry, capabilities, number, one_of
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
     from alignlab.training.stages import Method
 
 LOSSES = ["sigmoid", "ipo", "hinge", "robust", "apo_zero"]
-REFERENCES = ["base", "start", "none"]
+REFERENCES = ("base", "start", "none")
 MODEL = "model:"
 """In front of the folder of a reference that is another model."""
 
@@ -33,30 +33,24 @@ class PreferenceConfig(MethodConfig):
     token."""
 
     name: str
-    loss: str
-    beta: float
-    smoothing: float
-    length_norm: str
+    loss: Annotated[str, one_of(*LOSSES)]
+    beta: Annotated[float, number(minimum=1e-6, maximum=1000)]
+    smoothing: Annotated[float, number(minimum=0, maximum=0.5)]
+    length_norm: Annotated[str, one_of("sum", "mean")]
     reference: str
     cache_reference: bool
-    likelihood: float
+    likelihood: Annotated[float, number(minimum=0, maximum=1000)]
     prefer: FitConfig
     sft_first: bool
     sft: FitConfig
 
-    def check(self) -> None:
-        """Raises ConfigError for values outside their range, and for combinations without a meaning."""
-        self.prefer.check("method.prefer")
-        self.sft.check("method.sft")
-        one_of("method.loss", self.loss, LOSSES)
-        one_of("method.length_norm", self.length_norm, ["sum", "mean"])
-        if self.other_model is None:
-            one_of("method.reference", self.reference, [*REFERENCES, f"{MODEL}PATH"])
-        else:
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a reference that does not exist, and for combinations without a meaning."""
+        if self.other_model is not None:
             _check_model(self.other_model)
-        between("method.beta", self.beta, 1e-6, 1e3)
-        between("method.smoothing", self.smoothing, 0, 0.5)
-        between("method.likelihood", self.likelihood, 0, 1e3)
+        elif self.reference not in REFERENCES:
+            known = ", ".join((*REFERENCES, f"{MODEL}PATH"))
+            raise ConfigError(f"{where}.reference={self.reference!r} is not known; choose one of {known}.")
         if self.smoothing and self.loss not in ("sigmoid", "robust"):
             raise ConfigError(f"method.smoothing has no meaning for method.loss={self.loss}; set it to 0.")
         if self.loss == "robust" and self.smoothing >= 0.5:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from alignlab.errors import ConfigError
+from alignlab.registry import check_fields, number
 
 
 @dataclass(frozen=True)
@@ -21,29 +22,20 @@ class Sampling:
     Raises ConfigError for a number outside its range, and for an empty text to stop at.
     """
 
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    max_new_tokens: Annotated[int, number(minimum=1)]
+    temperature: Annotated[float, number(minimum=0)]
+    top_p: Annotated[float, number(above=0, maximum=1)]
+    top_k: Annotated[int, number(minimum=0)] = 0
+    min_p: Annotated[float, number(minimum=0, below=1)] = 0.0
+    repetition_penalty: Annotated[float, number(above=0)] = 1.0
+    no_repeat_ngram_size: Annotated[int, number(minimum=0)] = 0
     stop: tuple[str, ...] = ()
-    beams: int = 1
+    beams: Annotated[int, number(minimum=1)] = 1
 
     def __post_init__(self) -> None:
-        for key, fits, allowed in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < math.inf, "a finite number, at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a finite number above 0"),
-            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0 and self.no_repeat_ngram_size != 1, "0, or at least 2"),
-            ("beams", self.beams >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"{key}={getattr(self, key)} must be {allowed}.")
+        check_fields(self)
+        if self.no_repeat_ngram_size == 1:
+            raise ConfigError("no_repeat_ngram_size=1 must be 0, or at least 2.")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop={self.stop!r} must be a list of texts, none of them empty.")
         if self.beams > 1 and self.temperature > 0:

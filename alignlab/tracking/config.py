@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from alignlab.errors import ConfigError
+from alignlab.registry import number, one_of
 
 
 @dataclass
@@ -22,13 +23,6 @@ class WandbConfig:
     name: str
     project: str
     entity: str | None
-    mode: str
+    mode: Annotated[str, one_of("auto", "online", "offline", "disabled")]
     group: str | None
-    timeout_seconds: float
-
-    def check(self) -> None:
-        """Raises ConfigError for a mode that does not exist and for no time to wait."""
-        if self.mode not in ("auto", "online", "offline", "disabled"):
-            raise ConfigError(f"tracking.mode={self.mode!r} is not known; choose auto, online, offline or disabled.")
-        if self.timeout_seconds <= 0:
-            raise ConfigError(f"tracking.timeout_seconds={self.timeout_seconds} must be above 0.")
+    timeout_seconds: Annotated[float, number(above=0)]

@@ -16,7 +16,7 @@ from alignlab.data.batching import in_order, whole
 from alignlab.data.encode import Limits, encode
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError
-from alignlab.models.config import LayersConfig, Shape
+from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import Batch, EncodedGroup, View
@@ -24,6 +24,7 @@ from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
 from alignlab.training.stages import Session, Truncation, Work
 from alignlab.training.trainable import Trains
+from alignlab.tuners.config import LayersConfig
 
 PROFILE = "profile.json"
 STATES = "states.safetensors"

@@ -13,11 +13,16 @@ from alignlab.tuners.config import (
     ClmTunerConfig,
     ControlTunerConfig,
     DeraConfig,
+    EmbeddedFormConfig,
+    FormConfig,
     FullConfig,
     Ia3Config,
     LoraConfig,
+    LoraFormConfig,
     LowerLoraConfig,
+    PrefixFormConfig,
     RedTunerConfig,
+    StrengthConfig,
 )
 
 
@@ -64,5 +69,30 @@ TUNERS = Registry(
             requires=capabilities("classes", "labelled training"),
             provides=capabilities("controls"),
         ),
+    },
+)
+
+
+def _form(config: FormConfig, *given: Any) -> Any:
+    from alignlab.tuners.control.config import build_config
+
+    return build_config(config, *given)
+
+
+def _classed_by(config: FormConfig) -> frozenset[str]:
+    return frozenset({"controls", config.classes.by})
+
+
+_STRENGTHS = Entry(StrengthConfig, lambda _config, *_: None)  # chooses between no classes
+_LEARNED = capabilities("classes", "learned control")
+CONTROLS = Registry(
+    "control",
+    {
+        **dict.fromkeys(("trained", "dial", "grid"), _STRENGTHS),
+        "text": Entry(FormConfig, _form, requires=_classed_by, provides=capabilities("classes")),
+        "prefixes": Entry(PrefixFormConfig, _form, requires=_classed_by, provides=capabilities("classes", "classes in words")),
+        "token": Entry(EmbeddedFormConfig, _form, requires=_classed_by, provides=_LEARNED),
+        "soft_prompt": Entry(EmbeddedFormConfig, _form, requires=_classed_by, provides=_LEARNED),
+        "lora": Entry(LoraFormConfig, _form, requires=_classed_by, provides=_LEARNED),
     },
 )

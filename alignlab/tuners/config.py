@@ -1,16 +1,16 @@
-"""The configs of the `tuner` group: what is learned, and at which rates. Light: no torch here."""
+"""The configs of the `tuner` and `control` groups: what is learned, at which rates, and how classes are told. No torch here."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
-from alignlab.models.config import LayersConfig
+from alignlab.models.config import Shape
+from alignlab.registry import names, number, one_of, text
 
 EDITS = ("both", "scale", "shift")
 STARTS = ("identity", "random")
@@ -19,6 +19,40 @@ FORMS = ("text", "token", "soft_prompt", "lora")
 STARTS_OF_PROMPTS = ("text", "vocabulary", "random")
 MOST_BLOCKS = 3
 """Blocks that CLM adds at most; its paper's table 7 ends there."""
+EVERY_SECOND_FROM = 16
+"""Blocks of the smallest backbone in which layers chosen by depth leave out every second one."""
+
+
+@dataclass
+class LayersConfig:
+    """Some blocks of a backbone, counted from 1; layer l is the output of block l. `numbers`: which; null takes those between
+    two shares of the `depth`: every second one, or every one in a backbone of fewer than 16."""
+
+    numbers: Annotated[list[int] | None, number(minimum=1)]
+    depth: Annotated[list[float], number(minimum=0, below=1)]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for an empty list and for shares that are not in order."""
+        if self.numbers is not None and (not self.numbers or len(set(self.numbers)) < len(self.numbers)):
+            raise ConfigError(f"{where}.numbers={self.numbers} must name at least one layer, each once; or null, to use depth.")
+        if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] < 1:
+            raise ConfigError(f"{where}.depth={self.depth} must be two shares of the depth, [from, to], from 0 to below 1.")
+
+    def of(self, shape: Shape) -> list[int]:
+        """The numbers, in rising order. Raises ConfigError for one outside the backbone, and for its last layer: what
+        transformers lists as such stands behind the final norm."""
+        last = shape.blocks - 1
+        if last < 1:
+            raise ConfigError("layers are chosen below the last one, and this backbone has a single block; take a deeper one.")
+        if self.numbers is None:
+            first, highest = (min(max(round(share * shape.blocks), 1), last) for share in self.depth)
+            return list(range(first, highest + 1, 2 if shape.blocks >= EVERY_SECOND_FROM else 1))
+        outside = [number for number in self.numbers if not 1 <= number <= last]
+        if outside:
+            raise ConfigError(
+                f"layer {outside[0]} of layers {self.numbers} does not fit {shape.blocks} blocks; choose 1 to {last}."
+            )
+        return sorted(self.numbers)
 
 
 @dataclass
@@ -29,18 +63,8 @@ class TunerConfig:
     """
 
     name: str
-    likelihood_rate: float
-    preference_rate: float
-
-    def cache_key(self) -> list[str]:
-        """What tells apart the files that a tuner reads; most read none."""
-        return []
-
-    def check(self) -> None:
-        """Raises ConfigError for rates that cannot train."""
-        for key in ("likelihood_rate", "preference_rate"):
-            if not 0 < getattr(self, key) < 10:
-                raise ConfigError(f"tuner.{key}={getattr(self, key)} must lie between 0 and 10.")
+    likelihood_rate: Annotated[float, number(above=0, below=10)]
+    preference_rate: Annotated[float, number(above=0, below=10)]
 
 
 @dataclass
@@ -58,16 +82,10 @@ class LoraConfig(TunerConfig):
     """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps, or one pattern; empty means all of them
     but the head, null peft's own choice for the architecture, usually queries and values."""
 
-    rank: int
-    alpha: float
-    dropout: float
-    targets: Any  # a list of texts, a text or null, which OmegaConf has no type for
-
-    def check(self) -> None:
-        """Raises ConfigError for a rank or a dropout that cannot be built."""
-        super().check()
-        check_lora("tuner", self.rank, self.alpha, self.dropout)
-        check_targets("tuner.targets", self.targets)
+    rank: Annotated[int, number(minimum=1)]
+    alpha: Annotated[float, number(above=0)]
+    dropout: Annotated[float, number(minimum=0, below=1)]
+    targets: Annotated[Any, names()]
 
 
 @dataclass
@@ -75,14 +93,7 @@ class LowerLoraConfig(LoraConfig):
     """LoRA only in the blocks that the layers `below` depend on, and in `beyond` more."""
 
     below: LayersConfig
-    beyond: int
-
-    def check(self) -> None:
-        """Raises ConfigError for layers that cannot be chosen."""
-        super().check()
-        self.below.check("tuner.below")
-        if self.beyond < 0:
-            raise ConfigError(f"tuner.beyond={self.beyond} must not be negative.")
+    beyond: Annotated[int, number(minimum=0)]
 
 
 @dataclass
@@ -90,16 +101,8 @@ class Ia3Config(TunerConfig):
     """Learned factors on keys, values and the feed-forward's inner activation. `targets`: names of linear maps, or one pattern;
     null = peft's own places. `feedforward`: those of them whose input is scaled, and not their output; null = peft's."""
 
-    targets: Any
-    feedforward: Any
-
-    def check(self) -> None:
-        """Raises ConfigError for targets that cannot be names."""
-        super().check()
-        check_targets("tuner.targets", self.targets, empty="would learn nothing; give names, or null for peft's own places.")
-        check_targets("tuner.feedforward", self.feedforward)
-        if self.targets is None and self.feedforward is not None:
-            raise ConfigError("tuner.feedforward says it of tuner.targets, which are null; give both, or neither.")
+    targets: Annotated[Any, names(empty="would learn nothing; give names, or null for peft's own places.")]
+    feedforward: Annotated[Any, names(needs=("targets", "give both, or neither"))]
 
 
 @dataclass
@@ -107,36 +110,17 @@ class RedTunerConfig(TunerConfig):
     """Representation editing. `edit`: both | scale | shift. `place`: ffn (RED) | plus (RED+, five outputs per block).
     `targets`: names of linear maps to edit instead, or one pattern; null = those of `place` in this kind of model."""
 
-    edit: str
-    place: str
-    targets: Any
-
-    def check(self) -> None:
-        """Raises ConfigError for an edit or a place that does not exist."""
-        super().check()
-        if self.edit not in EDITS:
-            raise ConfigError(f"tuner.edit={self.edit!r} is not known; choose both, scale or shift.")
-        if self.place not in ("ffn", "plus"):
-            raise ConfigError(f"tuner.place={self.place!r} is not known; choose ffn (RED) or plus (RED+).")
-        check_targets("tuner.targets", self.targets, empty="would edit nothing; give names, or null for the place.")
-        if self.targets is not None and self.place == "plus":
-            raise ConfigError("tuner.place=plus chooses the layers, and tuner.targets names them; give one of the two.")
+    edit: Annotated[str, one_of(*EDITS)]
+    place: Annotated[str, one_of("ffn", "plus")]
+    targets: Annotated[Any, names(empty="would edit nothing; give names, or null for the place.", alone=("place", "plus"))]
 
 
 @dataclass
 class BlocksConfig(TunerConfig):
     """Some of the backbone's own blocks, nothing added: the `count` nearest to `side`, bottom (embeddings) or top (head)."""
 
-    side: str
-    count: int
-
-    def check(self) -> None:
-        """Raises ConfigError for a side or a number that does not exist."""
-        super().check()
-        if self.side not in ("bottom", "top"):
-            raise ConfigError(f"tuner.side={self.side!r} is not known; choose bottom or top.")
-        if self.count < 1:
-            raise ConfigError(f"tuner.count={self.count} must be at least 1.")
+    side: Annotated[str, one_of("bottom", "top")]
+    count: Annotated[int, number(minimum=1)]
 
 
 @dataclass
@@ -146,20 +130,19 @@ class DeraConfig(TunerConfig):
 
     aligned: str | None
 
-    def check(self) -> None:
+    def check(self, where: str) -> None:
         """Raises ConfigError for a folder without a safetensors checkpoint."""
-        super().check()
         if self.aligned is None:
             return
         folder = Path(self.aligned)
         if not folder.is_dir():
-            raise ConfigError(f"tuner.aligned={self.aligned} does not exist; give a folder saved by save_pretrained.")
+            raise ConfigError(f"{where}.aligned={self.aligned} does not exist; give a folder saved by save_pretrained.")
         if (folder / "adapter_config.json").is_file():
             raise ConfigError(
-                f"tuner.aligned={self.aligned} is an adapter; `python -m alignlab export RUN` makes a whole model."
+                f"{where}.aligned={self.aligned} is an adapter; `python -m alignlab export RUN` makes a whole model."
             )
         if not list(folder.glob("*.safetensors")):
-            raise ConfigError(f"tuner.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
+            raise ConfigError(f"{where}.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
 
     def cache_key(self) -> list[str]:
         """Name, size and time of the aligned weights."""
@@ -174,56 +157,89 @@ class ClmTunerConfig(TunerConfig):
     the name of the first block, or a pattern; `writes`: what in it writes into the residual stream; null = from the table of
     layouts, and the first block as it is found."""
 
-    blocks: int
-    start: str
-    merge: str
-    targets: Any
-    writes: list[str] | None
+    blocks: Annotated[int, number(minimum=1, maximum=MOST_BLOCKS)]
+    start: Annotated[str, one_of(*STARTS)]
+    merge: Annotated[str, one_of(*MERGES)]
+    targets: Annotated[Any, names(empty="names no block; give the first one, or null.")]
+    writes: Annotated[list[str] | None, names(empty="silences nothing, so no block would start as the identity; give names.")]
 
-    def check(self) -> None:
-        """Raises ConfigError for a number, a start or a merge that does not exist."""
-        super().check()
-        if not 1 <= self.blocks <= MOST_BLOCKS:
-            raise ConfigError(f"tuner.blocks={self.blocks} must be 1, 2 or 3.")
-        if self.start not in STARTS:
-            raise ConfigError(f"tuner.start={self.start!r} is not known; choose identity or random.")
-        if self.merge not in MERGES:
-            raise ConfigError(f"tuner.merge={self.merge!r} is not known; choose logits (the paper's) or embeddings.")
-        check_targets("tuner.targets", self.targets, empty="names no block; give the first one, or null.")
-        check_targets(
-            "tuner.writes", self.writes, empty="silences nothing, so no block would start as the identity; give names."
-        )
+    def check(self, where: str) -> None:
+        """Raises ConfigError for more than one first block, and for one without its writers."""
         if isinstance(self.targets, list) and len(self.targets) > 1:
-            raise ConfigError(f"tuner.targets={self.targets} must name one block, the first.")
+            raise ConfigError(f"{where}.targets={self.targets} must name one block, the first.")
         if self.targets is not None and self.writes is None:
-            raise ConfigError("tuner.targets names a block, and tuner.writes what in it writes into the stream; give both.")
+            raise ConfigError(
+                f"{where}.targets names a block, and {where}.writes what in it writes into the stream; give both."
+            )
 
 
 @dataclass
 class ControlTunerConfig(TunerConfig):
     """What the chosen control puts into the model. `joint_rate`: the control's rate while the model is trained with it."""
 
-    joint_rate: float
+    joint_rate: Annotated[float, number(above=0, below=10)]
 
 
-def check_lora(group: str, rank: int, alpha: float, dropout: float) -> None:
-    """Raises ConfigError for a LoRA that cannot be built."""
-    if rank < 1 or not 0 <= dropout < 1 or not math.isfinite(alpha):
-        raise ConfigError(
-            f"{group}.rank={rank} must be at least 1, {group}.alpha={alpha} finite and {group}.dropout={dropout} in [0, 1)."
-        )
+@dataclass
+class StrengthConfig:
+    """`strengths`: where the dial is read; 0 is the backbone, 1 the trained model. `figure`: draw dial.png."""
+
+    name: str
+    strengths: Annotated[list[float], number(unique=True, least=1)]
+    figure: bool
 
 
-def check_targets(key: str, targets: Any, *, empty: str | None = None) -> None:
-    """Raises ConfigError for what is neither null, nor a pattern, nor a list of names. `empty`: the word on an empty list."""
-    if targets is None:
-        return
-    if isinstance(targets, str) and targets:
-        try:
-            re.compile(targets)
-        except re.error as error:
-            raise ConfigError(f"{key}={targets} is no pattern ({error}); give one, or a list of names.") from error
-    elif not isinstance(targets, list) or not all(isinstance(target, str) and target for target in targets):
-        raise ConfigError(f"{key}={targets!r} must be a list of names, one pattern that matches whole names, or null.")
-    elif not targets and empty is not None:
-        raise ConfigError(f"{key}=[] {empty}")
+@dataclass
+class FormConfig:
+    """A control that chooses between classes. `phrase`: a text with {class}, per class; `phrases`: other texts for some
+    classes. `place` of what stands in the text: after_bos | before_bos. `rate`: AdamW learning rate of the control alone;
+    `joint_rate`: beside the model. Evaluated are all classes, none, and for two classes mixtures at `strengths`."""
+
+    name: str
+    classes: ClassesConfig
+    phrase: Annotated[str, text(holds="{class}")]
+    phrases: dict[str, str]
+    place: Annotated[str, one_of("after_bos", "before_bos")]
+    rate: Annotated[float, number(above=0, below=10)]
+    joint_rate: Annotated[float, number(above=0, below=10)]
+    strengths: Annotated[list[float], number(unique=True)]
+    figure: bool
+
+    @property
+    def form(self) -> str:
+        """How a class is told to the model."""
+        return self.name
+
+    def phrase_of(self, name: str) -> str:
+        """The text that stands for a class."""
+        return self.phrases.get(name, self.phrase.replace("{class}", name))
+
+
+@dataclass
+class PrefixFormConfig(FormConfig):
+    """Texts that ask for good and for bad answers, those of the data: `phrases` has one for every class."""
+
+    @property
+    def form(self) -> str:
+        """A text."""
+        return "text"
+
+
+@dataclass
+class EmbeddedFormConfig(FormConfig):
+    """Vectors in the text. `length`: how many per class. `init`: text (embeddings of the phrase, repeated or cut) | vocabulary
+    (of drawn tokens) | random. `placeholders`: an unused id per class, null = found."""
+
+    length: Annotated[int, number(minimum=1)]
+    init: Annotated[str, one_of(*STARTS_OF_PROMPTS)]
+    placeholders: Annotated[list[int] | None, number(minimum=0, unique=True, note="each class needs its own")]
+
+
+@dataclass
+class LoraFormConfig(FormConfig):
+    """A LoRA per class, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means queries and values."""
+
+    rank: Annotated[int, number(minimum=1)]
+    alpha: Annotated[float, number(above=0)]
+    dropout: Annotated[float, number(minimum=0, below=1)]
+    targets: list[str]

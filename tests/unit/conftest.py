@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.strength import Strength, WeightedPass
 from alignlab.records import Batch, EncodedGroup, Example
+from alignlab.registry import typed
 from alignlab.tracking import NoTracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import FitConfig, TrainerConfig
@@ -74,6 +76,11 @@ class Heard(BaseStreamer):
 
     def end(self) -> None:
         self.ended += 1
+
+
+def checked(where: str, config: Any) -> Any:
+    """A config's instance as parsing checks it."""
+    return typed(where, asdict(config), type(config))
 
 
 def plain(backbone: Backbone) -> Policy:

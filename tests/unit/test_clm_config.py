@@ -18,7 +18,7 @@ from alignlab.methods.preference import PreferenceConfig
 from alignlab.training.references import Base, OtherModel, Reference, Start
 from alignlab.training.stages import TrainStage
 from alignlab.tuners import TUNERS
-from tests.unit.conftest import fit_config
+from tests.unit.conftest import checked, fit_config
 
 Compose = Callable[..., DictConfig]
 
@@ -92,31 +92,31 @@ def test_own_blocks_are_tuned_at_the_rate_of_table_6(composed: Compose) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("clm", {"blocks": 0}, r"tuner\.blocks=0 must be 1, 2 or 3\."),
-        ("clm", {"blocks": 4}, r"tuner\.blocks=4 must be 1, 2 or 3\."),
-        ("clm", {"start": "zero"}, r"tuner\.start='zero' is not known; choose identity or random\."),
-        ("clm", {"merge": "hidden"}, r"tuner\.merge='hidden' is not known; choose logits \(the paper's\) or embeddings\."),
-        ("clm", {"preference_rate": 0.0}, r"tuner\.preference_rate=0\.0 must lie between 0 and 10\."),
-        ("blocks", {"side": "middle"}, r"tuner\.side='middle' is not known; choose bottom or top\."),
+        ("clm", {"blocks": 0}, r"tuner\.blocks=0 must be at least 1 and at most 3\."),
+        ("clm", {"blocks": 4}, r"tuner\.blocks=4 must be at least 1 and at most 3\."),
+        ("clm", {"start": "zero"}, r"tuner\.start='zero' is not known; choose one of identity, random\."),
+        ("clm", {"merge": "hidden"}, r"tuner\.merge='hidden' is not known; choose one of logits, embeddings\."),
+        ("clm", {"preference_rate": 0.0}, r"tuner\.preference_rate=0\.0 must be above 0 and below 10\."),
+        ("blocks", {"side": "middle"}, r"tuner\.side='middle' is not known; choose one of bottom, top\."),
         ("blocks", {"count": 0}, r"tuner\.count=0 must be at least 1\."),
         ("dera", {"aligned": "nowhere"}, r"tuner\.aligned=nowhere does not exist; give a folder saved by"),
     ],
 )
 def test_a_tuner_that_cannot_be_built_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        tuner(name, **changes).check()
+        checked("tuner", tuner(name, **changes))
 
 
 def test_a_folder_with_pickled_weights_is_no_aligned_model(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
 
     with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
-        tuner("dera", aligned=str(tmp_path)).check()
+        checked("tuner", tuner("dera", aligned=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_tuner_that_can_be_built_passes(name: str) -> None:
-    tuner(name).check()
+    checked("tuner", tuner(name))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_a_tuner_that_can_be_built_passes(name: str) -> None:
 )
 def test_stages_that_cannot_train_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        preference(**changes).check()
+        checked("method", preference(**changes))
 
 
 def test_what_a_sheet_refuses_is_refused_at_the_door(composed: Compose) -> None:
-    assert refused(composed, "method=clm", "tuner.blocks=4") == "tuner.blocks=4 must be 1, 2 or 3."
+    assert refused(composed, "method=clm", "tuner.blocks=4") == "tuner.blocks=4 must be at least 1 and at most 3."
 
 
 @pytest.mark.parametrize("method", ["clm", "dpo"])
@@ -203,7 +203,7 @@ def test_a_reference_that_is_no_whole_model_in_safetensors_is_refused(
         (folder / name).write_bytes(b"")
 
     with pytest.raises(ConfigError, match=rf"method\.reference=model:{folder} {said}"):
-        preference(reference=f"model:{folder}").check()
+        checked("method", preference(reference=f"model:{folder}"))
 
 
 def test_other_weights_of_the_reference_change_the_fingerprint(composed: Compose, tmp_path: Path) -> None:
@@ -227,13 +227,13 @@ def test_other_weights_of_the_reference_change_the_fingerprint(composed: Compose
 )
 def test_apo_zero_takes_a_reference_and_no_smoothing(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        preference(**changes).check()
+        checked("method", preference(**changes))
 
 
 def test_a_fine_tuned_base_goes_without_a_reference_too() -> None:
     config = preference(reference="none")
 
-    config.check()
+    checked("method", config)
 
     assert list(stages("clm", config)) == ["sft", "prefer"]
 

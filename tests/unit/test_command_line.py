@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import subprocess
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 
 from alignlab.__main__ import main
-from alignlab.command_line import sentence, show_words
+from alignlab.command_line import sentence, share_config_store, show_words
 from alignlab.errors import AlignlabError, ConfigError, DivergedError
 from alignlab.tracking.ledger import Ledger
 
@@ -64,7 +66,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         ),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
-        (["seed=x"], "error: seed='x' must be a whole number."),
+        (["seed=x"], "error: seed='x' must be a whole number, at least 0 and at most 4294967295."),
         (["method=pretrain", "data=hh_rlhf"], "error: method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full"),
         (["seed=[1"], "error: "),
         (["control.strengths.x=1"], "error: a key on the command line does not fit the configs: "),
@@ -151,3 +153,11 @@ def test_a_folder_without_a_finished_run_cannot_be_exported(
     assert code == 1
     assert "holds no finished run (running)" in capsys.readouterr().err
     assert not (tmp_path / "plain").exists()
+
+
+def test_hydra_uses_its_store_where_it_would_copy_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConfigStore, "__deepcopy__", None, raising=False)
+
+    share_config_store()
+
+    assert copy.deepcopy(ConfigStore.instance()) is ConfigStore.instance()

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig
 
 from alignlab.config import parse
-from alignlab.data.config import DataConfig, HalvesConfig, PrefixConfig
-from alignlab.data.halves import EARLIER, flipped, with_halves
+from alignlab.data.config import DataConfig
+from alignlab.data.halves import EARLIER, HalvesConfig, PrefixConfig, flipped, with_halves
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Record, Response

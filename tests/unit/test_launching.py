@@ -56,9 +56,9 @@ def test_where_a_run_is_launched_changes_nothing_of_it(composed: Composed) -> No
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("launch.gpus=0", "launch.gpus=0 must be 1 or more, or null"),
-        ("launch.minutes=0", "launch.minutes=0 must be 1 or more"),
-        ("launch.retries=-1", "launch.retries=-1 must not be negative"),
+        ("launch.gpus=0", "launch.gpus=0 must be at least 1, or null"),
+        ("launch.minutes=0", "launch.minutes=0 must be at least 1"),
+        ("launch.retries=-1", "launch.retries=-1 must be at least 0"),
         ("launch.minutes=3", "launch.signal_seconds=180 must be below launch.minutes=3"),
         ("launch.gpu=1", "launch.gpu; did you mean gpus or cpus?"),
     ],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from alignlab.data.config import HALVES, HalvesConfig, PrefixConfig
+from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
-from alignlab.methods.config import MethodConfig, between, one_of
-from alignlab.models.config import LayersConfig
+from alignlab.methods.config import MethodConfig
+from alignlab.registry import number, one_of, random_seed
 from alignlab.training.config import FitConfig
-from alignlab.tuners.config import check_lora
+from alignlab.tuners.config import LayersConfig
 
 STAGES = ["sft", "instruct", "dispreferred", "preferred", "shift", "fit"]
 """In the order in which they can follow each other."""
@@ -21,9 +20,9 @@ STAGES = ["sft", "instruct", "dispreferred", "preferred", "shift", "fit"]
 class UpdateConfig:
     """A LoRA on queries and values of every block, by which `preferred` and `dispreferred` are trained."""
 
-    rank: int
-    alpha: float
-    dropout: float
+    rank: Annotated[int, number(minimum=1)]
+    alpha: Annotated[float, number(above=0)]
+    dropout: Annotated[float, number(minimum=0, below=1)]
 
 
 @dataclass
@@ -48,25 +47,25 @@ class RahfConfig(MethodConfig):
     variants: dict[str, dict[str, Any]]
     presets: dict[str, dict[str, Any]]
     stages: list[str]
-    direction_source: str
+    direction_source: Annotated[str, one_of("prefixes", "models")]
     layers: LayersConfig
-    beyond: int
-    alpha: float
-    window: int | None
-    prompt_tokens: int | None
-    responses: str
-    coin_seed: int
+    beyond: Annotated[int, number(minimum=0)]
+    alpha: Annotated[float, number()]
+    window: Annotated[int | None, number(minimum=1)]
+    prompt_tokens: Annotated[int | None, number(minimum=1)]
+    responses: Annotated[str, one_of("one", "both")]
+    coin_seed: Annotated[int, random_seed()]
     prefixes: PrefixConfig
     halves: HalvesConfig | None
     part: str | None
-    contrast: str
-    smoothing: float
-    distance: str
+    contrast: Annotated[str, one_of("mean", "sum")]
+    smoothing: Annotated[float, number(minimum=0, maximum=0.5)]
+    distance: Annotated[str, one_of("norm", "squared")]
     fit_prefix: bool
-    kl: float
-    sample: int
+    kl: Annotated[float, number(minimum=0, maximum=1000)]
+    sample: Annotated[int, number(minimum=1)]
     cached: bool
-    cache_mib: float
+    cache_mib: Annotated[float, number(minimum=0)]
     update: UpdateConfig | None
     sft: FitConfig
     instruct: FitConfig
@@ -74,24 +73,9 @@ class RahfConfig(MethodConfig):
     dispreferred: FitConfig
     fit: FitConfig
 
-    def check(self) -> None:
-        """Raises ConfigError for values outside their range, and for stages that do not make a row."""
-        for stage in ("sft", "instruct", "preferred", "dispreferred", "fit"):
-            getattr(self, stage).check(f"method.{stage}")
-        one_of("method.direction_source", self.direction_source, ["prefixes", "models"])
-        one_of("method.contrast", self.contrast, ["mean", "sum"])
-        one_of("method.distance", self.distance, ["norm", "squared"])
-        one_of("method.responses", self.responses, ["one", "both"])
-        self.layers.check("method.layers")
-        between("method.smoothing", self.smoothing, 0, 0.5)
-        between("method.kl", self.kl, 0, 1e3)
-        for name, number in (("alpha", self.alpha), ("cache_mib", self.cache_mib)):
-            if not math.isfinite(number):
-                raise ConfigError(f"method.{name}={number} must be a finite number.")
-        for key in ("window", "prompt_tokens", "sample"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"method.{key}={value} must be at least 1.")
+    def check(self, where: str) -> None:
+        """Raises ConfigError for stages that do not make a row, and for data that they cannot read."""
+        del where
         for stage in ("instruct", "fit"):
             if getattr(self, stage).loss_on != "response":
                 raise ConfigError(f"method.{stage}.loss_on must be response: what is compared stands behind different prompts.")
@@ -152,12 +136,8 @@ class RahfConfig(MethodConfig):
             )
         if self.cached and "shift" not in self.stages:
             raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")
-        if self.update is not None:
-            check_lora("method.update", self.update.rank, self.update.alpha, self.update.dropout)
-            if "preferred" not in self.stages:
-                raise ConfigError(
-                    "method.update is how preferred and dispreferred are trained, which method.stages does not have."
-                )
+        if self.update is not None and "preferred" not in self.stages:
+            raise ConfigError("method.update is how preferred and dispreferred are trained, which method.stages does not have.")
 
     def _check_data(self) -> None:
         if self.part is not None:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignlab.models.config import LayersConfig, Shape
+from alignlab.models.config import Shape
 from alignlab.models.packing import member_of_tokens
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.training.references import SecondModel
+from alignlab.tuners.config import LayersConfig
 
 
 @dataclass(frozen=True)

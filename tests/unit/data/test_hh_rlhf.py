@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import HhConfig, PrefixConfig
+from alignlab.data.config import HhConfig
+from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import hh_pairs as pairs
 from alignlab.data.published import hh_rlhf as build
 from alignlab.errors import DataError

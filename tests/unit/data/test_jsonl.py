@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import JsonlConfig, PrefixConfig
+from alignlab.data.config import JsonlConfig
+from alignlab.data.halves import PrefixConfig
 from alignlab.data.local import jsonl as build
 from alignlab.data.local import offers
 from alignlab.errors import ConfigError, DataError

@@ -199,10 +199,10 @@ def test_a_file_behind_any_source_changes_the_fingerprint(composed: Compose, tmp
     [
         (["data.weights={a: 1}"], "data.weights has none for b; give every source one, or null for all."),
         (["data.weights={a: 1, b: 1, c: 1}"], "unknown source in data.weights 'c'; known: a, b."),
-        (["data.weights={a: 1, b: 0}"], "data.weights: the weight 0.0 of b must be a finite number above 0."),
-        (["data.weights={a: 1, b: -1}"], "data.weights: the weight -1.0 of b must be a finite number above 0."),
-        (["data.weights={a: 1, b: nan}"], "data.weights: the weight nan of b must be a finite number above 0."),
-        (["data.weights={a: 1, b: inf}"], "data.weights: the weight inf of b must be a finite number above 0."),
+        (["data.weights={a: 1, b: 0}"], "data.weights.b=0.0 must be above 0."),
+        (["data.weights={a: 1, b: -1}"], "data.weights.b=-1.0 must be above 0."),
+        (["data.weights={a: 1, b: nan}"], "data.weights.b=nan must be a finite number, above 0."),
+        (["data.weights={a: 1, b: inf}"], "data.weights.b=inf must be a finite number, above 0."),
         (
             ["data.weights={a: 1, b: 1}", "data.cap=3"],
             "data.cap bounds what is mixed by size, and data.weights says the shares",
@@ -210,7 +210,10 @@ def test_a_file_behind_any_source_changes_the_fingerprint(composed: Compose, tmp
         (["data.cap=0"], "data.cap=0 must be at least 1, or null."),
         (["data.limit=5"], "data.limit and data.test_limit are the sources' own; set data.sources.NAME.limit instead."),
         (["+data@data.sources.c=mixture"], "data.sources.c is a mixture itself; name its sources beside the others."),
-        (["data.sources.a.flipped=2"], "source a: data.flipped=2.0 is a share of the training pairs; it must lie between 0"),
+        (
+            ["data.sources.a.flipped=2"],
+            "data.sources.a.flipped=2.0 must be at least 0 and at most 1: a share",
+        ),
         (["data.sources.a.part=rm"], "data.sources.a: halves and part are made of the whole; set data.halves and data.part."),
         (["+data.sources.c=3"], "data.sources.c is no config; add one with +data@data.sources.c=toy."),
         (["+data.sources.c={name: toys}"], "unknown data 'toys'; did you mean toy or toy_classes?"),

@@ -13,11 +13,13 @@ from omegaconf import DictConfig
 
 from alignlab.config import parse
 from alignlab.data import SOURCES
-from alignlab.data.config import PrefixConfig, SummariesConfig
+from alignlab.data.config import SummariesConfig
+from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import summaries as build
 from alignlab.data.published import summary_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
+from tests.unit.conftest import checked
 
 FRAME = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 INFO = {"id": "t3_1", "post": "My cat left.", "title": "Cat", "subreddit": "pets", "site": None, "article": None}
@@ -178,7 +180,7 @@ def test_the_hub_is_asked_for_one_subset_at_one_revision(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("frame", ["no place", "{post} {post}", "{title}"])
 def test_a_frame_without_exactly_one_post_is_refused(frame: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.frame=.* must hold \{post\} exactly once"):
-        config(frame=frame).check()
+        checked("data", config(frame=frame))
 
 
 def test_the_sheet_holds_the_frame_with_its_line_breaks(composed: Callable[..., DictConfig]) -> None:

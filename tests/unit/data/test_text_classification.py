@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import PrefixConfig, TextClassificationConfig
+from alignlab.data.config import TextClassificationConfig
+from alignlab.data.halves import PrefixConfig
 from alignlab.data.local import text_classification as build
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import LabelSet
+from tests.unit.conftest import checked
 
 
 def config(path: Path, **changes: Any) -> TextClassificationConfig:
@@ -118,9 +120,9 @@ def test_what_cannot_be_learned_is_one_sentence(tmp_path: Path, train: str, chan
     [
         ({"test_share": 0.2}, "name different files; set data.test_share=null"),
         ({"test": "train*"}, "name the same files; set data.test_share"),
-        ({"test": "train*", "test_share": 1.0}, "must lie between 0 and 1"),
+        ({"test": "train*", "test_share": 1.0}, "test_share=1.0 must be above 0 and below 1"),
         ({"labels": ["a"]}, "must name at least two classes"),
-        ({"task": "ranking"}, "choose classes or number"),
+        ({"task": "ranking"}, "choose one of classes, number"),
         ({"path": None}, "needs data.path"),
     ],
 )
@@ -130,4 +132,4 @@ def test_a_sheet_without_a_meaning_is_refused_before_anything_is_read(
     made = replace(config(folder(tmp_path, ".csv", "text,label\na,x\n", "text,label\na,x\n")), **changes)
 
     with pytest.raises(ConfigError, match=says):
-        made.check()
+        checked("data", made)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from alignlab.data.config import FramedConfig, PrefixConfig
+from alignlab.data.config import FramedConfig
+from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import ultrafeedback as build
 from alignlab.data.published import ultrafeedback_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
+from tests.unit.conftest import checked
 
 FRAME = "Human: {prompt}\n\nAssistant: "
 
@@ -94,4 +96,4 @@ def test_a_hub_without_a_test_split_has_none(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("frame", ["no place", "{prompt} {prompt}"])
 def test_a_frame_without_exactly_one_prompt_is_refused(frame: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.frame=.* must hold \{prompt\} exactly once"):
-        config(frame=frame).check()
+        checked("data", config(frame=frame))

@@ -15,7 +15,7 @@ from alignlab.data.encode import Limits, pair
 from alignlab.data.source import Judge, Source, Split
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.config import EvaluationConfig, StrengthConfig
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.report import Row, headline
 from alignlab.evaluation.statistics import Measurement
 from alignlab.evaluation.suite import EvaluationContext, held_out, sweep
@@ -24,7 +24,8 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from alignlab.records import Encoded, EncodedGroup, Example, Record
-from tests.unit.conftest import PAIRS, attached, batch_of, evaluation_config
+from alignlab.tuners.config import StrengthConfig
+from tests.unit.conftest import PAIRS, attached, batch_of, checked, evaluation_config
 
 RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 
@@ -212,7 +213,7 @@ def test_without_its_metric_there_is_no_headline() -> None:
         ({"prompts": 1}, "at least 2"),
         ({"pairs": 1}, "at least 2"),
         ({"max_new_tokens": 0}, r"evaluation\.max_new_tokens=0 must be at least 1"),
-        ({"temperature": -0.1}, r"evaluation\.temperature=-0.1 must be a finite number, at least 0"),
+        ({"temperature": -0.1}, r"evaluation\.temperature=-0.1 must be at least 0"),
         ({"temperature": math.nan}, r"evaluation\.temperature=nan must be"),
         ({"temperature": math.inf}, r"evaluation\.temperature=inf must be"),
         ({"top_p": 0.0}, r"evaluation\.top_p=0.0 must be above 0 and at most 1"),
@@ -220,7 +221,7 @@ def test_without_its_metric_there_is_no_headline() -> None:
         ({"top_k": -1}, r"evaluation\.top_k=-1 must be at least 0"),
         ({"min_p": 1.0}, r"evaluation\.min_p=1.0 must be at least 0 and below 1"),
         ({"min_p": math.nan}, r"evaluation\.min_p=nan must be"),
-        ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be a finite number above 0"),
+        ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be above 0"),
         ({"no_repeat_ngram_size": 1}, r"evaluation\.no_repeat_ngram_size=1 must be 0, or at least 2"),
         ({"stop": [".", " ", ""]}, r"evaluation\.stop=.* must be a list of texts, none of them empty"),
         ({"beams": 0}, r"evaluation\.beams=0 must be at least 1"),
@@ -229,13 +230,13 @@ def test_without_its_metric_there_is_no_headline() -> None:
 )
 def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        config(**changes).check()
+        checked("evaluation", config(**changes)).sampling()
 
 
 @pytest.mark.parametrize(
     ("strengths", "sentence"),
-    [([], "at least one"), ([0.0, math.nan], "finite"), ([math.inf], "finite"), ([1.0, 0.5, 1.0], "names a strength twice")],
+    [([], "at least 1 value"), ([0.0, math.nan], "finite"), ([math.inf], "finite"), ([1.0, 0.5, 1.0], "names a value twice")],
 )
 def test_a_grid_of_strengths_that_cannot_be_read_is_refused(strengths: list[float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        StrengthConfig("dial", strengths, figure=True).check()
+        checked("control", StrengthConfig("dial", strengths, figure=True))

@@ -16,6 +16,7 @@ from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
 from tests.conftest import backbone
+from tests.unit.conftest import checked
 
 
 @pytest.fixture
@@ -168,4 +169,4 @@ def test_a_trunk_without_a_list_of_blocks_is_refused(llama: Backbone) -> None:
 )
 def test_a_sheet_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        replace(model_config(folder), **changes).check()
+        checked("model", replace(model_config(folder), **changes))

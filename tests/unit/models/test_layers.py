@@ -11,9 +11,10 @@ from torch import Tensor
 from alignlab.errors import ConfigError
 from alignlab.models.anatomy import block_list, shape_of
 from alignlab.models.backbone import Backbone
-from alignlab.models.config import LayersConfig, Shape
+from alignlab.models.config import Shape
 from alignlab.models.packing import member_of_tokens
 from alignlab.records import Batch
+from alignlab.tuners.config import LayersConfig
 from tests.conftest import backbone
 
 SCIT, DUAL = [0.31, 0.56], [0.31, 0.625]

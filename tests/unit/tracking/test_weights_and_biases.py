@@ -16,6 +16,7 @@ from alignlab.errors import ConfigError
 from alignlab.tracking import TRACKERS, Identity, NoTracker
 from alignlab.tracking.config import WandbConfig
 from alignlab.tracking.weights_and_biases import WandbTracker, _mode, open_run
+from tests.unit.conftest import checked
 
 ROWS = [{"strength": 1.0, "suite": "toy", "metric": "reward", "value": 0.5}]
 
@@ -203,12 +204,12 @@ def test_the_environment_wins_over_the_sheet(no_wish: pytest.MonkeyPatch) -> Non
 
 def test_a_mode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tracking\.mode='always' is not known"):
-        config("always").check()
+        checked("tracking", config("always"))
 
 
 def test_no_time_to_wait_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"timeout_seconds=0 must be above 0"):
-        WandbConfig("wandb", "alignlab", None, "auto", None, timeout_seconds=0).check()
+    with pytest.raises(ConfigError, match=r"timeout_seconds=0.0 must be above 0"):
+        checked("tracking", WandbConfig("wandb", "alignlab", None, "auto", None, timeout_seconds=0))
 
 
 def test_tracking_off_is_no_tracker(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignlab.errors import ConfigError
-from tests.unit.conftest import fit_config, trainer_config
+from tests.unit.conftest import checked, fit_config, trainer_config
 
 
 @pytest.mark.parametrize(
@@ -15,18 +15,18 @@ from tests.unit.conftest import fit_config, trainer_config
     [
         ({"steps": None}, "method.fit: give epochs or steps"),
         ({"epochs": 1.0}, "method.fit: give epochs or steps"),
-        ({"steps": 0}, "nothing to train with"),
-        ({"steps": None, "epochs": 0.0}, "nothing to train with"),
+        ({"steps": 0}, "method.fit.steps=0 must be at least 1, or null"),
+        ({"steps": None, "epochs": 0.0}, "method.fit.epochs=0.0 must be above 0, or null"),
         ({"batch": 0}, "method.fit.batch=0 must be at least 1"),
         ({"learning_rate": 0.0}, "method.fit.learning_rate=0.0 must be above 0"),
-        ({"learning_rate": float("nan")}, "method.fit.learning_rate=nan must be above 0"),
+        ({"learning_rate": float("nan")}, "method.fit.learning_rate=nan must be a finite number, above 0"),
         ({"schedule": "cosinus"}, "method.fit.schedule='cosinus' is not known; choose one of linear, cosine"),
-        ({"loss_on": "prompt"}, "method.fit.loss_on='prompt' is not known; choose response or all"),
+        ({"loss_on": "prompt"}, "method.fit.loss_on='prompt' is not known; choose one of response, all"),
     ],
 )
 def test_a_stage_that_cannot_train_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        fit_config(**changes).check("method.fit")
+        checked("method.fit", fit_config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
     [
         ({"device": "tpu"}, "trainer.device='tpu' is not known"),
         ({"checkpoint_every_steps": 0}, "trainer.checkpoint_every_steps=0 must be at least 1"),
-        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints must be at least 2"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints=0 must be at least 2: the last good one"),
         ({"log_every_steps": 0}, "trainer.log_every_steps=0 must be at least 1"),
         ({"micro_batch": 0}, "trainer.micro_batch=0 must be at least 1, or null"),
         ({"micro_batch": -2}, "trainer.micro_batch=-2 must be at least 1, or null"),
-        ({"pass_gib": 0.0}, "trainer.pass_gib=0.0 must be a finite number of GiB above 0"),
+        ({"pass_gib": 0.0}, "trainer.pass_gib=0.0 must be above 0"),
         ({"pass_gib": float("nan")}, "trainer.pass_gib=nan must be a finite number"),
         ({"pass_gib": float("inf")}, "trainer.pass_gib=inf must be a finite number"),
         ({"threads": 0}, "trainer.threads=0 must be at least 1, or null"),
@@ -59,7 +59,7 @@ def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
 )
 def test_a_trainer_that_cannot_run_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        trainer_config(**changes).check()
+        checked("trainer", trainer_config(**changes))
 
 
 @pytest.mark.parametrize(("micro_batch", "taken"), [(None, 8), (2, 2), (8, 8), (64, 8)])

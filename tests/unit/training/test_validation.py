@@ -30,7 +30,7 @@ from alignlab.training.trainable import TrainableParts
 from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners import TUNERS
 from tests.conftest import CODEC, backbone
-from tests.unit.conftest import fit_config, learned, session_in
+from tests.unit.conftest import checked, fit_config, learned, session_in
 from tests.unit.methods.readings import LIMITS, SOURCE
 
 STEPS = 8
@@ -322,19 +322,19 @@ def test_the_steps_that_are_measured(changes: dict[str, Any], expected: set[int]
             "give every_steps or every_epochs, and null for the other; now every_steps=2 and every_epochs=1.0",
         ),
         ({"every_steps": None}, "give every_steps or every_epochs, and null for the other"),
-        ({"every_steps": 0}, "trainer.validation.every_steps=0 must be at least 1."),
-        ({"every_steps": None, "every_epochs": math.inf}, "every_epochs=inf must be a finite number above 0."),
-        ({"every_steps": None, "every_epochs": 0.0}, "every_epochs=0.0 must be a finite number above 0."),
+        ({"every_steps": 0}, "trainer.validation.every_steps=0 must be at least 1, or null."),
+        ({"every_steps": None, "every_epochs": math.inf}, "every_epochs=inf must be a finite number, above 0, or null."),
+        ({"every_steps": None, "every_epochs": 0.0}, "every_epochs=0.0 must be above 0, or null."),
         ({"rows": 1}, "trainer.validation.rows=1 must be at least 2."),
-        ({"seed": -1}, "trainer.validation.seed=-1 must not be negative."),
-        ({"share": 1.0}, "share=1.0 is a share of the training records; it must lie between 0 and 1."),
-        ({"share": math.nan}, "share=nan is a share of the training records; it must lie between 0 and 1."),
+        ({"seed": -1}, "trainer.validation.seed=-1 must be at least 0 and at most 4294967295."),
+        ({"share": 1.0}, "share=1.0 must be above 0 and below 1, or null: a share of the training records."),
+        ({"share": math.nan}, "share=nan must be a finite number, above 0 and below 1, or null."),
         ({"split": "test"}, "trainer.validation.split='test' is trained on or reported; name another, such as validation."),
         ({"split": "rm"}, "trainer.validation.split='rm' is trained on or reported"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as info:
-        settings(**changes).check()
+        checked("trainer.validation", settings(**changes))
 
     assert said in str(info.value)

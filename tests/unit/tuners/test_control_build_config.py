@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from alignlab.data.classes import Classes
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.evaluation.config import EmbeddedFormConfig, FormConfig, LoraFormConfig
 from alignlab.models.text import Codec
+from alignlab.tuners.config import EmbeddedFormConfig, FormConfig, LoraFormConfig
 from alignlab.tuners.control import ControlConfig
 from alignlab.tuners.control.config import build_config, free_ids
 from tests.conftest import CODEC, TEMPLATE, backbone

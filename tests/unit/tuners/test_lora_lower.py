@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from alignlab.errors import ConfigError
-from alignlab.models.config import LayersConfig
-from alignlab.tuners.config import LowerLoraConfig
+from alignlab.tuners.config import LayersConfig, LowerLoraConfig
 from alignlab.tuners.lora import LoraTuner, build
 from tests.conftest import backbone
+from tests.unit.conftest import checked
 
 SHEET = LowerLoraConfig("lora_lower", 3e-4, 5e-6, 8, 16.0, 0.05, None, below=LayersConfig(None, [0.31, 0.56]), beyond=0)
 BLOCKS = {"llama": ".layers.", "gpt2": ".h."}
@@ -99,7 +99,7 @@ def test_layers_outside_the_backbone_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"beyond": -1}, r"tuner\.beyond=-1 must not be negative"),
+        ({"beyond": -1}, r"tuner\.beyond=-1 must be at least 0"),
         ({"targets": [3]}, r"tuner\.targets=\[3\] must be a list of names, one pattern that matches whole names, or null\."),
         ({"targets": "(q_proj"}, r"tuner\.targets=\(q_proj is no pattern \(missing \), .*\); give one, or a list of names\."),
         ({"below": LayersConfig([], [0.31, 0.56])}, r"tuner\.below\.numbers=\[\] must name at least one layer"),
@@ -108,4 +108,4 @@ def test_layers_outside_the_backbone_are_refused() -> None:
 )
 def test_a_sheet_that_cannot_be_built_is_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        replace(SHEET, **changed).check()  # type: ignore[arg-type]
+        checked("tuner", replace(SHEET, **changed))  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.models.config import LayersConfig
 from alignlab.tuners import TUNERS
+from alignlab.tuners.config import LayersConfig
 from tests.conftest import backbone
-from tests.unit.conftest import SETTINGS
+from tests.unit.conftest import SETTINGS, checked
 from tests.unit.tuners.families import model_of
 
 LOWER = {**SETTINGS["lora"], "below": LayersConfig([1], [0.31, 0.56]), "beyond": 0}
@@ -26,7 +26,7 @@ def config(name: str, **changes: Any) -> Any:
 def placed(name: str, **changes: Any) -> list[str]:
     """The layers of a Llama that a tuner sits on, attached without weights as a plan does it."""
     wanted = config(name, **changes)
-    wanted.check()
+    checked("tuner", wanted)
     model = backbone("llama").model.to("meta")
     return list(TUNERS[name].build(wanted, model).module.base_model.targeted_module_names)
 
@@ -58,13 +58,13 @@ def test_a_name_that_nothing_has_is_refused_without_weights(name: str, targets: 
     ("name", "changes", "said"),
     [
         ("red", {"targets": []}, r"tuner\.targets=\[\] would edit nothing; give names, or null for the place\."),
-        ("red", {"targets": ["a"], "place": "plus"}, r"tuner\.place=plus chooses the layers, and tuner\.targets names them"),
+        ("red", {"targets": ["a"], "place": "plus"}, r"tuner\.place=plus and tuner\.targets=\['a'\] exclude each other"),
         ("red", {"targets": 3}, r"tuner\.targets=3 must be a list of names, one pattern that matches whole names, or null"),
         ("red", {"targets": ""}, r"tuner\.targets='' must be a list of names"),
         ("red", {"targets": ["a", ""]}, r"tuner\.targets=\['a', ''\] must be a list of names"),
         ("lora", {"targets": "*_proj"}, r"tuner\.targets=\*_proj is no pattern \(nothing to repeat"),
         ("ia3", {"targets": []}, r"tuner\.targets=\[\] would learn nothing"),
-        ("ia3", {"feedforward": ["down_proj"]}, r"tuner\.feedforward says it of tuner\.targets, which are null"),
+        ("ia3", {"feedforward": ["down_proj"]}, r"tuner\.feedforward=\['down_proj'\] needs tuner\.targets, which is null"),
         ("clm", {"writes": []}, r"tuner\.writes=\[\] silences nothing"),
         ("clm", {"targets": "layers.0"}, r"tuner\.targets names a block, and tuner\.writes what in it writes"),
         ("clm", {"targets": ["a", "b"], "writes": ["c"]}, r"tuner\.targets=\['a', 'b'\] must name one block"),
@@ -72,7 +72,7 @@ def test_a_name_that_nothing_has_is_refused_without_weights(name: str, targets: 
 )
 def test_a_sheet_that_names_nothing_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config(name, **changes).check()
+        checked("tuner", config(name, **changes))
 
 
 def test_ia3_scales_the_input_of_what_is_named_feedforward() -> None:
