@@ -43,10 +43,10 @@ def refused(*words: str, data: tuple[str, ...] = ()) -> str:
 
 
 def jsonl(folder: Path, line: dict[str, str]) -> tuple[str, ...]:
-    """The words that choose a file with two equal lines."""
-    path = folder / "rows.jsonl"
-    path.write_text(f"{json.dumps(line)}\n" * 2, encoding="utf-8")
-    return ("data=jsonl", f"data.path={path}")
+    """The words that choose a folder whose files have two equal lines."""
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(f"{json.dumps(line)}\n" * 2, encoding="utf-8")
+    return ("data=jsonl", f"data.path={folder}")
 
 
 def trained(built: dict[str, Any]) -> dict[str, str]:
