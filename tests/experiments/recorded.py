@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,35 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.experiments.sweeps import ROOT, composed, distinct, tables
 
 RECORD = Path(__file__).with_name("composed.json")
+EXPERIMENT = "experiment="
 GROUPS = ("method", "tuner", "control", "data", "evaluation", "trainer", "tracking", "launch")
 """The config groups beside `model`."""
 Values = dict[str, str]
 """Each key of a config, dotted, with its value as JSON."""
 
 
-def table_values() -> dict[str, Values]:
-    """Each distinct cell of each table, and the one experiment that is neither a table nor used by one."""
-    lines = [(table, *cell) for table in tables() for cell in distinct(table)]
-    return {" ".join([f"experiment={table}", *cell]): flat(composed(table, *cell)) for table, *cell in [*lines, ("rahf/base",)]}
+def table_values(lines: Iterable[str]) -> dict[str, Values]:
+    """What the command lines among these that start with an experiment compose to."""
+    words = {line: line.split() for line in lines if line.startswith(EXPERIMENT)}
+    return {line: flat(composed(table.removeprefix(EXPERIMENT), *cell)) for line, (table, *cell) in words.items()}
 
 
-def choice_values() -> dict[str, Values]:
-    """Each choice of each group by itself, and beside each model each choice of each group."""
+def choice_values(lines: Iterable[str]) -> dict[str, Values]:
+    """What the others compose to."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return {" ".join(words): flat(compose("run", words)) for words in choice_lines()}
+        return {line: flat(compose("run", line.split())) for line in lines if not line.startswith(EXPERIMENT)}
+
+
+def table_lines() -> list[list[str]]:
+    """Each distinct cell of each table, and the one experiment that is neither a table nor used by one."""
+    return [[f"{EXPERIMENT}{table}", *cell] for table in tables() for cell in distinct(table)] + [[f"{EXPERIMENT}rahf/base"]]
 
 
 def choice_lines() -> list[list[str]]:
-    """The command lines: the longest group gives as many lines per model as it has choices, the others start again."""
+    """Each method by itself, and beside each model each choice of each group.
+
+    The longest group gives as many lines per model as it has choices, the others start again.
+    """
     choices = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", *GROUPS)}
     most = max(len(choices[group]) for group in GROUPS)
     crossed = [
@@ -120,4 +129,5 @@ def _spans(places: list[int]) -> str:
 if __name__ == "__main__":
     os.environ["ALIGNLAB_MODELS"] = "MODELS"
     os.environ.pop("ALIGNLAB_DATA", None)
-    RECORD.write_text(packed(table_values() | choice_values()), encoding="utf-8")
+    every = [" ".join(words) for words in (*table_lines(), *choice_lines())]
+    RECORD.write_text(packed(table_values(every) | choice_values(every)), encoding="utf-8")
