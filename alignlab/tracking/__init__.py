@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from alignlab.registry import Entry, Registry
 from alignlab.tracking.config import OffConfig, WandbConfig
+from alignlab.tracking.ledger import NoTracker
 
 __all__ = ["TRACKERS", "Identity", "NoTracker", "Tracker"]
 
@@ -40,22 +41,6 @@ class Tracker(Protocol):
 
     def close(self, *, failed: bool) -> None:
         """Ends the run, as finished or as failed."""
-
-
-class NoTracker:
-    """tracking=off: the ledger alone."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
-        """Nothing."""
-
-    def pause(self) -> None:
-        """Nothing."""
-
-    def close(self, *, failed: bool) -> None:
-        """Nothing."""
 
 
 def _wandb(config: WandbConfig, identity: Identity) -> Tracker:

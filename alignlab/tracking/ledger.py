@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -115,3 +115,19 @@ def state_of(folder: Path) -> State:
             return State("killed", status)
         status.update(ledger.read("progress.json") or {})
     return State(name, status)
+
+
+class NoTracker:
+    """tracking=off: the ledger alone."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def results(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:
+        """Nothing."""
+
+    def pause(self) -> None:
+        """Nothing."""
+
+    def close(self, *, failed: bool) -> None:
+        """Nothing."""
