@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "AGENTS.md",
-    *DOCS.glob("*.md"),
+    *DOCS.glob("**/*.md"),
     *ROOT.glob("experiments/*/README.md"),
 ]
 PAGES += [*ROOT.glob("alignlab/**/README.md")]
@@ -60,5 +60,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
     paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", text)
     short = [f"alignlab/{path}" for path in re.findall(r"`([a-z_]+/[\w/]+\.py)`", text) if path.split("/")[0] not in FOLDERS]
 
+    bare = {name for name in re.findall(r"`(\w+\.py)`", text) if not list(ROOT.glob(f"*/**/{name}")) and name != "run.py"}
+
+    assert bare == set()
     assert [link for link in links if link and not (page.parent / link).exists()] == []
     assert [path for path in [*paths, *short] if "NAME" not in path and not (ROOT / path).exists()] == []
