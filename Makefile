@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: demo test test-slurm check bench setup
+.PHONY: demo test test-slurm check docs bench setup
 
 demo: setup          ## one alignment run, end to end, with a table and a picture
 	$(BIN)/python run.py
@@ -29,6 +29,10 @@ check: setup         ## linter, formatter, type checker, import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup          ## pages that are written from the configs and docstrings
+	$(BIN)/python docs/options.py
+	$(BIN)/python docs/house.py
 
 bench: setup         ## the measured claims, as ratios of one run
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

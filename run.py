@@ -109,7 +109,7 @@ if __name__ == "__main__":
         sys.argv[1:] = expand_overrides(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         said = sentence(error)

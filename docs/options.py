@@ -15,15 +15,16 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignlab.config import ALONE, GROUPS, PathsConfig, SizingConfig  # noqa: E402
+from alignlab.config import GROUPS, TopConfig  # noqa: E402
 from alignlab.evaluation import METRICS  # noqa: E402
+from alignlab.registry import ANY, Allowed  # noqa: E402
 from alignlab.training.config import FitConfig  # noqa: E402
 
 CONF = ROOT / "conf"
@@ -31,7 +32,6 @@ PAGE = Path(__file__).with_name("options.md")
 STAGES = """### Training stages
 
 Every stage of a method that trains has these options: `STAGE` is its name, such as `fit` or `prefer`."""
-STAGE_TYPES = {f"method.STAGE.{key}": hint for key, hint in typing.get_type_hints(FitConfig).items()}
 MEANINGS = {
     "method.beta": "weight of the reference in the preference loss",
     "method.alpha": "how far hidden states are moved along the difference",
@@ -115,8 +115,7 @@ def page() -> str:
 
 def _run() -> dict[str, Option]:
     """The options that are in no group."""
-    hints = {"paths": PathsConfig, **_hints(PathsConfig, "paths"), "sizing": SizingConfig, **_hints(SizingConfig, "sizing")}
-    hints |= {key: kind if kind is not str else str | None for key, kind in ALONE.items()}
+    hints = _hints(TopConfig)
     lines = [line for line in _lines(CONF / "run.yaml", hints) if not line.key.startswith(("defaults", "hydra"))]
     return {line.key: Option(_named(hints[line.key]), _meaning(line.key, line.comment), {"": line.value}) for line in lines}
 
@@ -143,7 +142,7 @@ def _group(group: str, schemas: Mapping[str, type]) -> dict[str, Option]:
         if file not in shared:
             _merge(options, _of_file(file, group, hints), name, hints)
     for key, option in options.items():
-        option.type = _named(hints.get(key.removeprefix(f"{group}."), STAGE_TYPES.get(key, Any)))
+        option.type = _named({**hints, **_hints(FitConfig, "STAGE")}.get(key.removeprefix(f"{group}."), Any))
     options.pop(f"{group}.name", None)
     return options
 
@@ -207,7 +206,7 @@ def _lines(file: Path, hints: Mapping[str, Any]) -> list[Line]:
         for key, value in node.value:
             name = f"{at}.{key.value}".strip(".")
             if isinstance(value, yaml.MappingNode) and (not value.flow_style or dataclasses.is_dataclass(hints.get(name))):
-                if typing.get_origin(hints.get(name)) is dict:  # rows of the config's own
+                if typing.get_origin(_bare(hints.get(name))) is dict:  # rows of the config's own
                     rows = ", ".join(row.value for row, _ in value.value)
                     yield Line(name, f"{{{rows}}}", _comment(written, key.start_mark.line))
                 else:
@@ -244,15 +243,29 @@ def _hints(schema: type, at: str = "") -> dict[str, Any]:
     """The type of each field of a dataclass, and of the dataclasses in it, by its dotted key."""
     hints: dict[str, Any] = {}
     for each in dataclasses.fields(schema):
-        key, hint = f"{at}.{each.name}".strip("."), typing.get_type_hints(schema)[each.name]
+        key, hint = f"{at}.{each.name}".strip("."), typing.get_type_hints(schema, include_extras=True)[each.name]
         hints[key] = hint
-        for inner in (hint, *typing.get_args(hint)):
+        for inner in (hint, *typing.get_args(_bare(hint))):
             if dataclasses.is_dataclass(inner):
                 hints |= _hints(typing.cast(type, inner), key)
     return hints
 
 
+def _bare(hint: Any) -> Any:
+    """A type without what its values are bound by."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
 def _named(hint: Any) -> str:
+    """A type in words, with its bounds or choices."""
+    allowed = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Allowed)), ANY)
+    if allowed.choices:
+        null = " | null" if type(None) in typing.get_args(_bare(hint)) else ""
+        several = "list of " if typing.get_origin(_bare(hint)) is list else ""
+        return several + " | ".join(allowed.choices) + null
+    if allowed.bounds:
+        return f"{_named(_bare(hint))}, {allowed.bounds}"
+    hint = _bare(hint)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " | ".join(_named(each) for each in typing.get_args(hint))
     if hint is type(None):

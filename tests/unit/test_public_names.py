@@ -1,0 +1,85 @@
+"""Names that users write stay: names are added here, and none goes without a line in CHANGELOG.md.
+
+Keys and values of the configs are held by tests/experiments/composed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+import alignlab
+from alignlab import __main__ as command_line
+from alignlab.config import GROUPS
+from alignlab.evaluation import METRICS
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = "ClmConfig ControlConfig Policy RedConfig Sampling at_class at_strength load"
+CHOICES = {
+    "method": "clm coh dpo evaluate meet pretrain rahf red sft",
+    "tuner": "bitfit blocks clm control dera full ia3 lora lora_lower red",
+    "model": "gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b tiny tiny_gpt2 tiny_roberta tiny_t5",
+    "data": "hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback ultrafeedback_cleaned",
+    "control": "dial grid lora prefixes soft_prompt text token trained",
+    "evaluation": "full off quick",
+    "trainer": "deepspeed default fsdp validated",
+    "tracking": "off wandb",
+    "launch": "local slurm",
+}
+SUITES = {
+    "toy": "capability consistency obedience reward",
+    "preference": "accuracy accuracy_per_token reward_accuracy reward_margin",
+    "fluency": "distinct_2 perplexity repetition_4 words",
+    "classes": "class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
+    "classification": "accuracy nats squared_error",
+}
+COMMANDS = {
+    "status": "name --runs",
+    "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
+    "plot": "name --to --metrics --map --where --kind --runs",
+    "report": "name --to --runs --experiments --metrics --strength --baseline",
+    "export": "--to --dtype --control",
+    "sync": "folder",
+}
+
+
+def missing(names: str, known: object) -> set[str]:
+    return set(names.split()) - set(known)  # type: ignore[call-overload]
+
+
+def test_the_package_offers_its_names() -> None:
+    assert missing(NAMES, alignlab.__all__) == set()
+    assert [name for name in NAMES.split() if not hasattr(alignlab, name)] == []
+
+
+@pytest.mark.parametrize("group", CHOICES)
+def test_a_group_has_its_choices_and_each_has_a_config_and_an_entry(group: str) -> None:
+    configs = {file.stem for file in (CONF / group).glob("*.yaml")}
+
+    assert missing(CHOICES[group], configs) == set()
+    assert configs == set(GROUPS[group])
+
+
+def test_the_suites_measure_what_they_did() -> None:
+    assert {suite: gone for suite, names in SUITES.items() if (gone := missing(names, METRICS[suite]))} == {}
+
+
+def test_the_commands_take_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    add = argparse._SubParsersAction.add_parser
+
+    def noted(self: argparse._SubParsersAction, name: str, **given: object) -> argparse.ArgumentParser:
+        parsers[name] = add(self, name, **given)
+        return parsers[name]
+
+    monkeypatch.setattr(argparse._SubParsersAction, "add_parser", noted)
+    with pytest.raises(SystemExit):
+        command_line.main(["--help"])
+
+    taken = {
+        name: {word for action in parser._actions for word in (action.option_strings or [action.dest])}
+        for name, parser in parsers.items()
+    }
+    assert {name: gone for name, words in COMMANDS.items() if (gone := missing(words, taken[name]))} == {}
