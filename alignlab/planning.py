@@ -101,7 +101,9 @@ def make_plan(config: RunConfig) -> Plan:
     texts = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in needed else None
     watched = _validated(config, parts, choices, limits)
     more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
-    _refuse_reserved([*works, *filter(None, more)], tuner.controls)
+    encoded: list[Work | HeldOut] = [*works, *filter(None, more)]
+    _refuse_reserved(encoded, tuner.controls)
+    _refuse_unknown([(group.row, m.ids) for each in encoded for group in each.groups for m in group.members], skeletal, codec)
     prompts = source.prompts() if config.suites else []
     sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
     where = tuple(points(config.control, parts.classes.names if parts.classes else None))
@@ -183,6 +185,18 @@ def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | Non
                 raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
 
 
+def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreTrainedModel, codec: Codec) -> None:
+    """Raises DataError for the first (row, ids) with an id that the embedding has no row for."""
+    known = int(skeletal.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    for row, ids in encoded:
+        if max(ids, default=0) >= known:
+            token = codec.tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"{row}: holds the token {token!r} (id {max(ids)}), but the model's embedding has {known} rows; take it out of"
+                " the text, or give the tokenizer that belongs to the model."
+            )
+
+
 def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
     """Rows that a text is decoded in at most. Raises ConfigError for beams where passes are mixed."""
     asked = [(point, tuner.controls.mixtures(point.mixture, 1) if point.mixture else None) for point in where]
@@ -206,7 +220,9 @@ def _decoding(
     prefix = tuner.controls.longest if tuner.controls else 0
     new = config.evaluation.max_new_tokens
     room = context_of(skeletal) - (0 if skeletal.config.is_encoder_decoder else new)
-    lengths = [prefix + len(ids) for ids in codec.prompts(prompts[: config.evaluation.prompts])]
+    asked = codec.prompts(prompts[: config.evaluation.prompts])
+    _refuse_unknown([("a prompt of the evaluation", ids) for ids in asked], skeletal, codec)
+    lengths = [prefix + len(ids) for ids in asked]
     longest = max((length for length in lengths if length <= room), default=0)
     texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
     return budget.need(texts, longest, new, rows_each), budget.footprint.weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from rich.console import Console
 
 from alignlab import planning
 from alignlab.config import parse
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, DataError
 from alignlab.planning import show
 from alignlab.sweeps.jobs import planned_stages
 from tests.contracts.test_methods import STAGE, composed
@@ -80,3 +82,22 @@ def test_beams_are_refused_where_the_evaluation_mixes_passes(tmp_path: Path) -> 
         ConfigError, match=r"evaluation.beams=3 follow one pass, and at strength 0\.5, strength 2 passes are mixed"
     ):
         decoding(tmp_path, "clm", *words)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named_with_its_row(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(Path(planning.__file__).parent / "models" / "tiny" / "tiny", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<tool{number}>" for number in range(600)])  # more than the rows that pad the embedding
+    tokenizer.save_pretrained(model)
+    rows = [{"prompt": f"Tell {mark}", "chosen": "One.", "rejected": "Two."} for mark in ("me.", "<tool599>")]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("model=local", f"model.path={model}", "evaluation=off")
+
+    with pytest.raises(
+        DataError, match=r"^train\.jsonl:2: holds the token '<tool599>' \(id \d+\), but the model's embedding has"
+    ):
+        planning.make_plan(parse(composed(tmp_path, "dpo", *words, data=("data=jsonl", f"data.path={tmp_path}"))))
