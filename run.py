@@ -52,9 +52,9 @@ def run(raw: DictConfig) -> float | None:
 def _once(config: RunConfig) -> float | None:
     done = processes.by_main_process(lambda: finished(config))
     if done is None:
-        from alignlab import planning
+        from alignlab.planning import make_plan
 
-        planned = planning.make_plan(config)  # bad data ends here, with nothing written
+        planned = make_plan(config)  # bad data ends here, with nothing written
         lock = folder_of(config) / LOCK
         with alone(lock, "waits for another process that is at the same run") if processes.is_main_process() else nullcontext():
             done = processes.by_main_process(lambda: finished(config))
@@ -66,21 +66,23 @@ def _once(config: RunConfig) -> float | None:
 
 
 def _run(planned: Plan) -> float | None:
-    from alignlab import planning, running
-    from alignlab.evaluation import report
+    import alignlab.running as running
+    from alignlab.evaluation.report import show as show_report
+    from alignlab.finished import evaluate, report
+    from alignlab.planning import show
 
     _freeze_libraries()
     keys = running.stage_keys(planned)
-    planning.show(planned, () if planned.config.force else running.found(planned, keys), console())
+    show(planned, () if planned.config.force else running.found(planned, keys), console())
     with running.open_session(planned.config) as session:
         policy = running.policy_of(planned, session)
         running.run_stages(planned, keys, policy, session)
         processes.disband()
         if not processes.is_main_process():
             return None
-        rows = running.evaluate(planned, policy, session)
-        made = running.report(planned, rows, session)
-    report.show(made, console())
+        rows = evaluate(planned, policy, session)
+        made = report(planned, rows, session)
+    show_report(made, console())
     print(f"report: {made.path}")
     return made.value
 

@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignlab.config import ALONE, GROUPS, PathsConfig, SizingConfig  # noqa: E402
+from alignlab.config import GROUPS, TopConfig  # noqa: E402
 from alignlab.evaluation import METRICS  # noqa: E402
 from alignlab.training.config import FitConfig  # noqa: E402
 
@@ -115,8 +115,7 @@ def page() -> str:
 
 def _run() -> dict[str, Option]:
     """The options that are in no group."""
-    hints = {"paths": PathsConfig, **_hints(PathsConfig, "paths"), "sizing": SizingConfig, **_hints(SizingConfig, "sizing")}
-    hints |= {key: kind if kind is not str else str | None for key, kind in ALONE.items()}
+    hints = _hints(TopConfig)
     lines = [line for line in _lines(CONF / "run.yaml", hints) if not line.key.startswith(("defaults", "hydra"))]
     return {line.key: Option(_named(hints[line.key]), _meaning(line.key, line.comment), {"": line.value}) for line in lines}
 
