@@ -67,8 +67,9 @@ def _once(config: RunConfig) -> float | None:
 
 def _run(planned: Plan) -> float | None:
     from alignlab.evaluation.report import show as show_report
+    from alignlab.finished import evaluate, report
     from alignlab.planning import show
-    from alignlab.running import evaluate, found, open_session, policy_of, report, run_stages, stage_keys
+    from alignlab.running import found, open_session, policy_of, run_stages, stage_keys
 
     _freeze_libraries()
     keys = stage_keys(planned)

@@ -87,10 +87,10 @@ class Allowed:
     """What a field may hold beside its type; in a list or a dict, each value. Made by `number`, `one_of`, `text` and `names`.
 
     `minimum` and `maximum` are inclusive bounds, `above` and `below` exclusive ones. `note`: the reason, for the message.
-    `holds`: a text that stands in the value exactly once. `least` values stand in a list; `unique`: each of them once.
-    `names`: null, a pattern, or a list of names; `empty`: what is wrong with an empty list. Relations to other fields: `either`
-    (of the two, exactly one is null), `needs` (must not be null beside this one; with the advice), `alone` (a field and a value
-    of it that this one cannot stand beside).
+    `holds`: a text that stands in the value exactly once; `filled`: the value is not blank. `least` values stand in a list;
+    `unique`: each of them once. `names`: null, a pattern, or a list of names; `empty`: what is wrong with an empty list.
+    Relations to other fields: `either` (of the two, exactly one is null), `unlike` (the two differ), `needs` (must not be null
+    beside this one; with the advice), `alone` (a field and a value of it that this one cannot stand beside).
     """
 
     minimum: float = -LARGEST
@@ -102,6 +102,8 @@ class Allowed:
     holds: str = ""
     names: bool = False
     empty: str = ""
+    filled: bool = False
+    unlike: str = ""
     least: int = 0
     unique: bool = False
     either: str = ""
@@ -138,9 +140,9 @@ def one_of(*choices: str, **allowed: Any) -> Allowed:
     return Allowed(choices=choices, **allowed)
 
 
-def text(holds: str) -> Allowed:
-    """A text that holds this exactly once."""
-    return Allowed(holds=holds)
+def text(**allowed: Any) -> Allowed:
+    """A text that is not blank, or holds something exactly once."""
+    return Allowed(**allowed)
 
 
 def names(**allowed: Any) -> Allowed:
@@ -254,6 +256,8 @@ def _scalar(key: str, value: Any, kind: type, allowed: Allowed, or_null: str) ->
         raise ConfigError(f"{key}={value} must be {bounds}{or_null}{reason}.")
     if allowed.choices and value not in allowed.choices:
         raise ConfigError(f"{key}={value!r} is not known; choose one of {', '.join(allowed.choices)}{or_null}.")
+    if allowed.filled and not value.strip():
+        raise ConfigError(f"{key}={value!r} is empty; give it a text{or_null}.")
     if allowed.holds and value.count(allowed.holds) != 1:
         raise ConfigError(f"{key}={value!r} must hold {allowed.holds} exactly once.")
     return value
@@ -282,6 +286,8 @@ def _check_together(where: str, name: str, values: Mapping[str, Any], allowed: A
             f"{where}: give {name} or {other}, and null for the other; now {name}={value} and {other}={values[other]}."
         )
     if needed and value is not None and values[needed] is None:
-        raise ConfigError(f"{where}.{name}={value} needs {where}.{needed}, which is null; {advice}.")
+        raise ConfigError(f"{where}.{name}={value!r} needs {where}.{needed}, which is null; {advice}.")
+    if allowed.unlike and value is not None and values[allowed.unlike] == value:
+        raise ConfigError(f"{where}: {name} and {allowed.unlike} are both {value!r}; give two different ones.")
     if excluding and value is not None and values[excluding] == word:
         raise ConfigError(f"{where}.{excluding}={word} and {where}.{name}={value} exclude each other; give one of the two.")

@@ -1,4 +1,4 @@
-"""From a plan to a result: the session of a run folder, the policy, the stages (each done once), evaluation and report."""
+"""From a plan to a trained policy: the session of a run folder, the policy, the stages, each computed once."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, RunConfig, folder_of
 from alignlab.errors import AlignlabError, ConfigError
-from alignlab.evaluation.report import Report, Row, write_report
-from alignlab.evaluation.suite import EvaluationContext, sweep
 from alignlab.files import contents, environment
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
-from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.records import LabelSet
 from alignlab.tracking import Identity, NoTracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
-from alignlab.training.collect import PROFILE
 from alignlab.training.config import TrainerConfig
 from alignlab.training.stages import DONE, METRICS, Session, Stage, StageStore, Work, stage_key
 from alignlab.training.validation import Validation
@@ -227,55 +223,6 @@ def _is_of(stage: Stage, line: Mapping[str, Any]) -> bool:
     return any(key.startswith(f"{stage.name}/") for key in line)
 
 
-def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
-    """Every fitting suite at every point of the control."""
-    config = plan.config
-    context = EvaluationContext(
-        policy,
-        plan.source,
-        plan.held_out,
-        config.evaluation,
-        plan.classes,
-        plan.held_out_items,
-        plan.labels,
-        plan.held_out_labels,
-    )
-    if not config.suites:
-        return []
-    return sweep(context, config.suites, plan.points, _log_row(session))
-
-
-def report(plan: Plan, rows: list[Row], session: Session) -> Report:
-    """report.json, the figures, and the tracker's table."""
-    config = plan.config
-    names = {
-        "fingerprint": config.fingerprint,
-        **{group: getattr(config, group).name for group in ("method", "tuner", "model", "data")},
-        "seed": config.seed,
-        "parameters": {"learned": plan.learned, "all": plan.parameters},
-        "rows": {
-            **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
-            **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
-            **({"held_out_items": asdict(plan.held_out_items.account)} if plan.held_out_items else {}),
-            **({"held_out_labels": asdict(plan.held_out_labels.account)} if plan.held_out_labels else {}),
-        },
-    }
-    made = write_report(session.ledger, names, rows)
-    figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
-    turned = [row for row in rows if row.control == plan.points[-1].control]
-    if config.control.figure and config.control.strengths and turned:
-        figures.append(draw_dial(turned, session.folder / "dial.png"))
-    session.tracker.results([asdict(row) for row in rows], figures)
-    return made
-
-
-def _profiles(plan: Plan, session: Session) -> list[Path]:
-    """A figure for each stage that has left a profile of what it saw."""
-    ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
-    found = {name: ledger.read(PROFILE) for name, ledger in ledgers.items()}
-    return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
-
-
 def _leave(session: Session) -> None:
     """A preempted run: another process goes on with it."""
     session.ledger.status("preempted")
@@ -310,10 +257,3 @@ def device_of(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _log_row(session: Session) -> Any:
-    def log_row(title: str, row: Row) -> None:
-        session.log(f"evaluation/{title}/{row.suite}", 0, {row.metric: row.value})
-
-    return log_row

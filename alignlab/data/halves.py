@@ -13,7 +13,7 @@ from alignlab.data.encode import Encode
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Encoded, Example, Record
-from alignlab.registry import number, random_seed
+from alignlab.registry import number, random_seed, text
 
 if TYPE_CHECKING:
     from alignlab.data.config import DataConfig
@@ -31,21 +31,9 @@ class PrefixConfig:
     """Instruction prefixes that ask for a good and for a bad answer (RAHF, HIR, LoRRA); null where there are none. `separator`:
     between a prefix and the prompt."""
 
-    better: str | None
-    worse: str | None
+    better: Annotated[str | None, text(filled=True, needs=("worse", "give both, or null for both"), unlike="worse")]
+    worse: Annotated[str | None, text(filled=True, needs=("better", "give both, or null for both"))]
     separator: str
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError for prefixes that cannot ask for two kinds of answers."""
-        for key, text in (("better", self.better), ("worse", self.worse)):
-            if text is not None and not text.strip():
-                raise ConfigError(f"{where}.{key}={text!r} is empty; give it a text, or null for both prefixes.")
-        if (self.better is None) != (self.worse is None):
-            raise ConfigError(
-                f"{where}: better={self.better!r} and worse={self.worse!r} go together; give both, or null for both."
-            )
-        if self.better is not None and self.better == self.worse:
-            raise ConfigError(f"{where}: better and worse are both {self.better!r}; give two texts, or null for both.")
 
 
 @dataclass

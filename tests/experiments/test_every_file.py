@@ -91,8 +91,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures have their own tests, and configs that are kept are not garbage: both would be half of the time."""
-    monkeypatch.setattr("alignlab.running.draw_curves", lambda _ledger, path: path)
-    monkeypatch.setattr("alignlab.running.draw_dial", lambda _rows, path: path)
+    monkeypatch.setattr("alignlab.finished.draw_curves", lambda _ledger, path: path)
+    monkeypatch.setattr("alignlab.finished.draw_dial", lambda _rows, path: path)
     gc.freeze()
 
 

@@ -168,13 +168,19 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
         (["method=sft", "method.fit.epochs=1", "method.fit.steps=5"], "method.fit: give epochs or steps"),
         (["data.too_long=cut"], "data.too_long='cut' is not known; choose one of error, drop, cut_prompt_left, cut_response."),
         (["data.limit=0"], "data.limit=0 must be at least 1, or null."),
-        (["data.prefixes.worse=null"], "data.prefixes: better=' happy, glad, merry, joyful.' and worse=None go together;"),
-        (["data.prefixes.better=' '"], "data.prefixes.better=' ' is empty; give it a text, or null for both prefixes."),
-        (["data.prefixes={better: Hm., worse: Hm.}"], "data.prefixes: better and worse are both 'Hm.'; give two texts"),
+        (
+            ["data.prefixes.worse=null"],
+            "data.prefixes.better=' happy, glad, merry, joyful.' needs data.prefixes.worse,",
+        ),
+        (["data.prefixes.better=' '"], "data.prefixes.better=' ' is empty; give it a text, or null."),
+        (
+            ["data.prefixes={better: Hm., worse: Hm.}"],
+            "data.prefixes: better and worse are both 'Hm.'; give two",
+        ),
         (["data.flipped=-0.1"], "data.flipped=-0.1 must be at least 0 and at most 1: a share of the training pairs."),
         (["data.flipped=1.1"], "data.flipped=1.1 must be at least 0 and at most 1: a share of the training pairs."),
         (["data.flipped=nan"], "data.flipped=nan must be a finite number, at least 0 and at most 1."),
-        (["data.part=rm"], "data.part=rm needs data.halves, which is null; give data.halves={seed: 42, test: null"),
+        (["data.part=rm"], "data.part='rm' needs data.halves, which is null; give data.halves={seed: 42, test: null"),
         (["data.part=sft", HALVES], "data.part='sft' is not known; choose one of rm, ppo, or null."),
         (
             ["data.halves={seed: -1, test: null, max_prompt: null}"],

@@ -116,10 +116,20 @@ class Several:
     frame: Annotated[str, text(holds="{x}")]
     place: Annotated[str, one_of("here", "there")]
     targets: Annotated[Any, names(empty="names nothing.", alone=("place", "there"))]
+    other: Annotated[str | None, text(filled=True, unlike="frame")]
     inner: Annotated[int | None, number(minimum=0, needs=("targets", "give both"))]
 
 
-SEVERAL = {"rate": 0.5, "steps": None, "words": ["a"], "frame": "{x}", "place": "here", "targets": None, "inner": None}
+SEVERAL = {
+    "rate": 0.5,
+    "steps": None,
+    "words": ["a"],
+    "frame": "{x}",
+    "place": "here",
+    "targets": None,
+    "other": "o",
+    "inner": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +148,8 @@ SEVERAL = {"rate": 0.5, "steps": None, "words": ["a"], "frame": "{x}", "place": 
         ({"targets": []}, "s.targets=[] names nothing."),
         ({"targets": "("}, "s.targets=( is no pattern (missing ), unterminated subpattern at position 0); give one, or a list"),
         ({"targets": ["a"], "place": "there"}, "s.place=there and s.targets=['a'] exclude each other; give one of the two."),
+        ({"other": " "}, "s.other=' ' is empty; give it a text, or null."),
+        ({"other": "{x}"}, "s: other and frame are both '{x}'; give two different ones."),
         ({"inner": 1}, "s.inner=1 needs s.targets, which is null; give both."),
         ({"steps": 2**60}, "s.steps=1152921504606846976 must be at most 9007199254740992 in size, or null."),
     ],
