@@ -22,7 +22,7 @@ from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point, points
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
-from alignlab.models.anatomy import context_of, expected, shape_of
+from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
 from alignlab.models.backbone import load_codec, skeleton
 from alignlab.models.config import Shape
@@ -219,7 +219,10 @@ def _decoding(
     budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
     prefix = tuner.controls.longest if tuner.controls else 0
     new = config.evaluation.max_new_tokens
-    room = context_of(skeletal) - (0 if skeletal.config.is_encoder_decoder else new)
+    beside_source = skeletal.config.is_encoder_decoder
+    if beside_source:
+        check_answer(skeletal, new)
+    room = context_of(skeletal) - (0 if beside_source else new)
     asked = codec.prompts(prompts[: config.evaluation.prompts])
     _refuse_unknown([("a prompt of the evaluation", ids) for ids in asked], skeletal, codec)
     lengths = [prefix + len(ids) for ids in asked]

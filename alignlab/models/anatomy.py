@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignlab.errors import ModelError
+from alignlab.errors import ConfigError, ModelError
 from alignlab.models.config import Shape
 from alignlab.models.kinds import Kind
 from alignlab.models.packing import Layout, attending, causal_rows, one_row_per_member, without_padding
@@ -32,6 +32,9 @@ NO_LIMIT = 1 << 20
 """Tokens of the longest input of a model that counts no positions: a recurrent one, or one with distances in their place."""
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "context_length", "n_ctx")
 """Where configurations keep the longest input; GPT-2's n_positions answers to the first."""
+SOURCE_KEYS = ("max_encoder_position_embeddings", *CONTEXT_KEYS)
+TARGET_KEYS = ("max_decoder_position_embeddings", *CONTEXT_KEYS)
+"""The same of the two stacks of an encoder-decoder model, which may differ (LED)."""
 LENGTHS, PREFIXES = ((9, 7), (6, 8)), (3, 4)
 """Tokens of the probe's members, 2 groups of 2, and of what the members of each group have in common."""
 FIRST_END = (True, False, False, True)
@@ -63,13 +66,33 @@ def shape_of(model: PreTrainedModel) -> Shape:
 
 
 def context_of(model: PreTrainedModel) -> int:
-    """The longest input in tokens; less than the config says where the first positions stand for padding (RoBERTa)."""
-    inner = text_config(model.config)
-    found = (getattr(inner, key, None) for key in CONTEXT_KEYS)
+    """The longest input in tokens, of an encoder-decoder model its source; less than the config says where the first positions
+    stand for padding (RoBERTa)."""
+    if model.config.is_encoder_decoder:
+        limit = _positions(model.config.get_text_config(encoder=True), SOURCE_KEYS)
+    else:
+        limit = _positions(text_config(model.config), CONTEXT_KEYS)
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     padding = (table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None)
     taken = max((int(index) + 1 for index in padding), default=0)
-    return next((int(tokens) - taken for tokens in found if tokens), NO_LIMIT)
+    return limit if limit == NO_LIMIT else limit - taken
+
+
+def target_context_of(model: PreTrainedModel) -> int:
+    """The longest text that the decoder of an encoder-decoder model writes, in tokens: it reads the start and all but the last
+    of them."""
+    return _positions(text_config(model.config), TARGET_KEYS)
+
+
+def check_answer(model: PreTrainedModel, new: int) -> None:
+    """Raises ConfigError where the decoder of an encoder-decoder model has fewer positions than `new` tokens take."""
+    limit = target_context_of(model)
+    if new > limit:
+        raise ConfigError(f"max_new_tokens={new} is more than the {limit} positions of the model's decoder; lower it.")
+
+
+def _positions(config: PreTrainedConfig, keys: Sequence[str]) -> int:
+    return next((int(tokens) for tokens in (getattr(config, key, None) for key in keys) if tokens), NO_LIMIT)
 
 
 def rotary_switch(config: PreTrainedConfig) -> int | None:
@@ -201,7 +224,7 @@ def find(name: str, model: PreTrainedModel) -> Abilities:
     batch = probe_batch(model)
     with quietly(model):
         right = row_by_row(name, model, batch)
-        cut = _cut(name, model, _one_member(batch, 0), right[0])
+        cut = _cut(name, model, one_member(batch, 0), right[0])
         scored_KV = torch.cat(
             [logits_TV[start - 1 : -1] for logits_TV, start in zip(right, batch.start_GM.flatten().tolist(), strict=True)]
         )
@@ -225,7 +248,7 @@ def of_rows(backbone: Backbone) -> Abilities:
 
     with quietly(backbone.model):
         try:
-            alone = torch.cat([outputs(_one_member(batch, row)) for row in range(batch.length_GM.numel())])
+            alone = torch.cat([outputs(one_member(batch, row)) for row in range(batch.length_GM.numel())])
         except Exception as error:
             raise ModelError(f"model={backbone.name} does not run: {_first_line(error)}") from error
         found = objection(lambda: outputs(batch), alone)
@@ -248,7 +271,7 @@ def mixed(backbone: Backbone, tuner: HasStrength) -> str:
 
     with quietly(backbone.model), _moved(backbone.model):
         try:
-            alone = [outputs(_one_member(batch, row), setting) for row, setting in enumerate(settings)]
+            alone = [outputs(one_member(batch, row), setting) for row, setting in enumerate(settings)]
         except Exception as error:
             raise ModelError(f"model={backbone.name} does not run with this tuner in it: {_first_line(error)}") from error
         return objection(lambda: outputs(batch, torch.tensor(settings, device=backbone.device)), torch.cat(alone))
@@ -280,7 +303,7 @@ def probe_batch(model: PreTrainedModel, reserved: Sequence[int] = ()) -> Batch:
 
 def row_by_row(name: str, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
     """The model's own logits of each row, T,V. Raises ModelError where it does not run."""
-    rows = [_one_member(batch, row).ids_GMT[0] for row in range(batch.length_GM.numel())]
+    rows = [one_member(batch, row).ids_GMT[0] for row in range(batch.length_GM.numel())]
     try:
         return [model(input_ids=ids_1T, use_cache=False).logits[0] for ids_1T in rows]
     except Exception as error:
@@ -317,7 +340,7 @@ def quietly(model: nn.Module) -> Iterator[None]:
                 module.training = True
 
 
-def _one_member(batch: Batch, row: int) -> Batch:
+def one_member(batch: Batch, row: int) -> Batch:
     """The batch of one of its members, without padding."""
     group, member = divmod(row, batch.ids_GMT.shape[1])
     one, own = batch.member(member), slice(group, group + 1)

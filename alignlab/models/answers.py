@@ -1,4 +1,5 @@
-"""Many texts at once, within a budget of memory: log-probabilities of groups, and answers to prompts by `generate`."""
+"""Many texts at once, within a budget of memory: log-probabilities of groups, answers to prompts by `generate`, and
+probabilities of classes."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.decode import decoding
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
+from alignlab.records import EncodedGroup
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
-    from alignlab.records import EncodedGroup
+    from alignlab.models.text import Text
 
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
@@ -150,7 +152,7 @@ def respond(
 ) -> list[str]:
     """See `Policy.respond`."""
     if not policy.backbone.model.can_generate():
-        raise ModelError(f"model={policy.backbone.name} writes no text; ask a classifier for its class_scores.")
+        raise ModelError(f"model={policy.backbone.name} writes no text; ask a classifier to classify.")
     with policy.tuner.off():
         objection = policy.backbone.cache_objection
     if objection:
@@ -170,10 +172,7 @@ def respond(
         if not reserved.isdisjoint(ids):
             raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
         if len(ids) > room:
-            raise ConfigError(
-                f"prompt {prompt[:40]!r} has {len(ids)} tokens and {sampling.max_new_tokens} are to follow, but the model"
-                f" has room for {room} before them; shorten it or lower max_new_tokens."
-            )
+            raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, sampling.max_new_tokens)}")
     if not prompts:
         return []
     alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
@@ -188,6 +187,37 @@ def respond(
     ]
     texts = _answers(policy.backbone, policy.tuner, encoded, batches, sampling, seed, streamer)
     return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[float]) -> list[dict[str, float]]:
+    """See `Policy.classify`."""
+    codec, labels = policy.backbone.codec, policy.backbone.codec.labels
+    encoded = codec.texts(texts)
+    strengths = checked_strengths(strength, len(texts))
+    if labels is None or not labels.names:
+        raise ModelError(f"model={policy.backbone.name} tells a number of a text, and no classes; its class_scores hold it.")
+    for place, each in enumerate(encoded):
+        if len(each.ids) > policy.room:
+            raise ConfigError(f"text {place} has {len(each.ids)} tokens, but the model has room for {policy.room}; shorten it.")
+    order = sorted(range(len(texts)), key=lambda row: -len(encoded[row].ids))
+    found: list[dict[str, float]] = [{}] * len(texts)
+    at_most = policy.budget.groups(1, max((len(each.ids) for each in encoded), default=1), DECODE_ROWS)
+    for places in _together([strengths[row] for row in order], policy.tuner.per_row, at_most):
+        rows = [order[place] for place in places]
+        groups = [EncodedGroup(f"text {row}", (encoded[row],)) for row in rows]
+        batch = whole(groups, codec.pad).to(policy.backbone.device)
+        with torch.inference_mode(), policy.at(as_strength([strengths[row] for row in rows], policy.backbone.device)):
+            probability_GC = policy.class_scores(batch)[:, 0].softmax(-1)
+        for row, probability_C in zip(rows, probability_GC.tolist(), strict=True):
+            found[row] = dict(zip(labels.names, probability_C, strict=True))
+    return found
+
+
+def _no_room(policy: Policy, room: int, new: int) -> str:
+    """The end of the sentence on a prompt that is too long."""
+    if policy.backbone.model.config.is_encoder_decoder:
+        return f", but the model's encoder has room for {room}; shorten it."
+    return f" and {new} are to follow, but the model has room for {room} before them; shorten it or lower max_new_tokens."
 
 
 def _asked(policy: Policy, strengths: Sequence[float], chosen: Sequence[Mapping[str, float]] | None) -> Sequence[WeightedPass]:

@@ -61,7 +61,7 @@ class Backbone:
         empty where it is."""
         from alignlab.models.decode import cache_objection
 
-        return "" if self.kind.apart else cache_objection(self)
+        return cache_objection(self) if self.model.can_generate() else ""
 
     def moved(self, fingerprint: str) -> Backbone:
         """The same model with other weights. What it can do was tried without a tuner, and stays as it was found."""

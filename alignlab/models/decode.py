@@ -31,11 +31,13 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.models.anatomy import objection, probe_batch, quietly, row_by_row
+from alignlab.models.anatomy import check_answer, objection, one_member, probe_batch, quietly, row_by_row
 from alignlab.models.strength import HasStrength, Prefix, Strength, Untuned, WeightedPass, insert_prefix_rows
 
 if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone
+    from alignlab.models.packing import Layout
+    from alignlab.records import Batch
 
 CustomGenerate = Callable[..., Any]
 OFFERED = tuple(GenerationMode[name] for name in ("GREEDY_SEARCH", "SAMPLE", "BEAM_SEARCH", "BEAM_SAMPLE"))
@@ -50,16 +52,14 @@ def decoding(
     uniform_BT: Tensor | None = None,
     top_p: float = 1.0,
 ) -> CustomGenerate:
-    """A decoding function.
+    """A decoding function. Streams are mixed before any logits processor sees them, and all of a text's streams get the token
+    that was drawn; with a single stream the result is that of `generate` itself, under the same seed. Beams are transformers'
+    own, and need a single stream. Ids that stand for a control are never chosen. transformers hands its `streamer` to no custom
+    function, so `streamer` is given here; it gets the prompt first, as from `generate`. uniform_BT: a number in [0, 1) per row
+    and step, so that a text does not depend on what else is in its batch; None: torch.multinomial, as in `generate`.
 
-    Streams are mixed before any logits processor sees them, and all of a text's streams get the token that was drawn; with
-    a single stream the result is that of `generate` itself, under the same seed. Beams are transformers' own, and need a
-    single stream. Ids that stand for a control are never chosen. transformers hands its `streamer` to no custom function, so
-    `streamer` is given here; it gets the prompt first, as from `generate`. uniform_BT: a number in [0, 1) per row and step, so
-    that a text does not depend on what else is in its batch; None: torch.multinomial, as in `generate`.
-
-    Raises ControlError for beams over a mixture and for other ways of searching, for hidden states and attentions, and for a
-    cache that already holds something.
+    Raises ControlError for beams over a mixture, other ways of searching, hidden states, attentions, and a cache that already
+    holds something; ConfigError for more new tokens than the decoder beside an encoder has positions.
     """
 
     def mix(
@@ -77,6 +77,7 @@ def decoding(
         source = None
         mask_BT = given.get("attention_mask")
         if model.config.is_encoder_decoder:
+            check_answer(model, (generation_config.max_length or 1) - 1)  # which counts the start
             source, mask_BT = _source(input_ids, inputs_tensor, mask_BT), given.get("decoder_attention_mask")
         mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
         processors = LogitsProcessorList(logits_processor)
@@ -326,24 +327,44 @@ def drawn(scores_BV: Tensor, top_p: float, uniform_B: Tensor) -> Tensor:
 
 
 def cache_objection(backbone: Backbone) -> str:
-    """Why the logits behind a cache are not those of the full pass: those after the last token of each row, which is fed alone
-    behind a cache of the others, padded on the left. Empty where they are."""
+    """Why the logits behind a cache are not those of the full pass; empty where they are. Of a causal model: those after the
+    last token of each row, which is fed alone behind a cache of the others, padded on the left. Of an encoder-decoder model:
+    those after the last token that its decoder reads, fed token by token."""
     model, batch = backbone.model, probe_batch(backbone.model)
+    with quietly(model):
+        if model.config.is_encoder_decoder:
+            each = [one_member(batch, row) for row in range(batch.length_GM.numel())]
+            layouts = [backbone.kind.layout(backbone, member, "off") for member in each]
+            right = [backbone.kind.outputs(backbone, layout)[-1] for layout in layouts]
+            together = backbone.kind.layout(backbone, batch, "off")
+            return objection(lambda: _stepped_beside(model, together), torch.stack(right))
+        right = [logits_TV[-1] for logits_TV in row_by_row(backbone.name, model, batch)]
+        return objection(lambda: _stepped(model, batch), torch.stack(right))
+
+
+def _stepped(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits after the last token of each row, R,V, behind a cache of the others."""
     length_R = batch.length_GM.flatten()
     width = batch.ids_GMT.shape[2]
     ids_RT = torch.stack(
         [ids_T.roll(width - int(length)) for ids_T, length in zip(batch.ids_GMT.flatten(0, 1), length_R, strict=True)]
     )
     mask_RT = (torch.arange(width, device=ids_RT.device) >= width - length_R[:, None]).long()
+    with Streams(model, Untuned(), (WeightedPass(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
+        streams.step(ids_RT[:, :-1], mask_RT[:, :-1])
+        return streams.step(ids_RT[:, -1:], mask_RT)
 
-    def stepped() -> Tensor:
-        with Streams(model, Untuned(), (WeightedPass(1.0, 1.0),), len(ids_RT), ids_RT.device) as streams:
-            streams.step(ids_RT[:, :-1], mask_RT[:, :-1])
-            return streams.step(ids_RT[:, -1:], mask_RT)
 
-    with quietly(model):
-        right = row_by_row(backbone.name, model, batch)
-        return objection(stepped, torch.stack([logits_TV[-1] for logits_TV in right]))
+def _stepped_beside(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """Logits after the last token that the decoder reads of each row, R,V, when it is fed them one by one."""
+    assert layout.decoder_RU is not None
+    assert layout.mask is not None
+    decoder_RU, source = layout.decoder_RU, (layout.ids_RT, layout.mask)
+    rows, times = decoder_RU.shape
+    last_R = layout.row_K.bincount(minlength=rows) - 1
+    with Streams(model, Untuned(), (WeightedPass(1.0, 1.0),), rows, decoder_RU.device, source) as streams:
+        steps = [streams.step(decoder_RU[:, t : t + 1], torch.ones_like(decoder_RU[:, : t + 1])) for t in range(times)]
+    return torch.stack(steps)[last_R, torch.arange(rows, device=decoder_RU.device)]
 
 
 def _positions(mask_RT: Tensor) -> Tensor:

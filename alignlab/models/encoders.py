@@ -12,6 +12,7 @@ Shapes: G groups, M members, R rows, T time, S source time, U target time, K tar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -29,7 +30,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import Kind
 from alignlab.models.packing import Layout
-from alignlab.models.text import Codec, Template
+from alignlab.models.text import Codec, Template, Text
 from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Record, View
 
 SHARE = 0.15
@@ -267,7 +268,8 @@ class LabelCodec(Codec):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet) -> None:
         # Not a language model: nothing has to end, and there may be no EOS.
-        self.tokenizer, self.template, self.labels = tokenizer, template, labels
+        self.tokenizer, self.template = tokenizer, template
+        self.labels: LabelSet = labels
         self.head = ()
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no token to pad with; set pad_token in its config.")
@@ -281,22 +283,40 @@ class LabelCodec(Codec):
 
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
         """Ids of each text with its target. Raises DataError, with the row, for an empty text and a class that is not known."""
-        if not examples:
+        sources = self._encoded_texts([(example.prompt, example.second) for example in examples], rows)
+        return [
+            replace(source, target=self.target(example.response, row))
+            for source, example, row in zip(sources, examples, rows, strict=True)
+        ]
+
+    def texts(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Ids of each text, or pair of texts, without a target. Raises DataError, with its place, for an empty text, for what
+        is neither, and where some are single and others are pairs."""
+        if isinstance(texts, str):
+            raise DataError(f"{texts[:40]!r} is a single text; give a list of texts.")
+        for place, text in enumerate(texts):
+            if not isinstance(text, str) and not (len(text) == 2 and all(isinstance(each, str) for each in text)):
+                raise DataError(f"text {place}: {text!r} is neither a text nor a pair of texts.")
+        pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        return self._encoded_texts(pairs, [f"text {place}" for place in range(len(texts))])
+
+    def _encoded_texts(self, texts: Sequence[tuple[str, str | None]], rows: Sequence[str]) -> list[Encoded]:
+        if not texts:
             return []
-        for example, row in zip(examples, rows, strict=True):
-            if not example.prompt.strip() or (example.second is not None and not example.second.strip()):
+        for (first, second), row in zip(texts, rows, strict=True):
+            if not first.strip() or (second is not None and not second.strip()):
                 raise DataError(f"{row}: the text is empty; remove the row or give it a text.")
-        seconds = [example.second for example in examples]
+        seconds = [second for _, second in texts]
         if any(second is None for second in seconds) != all(second is None for second in seconds):
             row = rows[seconds.index(None)]
-            raise DataError(f"{row}: has one text, and others of this split have two; give every row as many.")
-        rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
+            raise DataError(f"{row}: has one text, and others beside it have two; give every row as many.")
+        rendered = [self.template.render(first, self.tokenizer) for first, _ in texts]
         pairs = None if seconds[0] is None else [str(second) for second in seconds]
         encoded = self.tokenizer(rendered, pairs, return_attention_mask=False, verbose=False)
-        kinds = encoded.get("token_type_ids") or [()] * len(examples)
+        kinds = encoded.get("token_type_ids") or [()] * len(texts)
         return [
-            Encoded(tuple(ids), len(ids), head=1, target=self.target(example.response, row), types=tuple(types))
-            for ids, types, example, row in zip(encoded["input_ids"], kinds, examples, rows, strict=True)
+            Encoded(tuple(ids), len(ids), head=1, types=tuple(types))
+            for ids, types in zip(encoded["input_ids"], kinds, strict=True)
         ]
 
     def target(self, response: str, row: str) -> float:

@@ -134,6 +134,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
     if config.get("is_encoder_decoder"):
         return "seq2seq"
     architecture = next(iter(config.get("architectures") or ()), "ForCausalLM")
+    if config.get("text_config") and str(architecture).endswith("ForConditionalGeneration"):
+        return "causal"  # a language model that is also shown pictures
     return next((kind for ending, kind in _BY_ARCHITECTURE if str(architecture).endswith(ending)), "causal")
 
 
@@ -149,5 +151,9 @@ def new_head(model: Any) -> list[str]:
 
 
 def _entry_of(model: Any) -> KindEntry:
-    described = {"architectures": [type(model).__name__], "is_encoder_decoder": model.config.is_encoder_decoder}
+    described = {
+        "architectures": [type(model).__name__],
+        "is_encoder_decoder": model.config.is_encoder_decoder,
+        "text_config": getattr(model.config, "text_config", None),
+    }
     return KINDS[kind_of(described)]

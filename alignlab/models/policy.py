@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ControlError
-from alignlab.models.anatomy import attention_in, attention_of, mixed
+from alignlab.models.anatomy import attention_in, attention_of, check_answer, mixed
 from alignlab.models.backbone import Backbone
 from alignlab.models.packing import Layout, described
 from alignlab.models.sampling import Sampling
@@ -38,6 +38,7 @@ from alignlab.records import Batch, Loss
 
 if TYPE_CHECKING:
     from alignlab.models.answers import Budget
+    from alignlab.models.text import Text
 
 CHUNK_TOKENS = 2048
 """Response tokens whose logits exist at the same time; at 128k vocabulary and fp32 about 1 GB."""
@@ -120,8 +121,11 @@ class Policy:
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
-        own, all that there is room for."""
-        return self.room - (0 if self.backbone.model.config.is_encoder_decoder else new)
+        own, all that there is room for. Raises ConfigError where a decoder has no room for so many new ones."""
+        if not self.backbone.model.config.is_encoder_decoder:
+            return self.room - new
+        check_answer(self.backbone.model, new)
+        return self.room
 
     @property
     def layout_reason(self) -> str:
@@ -211,11 +215,22 @@ class Policy:
         is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
         `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. Raises ControlError
         for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
-        passes, and a streamer for several prompts or beams.
+        passes, and a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
         """
         from alignlab.models.answers import respond
 
         return respond(self, prompts, strength, control, sampling, seed, streamer)
+
+    def classify(self, texts: Sequence[Text], *, strength: float | Sequence[float] = 1.0) -> list[dict[str, float]]:
+        """The probability of each class for each text, or pair of texts, by name and in the order of the classes; at one
+        strength, or at one per text. A text's result does not depend on the others: its neighbours in a pass are masked.
+
+        Raises ModelError where the backbone tells no classes apart, ControlError as `respond` for strengths, DataError for an
+        empty text, ConfigError for one that is longer than the model's context.
+        """
+        from alignlab.models.answers import classify
+
+        return classify(self, texts, strength)
 
     @contextmanager
     def at(self, strength: Strength) -> Iterator[None]:

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import ConfigError, DataError, ModelError
 from alignlab.records import Dialogue, Encoded, Example, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from alignlab.records import LabelSet
+
+Text = str | tuple[str, str]
+"""What a classifier reads: one text, or a pair of them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Codec:
     """
 
     predicts_prompt = True
+    labels: LabelSet | None = None
+    """The classes that a head has a place for; None where no head scores classes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         if tokenizer.eos_token_id is None:
@@ -74,6 +81,11 @@ class Codec:
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
         self._special = {self.eos, *self.head}
         self._kept: dict[str, int] = {}
+
+    def texts(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Ids of texts whose class is to be told. Raises ModelError where no head does that."""
+        del texts
+        raise ModelError("this model predicts tokens and tells no classes apart; ask it to respond, or take a classifier.")
 
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each prompt as the model reads it, BOS included where the template asks for it."""

@@ -42,6 +42,27 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
+def _classifier(model_type: str, settings: dict[str, Any] | None = None) -> Row:
+    return Row(model_type, {"num_labels": 3, **(settings or {})}, "classifier")
+
+
+def _seq2seq(model_type: str, settings: dict[str, Any]) -> Row:
+    return Row(model_type, {"decoder_start_token_id": 0, **settings}, "seq2seq")
+
+
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+_BART = {
+    "decoder_start_token_id": 2,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
+
 ARCHITECTURES: Mapping[str, Row] = {
     "llama": Row("llama"),
     "llama_linear": Row("llama", _rope("linear", factor=2.0)),
@@ -281,13 +302,59 @@ ARCHITECTURES: Mapping[str, Row] = {
     "biogpt": Row("biogpt"),
     "exaone4": Row("exaone4", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
     "rwkv": Row("rwkv", {"attention_hidden_size": 32, "context_length": 64}),
+    "bert": _classifier("bert"),
+    "roberta": _classifier("roberta", {"max_position_embeddings": 66}),
+    "xlm_roberta": _classifier("xlm-roberta", {"max_position_embeddings": 66}),
+    "distilbert": _classifier("distilbert", {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}),
+    "electra": _classifier("electra", {"embedding_size": 16}),
+    "deberta": _classifier("deberta", _RELATIVE),
+    "deberta_v2": _classifier("deberta-v2", {**_RELATIVE, "share_att_key": True, "position_buckets": 8}),
+    "albert": _classifier("albert", {"embedding_size": 16}),
+    "mpnet": _classifier("mpnet", {"max_position_embeddings": 66}),
+    "modernbert": _classifier("modernbert", {"local_attention": 6, "global_attn_every_n_layers": 2}),
+    "roformer": _classifier("roformer", {"embedding_size": 32}),
+    "llama_classifier": _classifier("llama"),
+    "gpt2_classifier": _classifier("gpt2"),
+    "t5": _seq2seq("t5", _T5),
+    "t5_gated": _seq2seq("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": _seq2seq("mt5", _T5),
+    "umt5": _seq2seq("umt5", _T5),
+    "longt5": _seq2seq("longt5", {**_T5, "local_radius": 3}),
+    "switch_transformers": _seq2seq(
+        "switch_transformers", {**_T5, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    ),
+    "bart": _seq2seq("bart", _BART),
+    "mbart": _seq2seq("mbart", _BART),
+    "marian": _seq2seq("marian", _BART),
+    "pegasus": _seq2seq("pegasus", _BART),
+    "blenderbot": _seq2seq("blenderbot", _BART),
+    "m2m_100": _seq2seq("m2m_100", _BART),
+    "led": _seq2seq(
+        "led", {**_BART, "attention_window": 8, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}
+    ),
 }
 
+SHARED = "so its layers cannot be told apart"
 NO_PLACE = "has no place for"
+AT_ONCE = "every token of a text is read at once"
+BESIDE = "each row has a source of its own"
 STATE = "logits differ from those of rows alone"
 NO_CACHE = "hands out no cache"
 FUSED = "is incompatible with Mamba-based models"
 ROUTER = "does not run with this tuner in it"
+
+OF_KIND = {
+    kind: [name for name, row in ARCHITECTURES.items() if row.kind == kind] for kind in ("causal", "classifier", "seq2seq")
+}
+
+WITHOUT_BIASES = (
+    "mistral", "ministral", "mixtral", "qwen2", "qwen2_sliding", "qwen2_moe", "qwen3", "qwen3_next", "gemma", "gemma2",
+    "gemma3_text", "gemma3", "llama4_text", "llama4", "phi3", "olmo", "olmo2", "olmo3", "gpt_neo", "gptj", "codegen",
+    "falcon", "falcon_h1", "mpt", "stablelm", "glm", "glm4", "granitemoehybrid", "lfm2", "minimax", "deepseek_v3",
+    "cohere", "cohere2", "mamba", "mamba2", "falcon_mamba", "jamba", "exaone4", "rwkv", "deberta", "t5", "t5_gated",
+    "mt5", "umt5", "longt5", "switch_transformers",
+)  # fmt: skip
+"""No options that give the layers of RED's shift a bias."""
 
 REFUSED: Mapping[str, Mapping[str, str]] = {
     # State that runs from token to token, or attention of the model's own, sees the neighbours in the row.
@@ -299,11 +366,18 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         "mpt": "'NoneType' object",
         "gemma2": "attention uses softcap",
         "gpt_oss": "attention uses s_aux",
+        **dict.fromkeys(OF_KIND["classifier"], AT_ONCE),
+        **dict.fromkeys(OF_KIND["seq2seq"], BESIDE),
+    },
+    "hidden states": {
+        **dict.fromkeys(OF_KIND["classifier"], "which has no response tokens to read hidden states of"),
+        **dict.fromkeys(OF_KIND["seq2seq"], "has two stacks"),
     },
     # The cache has another name, or left padding runs into the state.
     "generation": {
         **dict.fromkeys(("recurrent_gemma", "rwkv"), NO_CACHE),
         "minimax": STATE,
+        **dict.fromkeys(OF_KIND["classifier"], "writes no text"),
     },
     # peft refuses maps that fused kernels read past it; a router is a Linear that answers with a tuple.
     "lora": {
@@ -313,51 +387,11 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "lora plan": dict.fromkeys(("mamba", "falcon_h1"), FUSED),
     # The mixer reads the weight of dt_proj itself, so what is attached there works in the merged model only.
     "lora merge": {"jamba": "differs from the tuned one"},
+    # Its blocks are the same one again and again, so none of them can be told apart.
+    "red": {"albert": SHARED},
+    "plan": {"albert": SHARED},
     # The shift becomes a bias, and these layers have none in their configuration.
-    "red merge": dict.fromkeys(
-        (
-            "mistral",
-            "ministral",
-            "mixtral",
-            "qwen2",
-            "qwen2_sliding",
-            "qwen2_moe",
-            "qwen3",
-            "qwen3_next",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "gemma3",
-            "llama4_text",
-            "llama4",
-            "phi3",
-            "olmo",
-            "olmo2",
-            "olmo3",
-            "gpt_neo",
-            "gptj",
-            "codegen",
-            "falcon",
-            "falcon_h1",
-            "mpt",
-            "stablelm",
-            "glm",
-            "glm4",
-            "granitemoehybrid",
-            "lfm2",
-            "minimax",
-            "deepseek_v3",
-            "cohere",
-            "cohere2",
-            "mamba",
-            "mamba2",
-            "falcon_mamba",
-            "jamba",
-            "exaone4",
-            "rwkv",
-        ),
-        NO_PLACE,
-    ),
+    "red merge": dict.fromkeys(WITHOUT_BIASES, NO_PLACE),
 }
 """What does not work -> architecture -> a part of the sentence that says so."""
 
@@ -366,6 +400,9 @@ HIDDEN_STATES_WITHOUT_EMBEDDINGS = ("mamba", "mamba2", "falcon_mamba", "rwkv")
 
 STATE_SPACE = ("A_log", "dt_bias", ".D", "time_decay", "time_first", "recurrent_param")
 """Parameters whose own initialisation keeps a state in range."""
+
+UNSCALED = ("Attention.q.weight",)
+"""Queries of a T5, whose attention is not scaled but by its weights."""
 
 _MADE: dict[str, PreTrainedModel] = {}
 
@@ -382,16 +419,19 @@ def architecture(name: str) -> PreTrainedModel:
     if name not in _MADE:
         torch.manual_seed(0)
         auto = KINDS[ARCHITECTURES[name].kind].implementation().auto
-        _MADE[name] = auto.from_config(configured(name), dtype=torch.float32).eval().requires_grad_(False)
+        _MADE[name] = auto.from_config(configured(name), dtype=torch.float32).eval()
         _draw(_MADE[name])
+        _MADE[name].requires_grad_(False)
     return copy.deepcopy(_MADE[name])
 
 
 def _draw(model: PreTrainedModel) -> None:
-    """Numbers that make logits of order 1, with no norm, bias or gate left at a value where mistakes do not show."""
+    """Numbers that make logits of order 1, with no norm, bias or gate left at a value where mistakes do not show. What is
+    not learned, such as sinusoids, is not stored either and stays."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if not name.endswith(STATE_SPACE):
+        if parameter.requires_grad and not name.endswith(STATE_SPACE):
             noise = torch.randn(parameter.shape, generator=generator)
             drawn = noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.2 * noise
+            drawn = drawn / 4 if name.endswith(UNSCALED) else drawn
             parameter.data.copy_(drawn)

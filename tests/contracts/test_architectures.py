@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from alignlab.data.batching import whole
 from alignlab.errors import AlignlabError, ModelError
 from alignlab.models.anatomy import block_list, context_of, shape_of
 from alignlab.models.backbone import Backbone
+from alignlab.models.config import Shape
 from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
@@ -31,8 +32,9 @@ from alignlab.models.sampling import Sampling
 from alignlab.models.strength import Strength, WeightedPass
 from alignlab.planning import make_plan
 from alignlab.records import Encoded, EncodedGroup
-from alignlab.tuners.lora import LoraTuner
-from alignlab.tuners.peft_tuner import PeftTuner, stores_transposed
+from alignlab.tuners.config import LoraConfig
+from alignlab.tuners.lora import LoraTuner, adapter
+from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.red import RedConfig
 from alignlab.tuners.red.tuner import RedTuner
 from tests.conftest import CODEC
@@ -46,9 +48,12 @@ from tests.contracts.architectures import (
 )
 from tests.contracts.test_methods import composed
 
-CAUSAL = [name for name, row in ARCHITECTURES.items() if row.kind == "causal"]
 Attach = Callable[[PreTrainedModel], PeftTuner]
-every_causal = pytest.mark.parametrize("name", CAUSAL)
+every_one = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def _text(member: Encoded) -> Encoded:
+    return Encoded(member.ids, len(member.ids), target=0)
 
 
 def _group(row: str, prompt: int, answers: tuple[int, int]) -> EncodedGroup:
@@ -59,7 +64,8 @@ def _group(row: str, prompt: int, answers: tuple[int, int]) -> EncodedGroup:
 
 # Rows of 9 to 22 tokens: within and beyond the windows (6) and the length at which longrope changes (16).
 GROUPS = [_group("a", 5, (4, 17)), _group("b", 9, (13, 2)), _group("c", 3, (6, 8))]
-BATCH = whole(GROUPS, 0)
+TEXTS = [EncodedGroup(group.row, (_text(group.members[1]),)) for group in GROUPS]
+"""Of a classifier, which reads single texts, here of 22, 11 and 11 tokens."""
 
 
 class Untuned0:
@@ -80,7 +86,7 @@ class Untuned0:
 
 def backbone(name: str) -> Backbone:
     codec: Any = SimpleNamespace(template_hash="", pad=0)
-    return Backbone(name, architecture(name), codec, name, KINDS["causal"].implementation())
+    return Backbone(name, architecture(name), codec, name, KINDS[ARCHITECTURES[name].kind].implementation())
 
 
 @cache
@@ -95,34 +101,78 @@ def tuned(attach: Attach, name: str) -> Policy:
     return Policy(made, moved(attach(made.model)), packing="all")
 
 
+def _response_nats(model: nn.Module, member: Encoded) -> Tensor:
+    ids_T = torch.tensor(member.ids)
+    nats_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].log_softmax(-1)
+    return nats_TV[member.start - 1 : -1].gather(1, ids_T[member.start :, None]).mean()
+
+
+def _target_nats(model: nn.Module, member: Encoded) -> Tensor:
+    source_S, target_U = torch.tensor(member.ids[: member.start]), torch.tensor(member.ids[member.start :])
+    read_U = torch.tensor([model.config.decoder_start_token_id, *member.ids[member.start : -1]])
+    logits_UV = model(input_ids=source_S[None], decoder_input_ids=read_U[None], use_cache=False).logits[0]
+    return logits_UV.log_softmax(-1).gather(1, target_U[:, None]).mean()
+
+
+def _class_scores(model: nn.Module, member: Encoded) -> Tensor:
+    return model(input_ids=torch.tensor(member.ids)[None]).logits[0]
+
+
+def _likelihood(policy: Policy) -> Tensor:
+    return policy.logprobs(whole(GROUPS, 0)).mean_GM
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is compared of a kind: its rows, what the plain model says of one of them, and what a policy says of all."""
+
+    groups: list[EncodedGroup]
+    plain: Callable[[nn.Module, Encoded], Tensor]
+    ours: Callable[[Policy], Tensor]
+
+
+READINGS = {
+    "causal": Reading(GROUPS, _response_nats, _likelihood),
+    "seq2seq": Reading(GROUPS, _target_nats, _likelihood),
+    "classifier": Reading(TEXTS, _class_scores, lambda policy: policy.class_scores(whole(TEXTS, 0))),
+}
+
+
+def reading(name: str) -> Reading:
+    return READINGS[ARCHITECTURES[name].kind]
+
+
 @torch.no_grad()
-def scores(model: nn.Module, group: EncodedGroup) -> Tensor:
-    """Nats per response token of each member, from the plain model."""
-    found = []
-    for member in group.members:
-        ids_T = torch.tensor(member.ids)
-        nats_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].log_softmax(-1)
-        found.append(nats_TV[member.start - 1 : -1].gather(1, ids_T[member.start :, None]).mean())
-    return torch.stack(found)
+def scores(name: str, model: nn.Module, row: int) -> Tensor:
+    """Nats per response token of each member, or its class scores, from the plain model."""
+    read = reading(name)
+    return torch.stack([read.plain(model, member) for member in read.groups[row].members])
 
 
 @cache
 def plain_scores(name: str) -> Tensor:
-    return torch.stack([scores(architecture(name), group) for group in GROUPS])
+    return torch.stack([scores(name, architecture(name), row) for row in range(3)])
 
 
 def lora(model: PreTrainedModel) -> PeftTuner:
     torch.manual_seed(0)
-    transposed = stores_transposed(model)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=transposed)
-    return LoraTuner(model, config)
+    config = LoraConfig("lora", likelihood_rate=1.0, preference_rate=1.0, rank=4, alpha=8.0, dropout=0.0, targets=[])
+    return LoraTuner(model, adapter(config, model))
 
 
 def red(model: PreTrainedModel) -> PeftTuner:
     """At every map of a block that writes as wide as the hidden states are."""
-    within, width = f"{block_list(model)[0]}.", COMMON["hidden_size"]
-    places = [name for name, part in model.named_modules() if name.startswith(within) and _writes(part) == width]
-    return RedTuner(model, RedConfig(task_type="CAUSAL_LM", target_modules=places))
+    within = tuple(f"{name}." for name in _stacks(model))
+    places = [
+        name for name, part in model.named_modules() if name.startswith(within) and _writes(part) == COMMON["hidden_size"]
+    ]
+    return RedTuner(model, RedConfig(target_modules=places))
+
+
+def _stacks(model: PreTrainedModel) -> list[str]:
+    """Names of the lists of blocks: of the encoder's too, where the decoder has one beside it."""
+    own = block_list(model)[0]
+    return [own, own.replace("decoder", "encoder")]
 
 
 def _writes(part: nn.Module) -> int | None:
@@ -159,36 +209,37 @@ def done_or_refused(what: str, name: str, does: Callable[[], Any]) -> Any:
     return None
 
 
-@every_causal
+@every_one
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_log_probabilities_are_those_of_the_plain_model(packing: str, name: str) -> None:
     policy = Policy(untuned(name), Untuned0(), packing=packing)
 
     with torch.no_grad():
-        ours_GM = policy.logprobs(BATCH).mean_GM
+        ours_GM = reading(name).ours(policy)
 
     torch.testing.assert_close(ours_GM, plain_scores(name), atol=1e-5, rtol=1e-6)
 
 
-@every_causal
+@every_one
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_hidden_states_are_those_of_the_plain_model(packing: str, name: str) -> None:
     policy, model = Policy(untuned(name), Untuned0(), packing=packing), architecture(name)
-    place = 0 if name in HIDDEN_STATES_WITHOUT_EMBEDDINGS else 1
+    place, groups = 0 if name in HIDDEN_STATES_WITHOUT_EMBEDDINGS else 1, reading(name).groups
 
     with torch.no_grad():
-        ours_KD = policy.hidden_states(BATCH, [1])[0]
+        ours_LKD = done_or_refused("hidden states", name, lambda: policy.hidden_states(whole(groups, 0), [1]))
 
-    right = []
-    for member in (member for group in GROUPS for member in group.members):
-        ids_1T = torch.tensor([member.ids])
-        with torch.no_grad():
-            listed = model(input_ids=ids_1T, use_cache=False, output_hidden_states=True).hidden_states
-        right.append(listed[place][0, member.start :])
-    torch.testing.assert_close(ours_KD, torch.cat(right), atol=1e-5, rtol=1e-5)
+    if ours_LKD is not None:
+        right = []
+        for member in (member for group in groups for member in group.members):
+            ids_1T = torch.tensor([member.ids])
+            with torch.no_grad():
+                listed = model(input_ids=ids_1T, use_cache=False, output_hidden_states=True).hidden_states
+            right.append(listed[place][0, member.start :])
+        torch.testing.assert_close(ours_LKD[0], torch.cat(right), atol=1e-5, rtol=1e-5)
 
 
-@every_causal
+@every_one
 @pytest.mark.parametrize(("attach", "turn"), [(lora, turn_lora), (red, turn_red)], ids=["lora", "red"])
 def test_groups_of_different_strengths_are_as_each_alone(
     attach: Attach, turn: Callable[[PeftTuner, float], None], name: str
@@ -196,16 +247,28 @@ def test_groups_of_different_strengths_are_as_each_alone(
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
     if made is not None:
         with torch.no_grad(), made.at(torch.tensor([0.0, 1.0, -0.5])):
-            ours_GM = made.logprobs(BATCH).mean_GM
+            ours_GM = reading(name).ours(made)
 
-        turned = moved(attach(architecture(name)))
-        turn(turned, -0.5)
-        off, on, against = plain_scores(name)[0], scores(made.model, GROUPS[1]), scores(turned.module, GROUPS[2])
-        torch.testing.assert_close(ours_GM, torch.stack([off, on, against]), atol=1e-5, rtol=1e-6)
-        assert not torch.allclose(on, plain_scores(name)[1], atol=1e-3)
+        against, level = moved(attach(architecture(name))), moved(attach(architecture(name)))
+        turn(against, -0.5)
+        turn(level, 0.0)
+        expected = [scores(name, level.module, 0), scores(name, made.model, 1), scores(name, against.module, 2)]
+        torch.testing.assert_close(ours_GM, torch.stack(expected), atol=1e-5, rtol=1e-6)
+        assert not torch.allclose(expected[1], scores(name, level.module, 1), atol=1e-3)
 
 
-@every_causal
+@every_one
+@pytest.mark.parametrize("attach", [lora, red], ids=["lora", "red"])
+def test_switched_off_it_is_the_plain_model(attach: Attach, name: str) -> None:
+    made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
+    if made is not None:
+        with torch.no_grad(), made.off():
+            ours_GM = reading(name).ours(made)
+
+        torch.testing.assert_close(ours_GM, plain_scores(name), atol=1e-5, rtol=1e-6)
+
+
+@every_one
 @pytest.mark.parametrize("attach", [lora, red], ids=["lora", "red"])
 def test_saved_and_read_back_the_logits_have_the_same_bits(attach: Attach, name: str, tmp_path: Path) -> None:
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
@@ -214,12 +277,12 @@ def test_saved_and_read_back_the_logits_have_the_same_bits(attach: Attach, name:
         again = attach(architecture(name))
         again.load(tmp_path)
 
-        for group in GROUPS:
-            assert torch.equal(scores(again.module, group), scores(made.model, group))
-        assert not torch.allclose(scores(again.module, GROUPS[0]), plain_scores(name)[0], atol=1e-3)
+        for row in range(3):
+            assert torch.equal(scores(name, again.module, row), scores(name, made.model, row))
+        assert not torch.allclose(scores(name, again.module, 0), plain_scores(name)[0], atol=1e-3)
 
 
-@every_causal
+@every_one
 @pytest.mark.parametrize("attach", [lora, red], ids=["lora", "red"])
 def test_merged_and_read_back_as_a_plain_model_it_answers_the_same(attach: Attach, name: str, tmp_path: Path) -> None:
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
@@ -230,13 +293,13 @@ def test_merged_and_read_back_as_a_plain_model_it_answers_the_same(attach: Attac
         done_or_refused(merged, name, lambda: export_plain(made.tuner.module, None, folder))
 
         if name not in REFUSED[merged]:
-            plain = KINDS["causal"].implementation().auto.from_pretrained(folder).eval()
-            right = torch.stack([scores(made.tuner.module, group) for group in GROUPS])
-            read = torch.stack([scores(plain, group) for group in GROUPS])
+            plain = made.backbone.kind.auto.from_pretrained(folder).eval()
+            right = torch.stack([scores(name, made.tuner.module, row) for row in range(3)])
+            read = torch.stack([scores(name, plain, row) for row in range(3)])
             torch.testing.assert_close(read, right, atol=1e-5, rtol=1e-6)
 
 
-@every_causal
+@every_one
 def test_rows_are_laid_into_one_unless_the_table_has_a_reason(name: str) -> None:
     policy = Policy(untuned(name), Untuned0(), packing="all")
 
@@ -255,7 +318,7 @@ def test_generation_behind_a_cache_that_is_not_right_is_refused(name: str) -> No
         policy.respond(["a"], sampling=Sampling(4, 0.0, 1.0), seed=0)
 
 
-@pytest.mark.parametrize("name", [name for name in CAUSAL if name not in REFUSED["generation"]])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in REFUSED["generation"]])
 def test_a_step_behind_the_cache_is_the_full_pass(name: str) -> None:
     assert untuned(name).cache_objection == ""
 
@@ -271,11 +334,12 @@ def test_a_run_is_planned_or_refused_in_a_sentence(name: str, tmp_path: Path) ->
     assert planned is None or planned.learned > 0
 
 
-@every_causal
+@every_one
 def test_a_plan_needs_no_weights(name: str) -> None:
     with torch.device("meta"):
-        model = KINDS["causal"].implementation().auto.from_config(configured(name))
+        model = KINDS[ARCHITECTURES[name].kind].implementation().auto.from_config(configured(name))
 
-    assert shape_of(model).width == COMMON["hidden_size"]
-    assert shape_of(model).blocks == len(block_list(architecture(name))[1])
+    shape = done_or_refused("plan", name, lambda: shape_of(model))
+
+    assert shape is None or shape == Shape(len(block_list(architecture(name))[1]), COMMON["hidden_size"])
     assert context_of(model) >= COMMON["max_position_embeddings"]

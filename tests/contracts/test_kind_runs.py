@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import alignlab
@@ -35,13 +34,11 @@ def results(folder: Path) -> dict[tuple[str, str, float], dict[str, Any]]:
 
 
 def says(policy: Policy) -> Any:
-    """What a finished run answers: the likeliest classes of two texts, or two stories."""
+    """What a finished run answers: how likely each class of two texts is, or two stories."""
     prompts = ["Tell a story about Tom and a kite.", "Anna was sad. At last Anna went home."]
     if policy.backbone.model.can_generate():
         return policy.respond(prompts, sampling=Sampling(12, 0.0, 1.0), seed=0)
-    ids = policy.backbone.codec.tokenizer(prompts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        return policy.model(**ids).logits.tolist()
+    return policy.classify(prompts, strength=0.5)
 
 
 @every_run

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from alignlab.errors import DataError, ModelError
+from alignlab.errors import ConfigError, ControlError, DataError, ModelError
 from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS, kind_of
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
-from alignlab.records import Example
+from alignlab.records import Example, LabelSet
 from alignlab.training.objectives import nll
 from tests.contracts.kinds import (
     CASES,
@@ -186,6 +186,61 @@ def test_verbs_that_a_kind_does_not_have_are_refused_in_a_sentence() -> None:
         seq2seq.hidden_states(batch(seq2seq, SEQ2SEQ), [1])
 
 
+@pytest.mark.parametrize("tuner", ["lora", "red", "full"])
+@pytest.mark.parametrize("made", CASES[:2], ids=str)
+def test_texts_are_classified_each_at_its_strength_as_the_plain_model_tells_them(made: Made, tuner: str) -> None:
+    policy = trained(made, tuner)
+    texts, strengths = [text for text, _ in TEXTS], [1.0, 0.0, 1.5]
+
+    found = policy.classify(texts, strength=strengths)
+
+    for text, strength, told in zip(texts, strengths, found, strict=True):
+        ids = policy.backbone.codec.tokenizer([text], return_tensors="pt")
+        with torch.no_grad(), policy.tuner.at(strength):
+            logits_C = policy.model(**ids).logits[0]
+        assert list(told) == ["cheerful", "gloomy", "neither"]
+        assert list(told.values()) == pytest.approx(logits_C.softmax(-1).tolist(), abs=1e-6)
+
+
+def test_pairs_of_texts_are_classified_as_the_tokenizer_joins_them() -> None:
+    policy = trained(CASES[1], "lora")
+    ids = policy.backbone.codec.tokenizer("Tom was happy.", "Tom was sad.", return_tensors="pt")
+    with torch.no_grad():
+        expected_C = policy.model(**ids).logits[0].softmax(-1)
+
+    (told,) = policy.classify([("Tom was happy.", "Tom was sad.")])
+
+    assert list(told.values()) == pytest.approx(expected_C.tolist(), abs=1e-6)
+    assert policy.classify([]) == []
+
+
+def test_texts_that_cannot_be_classified_are_refused_in_a_sentence() -> None:
+    classifier, seq2seq = attached(CLASSIFIER, "lora"), attached(SEQ2SEQ, "lora")
+
+    with pytest.raises(ModelError, match="predicts tokens and tells no classes apart"):
+        seq2seq.classify(["Tom."])
+    with pytest.raises(DataError, match="text 1: the text is empty"):
+        classifier.classify(["Tom.", " "])
+    with pytest.raises(DataError, match="text 0: has one text, and others beside it have two"):
+        classifier.classify(["Tom.", ("Tom.", "Anna.")])
+    with pytest.raises(DataError, match=r"'Tom\.' is a single text; give a list"):
+        classifier.classify("Tom.", strength=[1.0] * 4)
+    with pytest.raises(DataError, match=r"text 0: .* is neither a text nor a pair"):
+        classifier.classify([("Tom.", "Anna.", "Ben.")])  # type: ignore[list-item]
+    with pytest.raises(ControlError, match="2 strengths were given for 1"):
+        classifier.classify(["Tom."], strength=[0.0, 1.0])
+    with pytest.raises(ConfigError, match=r"text 0 has \d+ tokens, but the model has room for"):
+        classifier.classify(["Tom was sad. " * 200])
+
+
+def test_a_head_of_one_number_is_not_asked_for_classes() -> None:
+    policy = attached(CLASSIFIER, "lora")
+    policy.backbone.codec.labels = LabelSet(())
+
+    with pytest.raises(ModelError, match="tells a number of a text, and no classes"):
+        policy.classify(["Tom."])
+
+
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
@@ -196,6 +251,7 @@ def test_verbs_that_a_kind_does_not_have_are_refused_in_a_sentence() -> None:
         ({"architectures": ["LlamaForSequenceClassification"]}, "classifier"),
         ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "seq2seq"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "seq2seq"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"vocab_size": 64}}, "causal"),
         ({}, "causal"),
     ],
 )

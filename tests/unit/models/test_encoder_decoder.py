@@ -11,10 +11,19 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LEDConfig,
+    LEDForConditionalGeneration,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import alignlab
-from alignlab.errors import ControlError
+from alignlab.errors import ConfigError, ControlError
+from alignlab.models.anatomy import NO_LIMIT, context_of, target_context_of
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
@@ -138,6 +147,7 @@ def test_answers_do_not_depend_on_the_batch_they_ran_in(kind: str, sampling: Sam
 @every_kind
 def test_the_encoder_reads_each_row_once_and_at_its_own_strength(kind: str) -> None:
     policy = tuned(kind)
+    _ = policy.backbone.cache_objection  # the first answer asks for it
     seen: list[Tensor] = []
     encoder = policy.model.get_encoder()  # type: ignore[operator]
     encoder.register_forward_hook(lambda _module, _given, output: seen.append(output.last_hidden_state))
@@ -229,6 +239,54 @@ def test_a_prompt_may_fill_the_context_since_the_answer_is_another_text(kind: st
 
     assert len(CODEC.prompts([prompt])[0]) == 128
     assert answers[0]
+
+
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> Callable[[PreTrainedModel], None]:
+    """Whatever a model computes from here on fails the test."""
+
+    def computes(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was computed")
+
+    return lambda model: monkeypatch.setattr(model, "forward", computes)
+
+
+def test_an_answer_may_fill_the_positions_of_the_decoder_and_no_more(unasked: Callable[[PreTrainedModel], None]) -> None:
+    policy = tuned("bart")
+    policy.backbone.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+
+    (answer,) = policy.respond(["Tell."], sampling=Sampling(128, 0.0, 1.0), seed=0)
+
+    assert answer
+    unasked(policy.backbone.model)
+    with pytest.raises(ConfigError, match="max_new_tokens=129 is more than the 128 positions of the model's decoder; lower it"):
+        policy.respond(["Tell."], sampling=Sampling(129, 0.0, 1.0), seed=0)
+
+
+def test_a_source_beyond_the_positions_of_the_encoder_is_refused(unasked: Callable[[PreTrainedModel], None]) -> None:
+    policy = tuned("bart")
+    _ = policy.backbone.cache_objection  # the first answer asks for it
+    unasked(policy.backbone.model)
+
+    with pytest.raises(ConfigError, match="has 131 tokens, but the model's encoder has room for 128; shorten it"):
+        policy.respond(["a" * (131 - len(CODEC.prompts([""])[0]))], sampling=GREEDY, seed=0)
+
+
+def test_a_dial_of_ones_own_refuses_more_new_tokens_than_the_decoder_has_positions() -> None:
+    module = tuned("bart").tuner.module  # type: ignore[attr-defined]
+    ids = torch.tensor(CODEC.prompts(PROMPTS[:1]))
+
+    with pytest.raises(ConfigError, match="max_new_tokens=129 is more than the 128 positions"):
+        module.generate(input_ids=ids, max_new_tokens=129, custom_generate=alignlab.at_strength(module, 0.5))
+
+
+def test_the_two_stacks_have_limits_of_their_own() -> None:
+    config = LEDConfig(**SPECIAL, **SIZES, max_encoder_position_embeddings=256, max_decoder_position_embeddings=32)
+    with torch.device("meta"):
+        led, unlimited = LEDForConditionalGeneration(config), T5ForConditionalGeneration(T5Config(**SPECIAL))
+
+    assert (context_of(led), target_context_of(led)) == (256, 32)
+    assert (context_of(unlimited), target_context_of(unlimited)) == (NO_LIMIT, NO_LIMIT)
 
 
 @every_kind
