@@ -91,7 +91,7 @@ def test_other_names_of_columns_are_given_and_refusals_list_what_there_is(tmp_pa
 )
 def test_columns_that_mean_nothing_are_refused(tmp_path: Path, columns: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        config(written(tmp_path, TEXTS), columns=columns).check()
+        config(written(tmp_path, TEXTS), columns=columns).check("data")
 
 
 def test_every_turn_reaches_the_prompt(tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
 
     assert find(tmp_path / "rows.jsonl", "train*").files == ()
     with pytest.raises(ConfigError, match=r"passed over: rows.jsonl \(no regular file\)"):
-        config(tmp_path / "rows.jsonl").check()
+        config(tmp_path / "rows.jsonl").check("data")
 
 
 def test_a_file_in_both_patterns_beside_others_is_refused(tmp_path: Path) -> None:
     written(tmp_path, TEXTS)
 
     with pytest.raises(ConfigError, match=r"data\.train and data\.test both name test\.jsonl"):
-        config(tmp_path, train="t*").check()
+        config(tmp_path, train="t*").check("data")
 
 
 @pytest.mark.parametrize(

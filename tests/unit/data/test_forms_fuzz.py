@@ -78,7 +78,7 @@ def one_sentence(error: AlignlabError) -> None:
 
 def read_all(folder: Path, changes: dict[str, Any]) -> dict[str, Split]:
     settled = config(folder, **changes)
-    settled.check()
+    settled.check("data")
     offers(settled)
     source = jsonl(settled)
     return {name: source.split(name) for name in ("train", "test")}
