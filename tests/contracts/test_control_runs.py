@@ -147,7 +147,7 @@ def test_a_trained_control_sets_good_and_bad_stories_apart(tmp_path: Path) -> No
         (["control=text"], ConfigError, "method=meet needs learned control.*a phrase has nothing to learn by itself"),
         (["control.classes.by=labels"], ConfigError, "control=soft_prompt needs labels"),
         (["method.stages=[joint,controls]"], ConfigError, r"must be \[controls,joint\], \[controls\] or \[joint\]"),
-        (["method.controls.batch=4"], ConfigError, "must be the same: both stages cut their steps from one stream"),
+        (["method.controls.batch=4"], ConfigError, "must be the same: both stages take their steps from one stream"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
