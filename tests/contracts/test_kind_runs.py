@@ -70,7 +70,7 @@ def test_a_classifier_learns_moods(tmp_path: Path) -> None:
         (("method=sft", "model=tiny_roberta"), "model=tiny_roberta needs label set, which none of .* data=toy"),
         (("method=rahf", "model=tiny_t5"), "method=rahf needs hidden states and text in front of prompts"),
         (("method=meet", "model=tiny_t5"), "method=meet needs text in front of prompts"),
-        (("method=sft", "model.kind=decoder"), "unknown model.kind 'decoder'"),
+        (("method=sft", "model.kind=decoder"), "model.kind='decoder' is not known; choose one of causal, seq2seq, classifier"),
     ],
 )
 def test_what_a_kind_does_not_have_is_refused_before_any_weight(words: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -23,11 +23,19 @@ from alignlab.tracking.sweeps import every_sweep
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
-    *("method=red", "method.fit.steps=2", "method.fit.epochs=null", "method.fit.batch=8", "data.pairs=24", "data.test_pairs=8"),
+    *(
+        "method=sft",
+        "tuner.alpha=1e6",
+        "method.fit.steps=2",
+        "method.fit.epochs=null",
+        "method.fit.batch=8",
+        "data.pairs=24",
+        "data.test_pairs=8",
+    ),
     *("method.fit.schedule=constant", "method.fit.warmup_fraction=0.0", "evaluation=off", "tracking=off", "trainer.threads=1"),
 )
-DIVERGED, REFUSED, GOOD = (f"method.fit.learning_rate={rate}" for rate in ("inf", "-1", "0.001"))
-RATES = "method.fit.learning_rate=inf,-1,0.001"
+DIVERGED, REFUSED, GOOD = (f"method.fit.learning_rate={rate}" for rate in ("1000000000000000.0", "-1", "0.001"))
+RATES = "method.fit.learning_rate=1000000000000000.0,-1,0.001"
 """A loss that is not a number, a rate that is refused, and a good one."""
 PATIENCE_SECONDS = 240
 HEAVY = re.compile(r"\| +(torch|transformers|peft|datasets|wandb|matplotlib|scipy)$", re.MULTILINE)
