@@ -94,7 +94,7 @@ def _freeze_libraries() -> None:
 
 
 def _end(said: str) -> NoReturn:
-    """One sentence, from the process that leads."""
+    """One sentence, from the main process."""
     if not processes.is_main_process():
         processes.wait_for_the_end()
     sys.exit(f"error: {said}")

@@ -179,7 +179,8 @@ class RunConfig(TopConfig):
         """Eight characters that change with anything that changes the result, the seed aside."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
         decisive["contents"] = [contents(part) for part in (self.model, self.data, self.tuner)]
-        decisive["contents"] += [contents(self.method)] if contents(self.method) else []
+        if of_method := contents(self.method):
+            decisive["contents"].append(of_method)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Annotated, Any
 
@@ -45,6 +46,12 @@ class Entry:
     build: Callable[..., Any]
     requires: Capabilities = field(default=capabilities())
     provides: Capabilities = field(default=capabilities())
+
+
+def deferred(place: str) -> Callable[..., Any]:
+    """The function or class at module.name, whose module is imported when it is first called."""
+    module, _, name = place.rpartition(".")
+    return lambda *given, **named: getattr(import_module(module), name)(*given, **named)
 
 
 class Registry(Mapping[str, Entry]):

@@ -17,11 +17,11 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, RunConfig, folder_of
 from alignlab.errors import AlignlabError, ConfigError
-from alignlab.files import contents, environment
+from alignlab.files import environment
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.records import LabelSet
-from alignlab.tracking import Identity, NoTracker
+from alignlab.tracking import Identity, NoTracker, Tracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
 from alignlab.training.config import TrainerConfig
@@ -39,10 +39,10 @@ WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_
 
 @contextmanager
 def open_session(config: RunConfig) -> Iterator[Session]:
-    """The run folder with its ledger and tracker, closed as done or as failed, or left to be gone on with."""
+    """The run folder with its ledger and tracker, closed as done or as failed, or left to be resumed."""
     if not processes.is_main_process():
-        with _worker(config) as following:
-            yield following
+        with _worker(config) as session:
+            yield session
         return
     folder = folder_of(config)
     ledger = Ledger(folder)
@@ -56,9 +56,7 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     ledger.status("running", host=socket.gethostname())
     processes.meet()
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    session = Session(folder, Path(config.paths.runs) / STORE, ledger, tracker, config.trainer, device, config.seed)
+    session = _session(config, ledger, tracker, device)
     try:
         with session.preemption.heeded(lambda: _leave(session)):
             yield session
@@ -83,11 +81,7 @@ def _worker(config: RunConfig) -> Iterator[Session]:
     """The session of a process that is a worker. It begins behind the main process's, and writes nothing but that it failed."""
     processes.meet()
     folder = folder_of(config)
-    ledger = processes.SilentLedger(folder)
-    store, device = Path(config.paths.runs) / STORE, device_of(config.trainer.device)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    session = Session(folder, store, ledger, NoTracker(), config.trainer, device, config.seed)
+    session = _session(config, processes.SilentLedger(folder), NoTracker(), device_of(config.trainer.device))
     try:
         with session.preemption.heeded(lambda: None):
             yield session
@@ -96,6 +90,14 @@ def _worker(config: RunConfig) -> Iterator[Session]:
     except Exception as error:
         processes.failed(Ledger(folder), error)
         raise
+
+
+def _session(config: RunConfig, ledger: Ledger, tracker: Tracker, device: str) -> Session:
+    """The session of a process, with as many threads as the run asks for."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    store = Path(config.paths.runs) / STORE
+    return Session(folder_of(config), store, ledger, tracker, config.trainer, device, config.seed)
 
 
 def build_policy(
@@ -112,8 +114,8 @@ def build_policy(
     """The backbone with a new tuner in it, both decided by the seed."""
     backbone = GROUPS["model"][model.name].build(model, start=start, seed=seed, device=device, labels=labels)
     torch.manual_seed(seed)
-    tuner = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
-    policy = Policy(backbone, tuner, packing=trainer.packing, pass_gib=trainer.pass_gib)
+    attached = GROUPS["tuner"][tuner.name].build(tuner, backbone.model, control)
+    policy = Policy(backbone, attached, packing=trainer.packing, pass_gib=trainer.pass_gib)
     log.info("rows: %s", policy.layout_reason)
     return policy
 
@@ -142,8 +144,8 @@ def stage_keys(plan: Plan) -> list[str]:
     """A key for each stage, in order; each depends on those before it."""
     config = plan.config
     shared: dict[str, Any] = {
-        "model": [config.model, contents(config.model), plan.method.start],
-        "tuner": [config.tuner, contents(config.tuner)],
+        "model": [config.model, plan.method.start],
+        "tuner": config.tuner,
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
         "device": device_of(config.trainer.device),
@@ -224,7 +226,7 @@ def _is_of(stage: Stage, line: Mapping[str, Any]) -> bool:
 
 
 def _leave(session: Session) -> None:
-    """A preempted run: another process goes on with it."""
+    """A preempted run: another process resumes it."""
     session.ledger.status("preempted")
     session.tracker.pause()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.records import NO_CLASS
-from alignlab.registry import Entry, Registry, capabilities
+from alignlab.registry import Entry, Registry, capabilities, deferred
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
@@ -27,8 +26,7 @@ class SuiteEntry(Entry):
 
 def _at(place: str) -> Callable[..., Any]:
     """What builds the class at module.Name of this package, imported when it is built."""
-    module, _, name = place.rpartition(".")
-    return lambda context: getattr(import_module(f"{__name__}.{module}"), name)(context)
+    return deferred(f"{__name__}.{place}")
 
 
 _SUITES: Mapping[str, SuiteEntry] = {

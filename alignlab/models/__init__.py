@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from alignlab.models.config import ModelConfig
 from alignlab.models.kinds import KINDS
-from alignlab.registry import Entry, Registry
+from alignlab.registry import Entry, Registry, deferred
 
 _FLOAT32 = frozenset({"float32 weights"})
 _ENTRY = Entry(
     ModelConfig,
-    build=lambda config, **given: import_module("alignlab.models.backbone").load(config, **given),
+    build=deferred(f"{__name__}.backbone.load"),
     requires=lambda config: KINDS[config.found_kind].requires,
     provides=lambda config: KINDS[config.found_kind].provides | (_FLOAT32 if config.dtype == "float32" else frozenset()),
 )

@@ -6,13 +6,13 @@ call its methods, and a run is checked against the capabilities that it provides
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ModelError
 from alignlab.records import Example, Group, Loss, Record, View
+from alignlab.registry import deferred
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,7 @@ class KindEntry:
 
     def implementation(self) -> Kind:
         """The kind itself; imports torch."""
-        module, _, name = self.place.rpartition(".")
-        made: Kind = getattr(importlib.import_module(f"alignlab.models.{module}"), name)()
+        made: Kind = deferred(f"alignlab.models.{self.place}")()
         return made
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
-from alignlab.registry import Entry, Registry, capabilities
+from alignlab.registry import Entry, Registry, capabilities, deferred
 from alignlab.tuners.config import (
     BitfitConfig,
     BlocksConfig,
@@ -28,18 +27,8 @@ from alignlab.tuners.config import (
 
 def _from(module: str, function: str = "build") -> Callable[..., Any]:
     """`function` of `alignlab.tuners.module`, called with the tuner's config and the model."""
-
-    def build(config: Any, model: Any, _control: Any = None) -> Any:
-        return getattr(import_module(f"alignlab.tuners.{module}"), function)(config, model)
-
-    return build
-
-
-def _control(config: ControlTunerConfig, model: Any, control: Any) -> Any:
-    """The one tuner that takes the configuration of the run's control, too."""
-    from alignlab.tuners.control.tuner import build
-
-    return build(config, model, control)
+    build = deferred(f"{__name__}.{module}.{function}")
+    return lambda config, model, _control=None: build(config, model)
 
 
 def _two_models(config: DeraConfig) -> frozenset[str]:
@@ -65,7 +54,7 @@ TUNERS = Registry(
         "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
         "control": Entry(
             ControlTunerConfig,
-            _control,
+            deferred(f"{__name__}.control.tuner.build"),  # the one that takes the configuration of the run's control, too
             requires=capabilities("classes", "labelled training"),
             provides=capabilities("controls"),
         ),
@@ -73,17 +62,12 @@ TUNERS = Registry(
 )
 
 
-def _form(config: FormConfig, *given: Any) -> Any:
-    from alignlab.tuners.control.config import build_config
-
-    return build_config(config, *given)
-
-
 def _classed_by(config: FormConfig) -> frozenset[str]:
     return frozenset({"controls", config.classes.by})
 
 
 _STRENGTHS = Entry(StrengthConfig, lambda _config, *_: None)  # chooses between no classes
+_form = deferred(f"{__name__}.control.config.build_config")
 _LEARNED = capabilities("classes", "learned control")
 CONTROLS = Registry(
     "control",

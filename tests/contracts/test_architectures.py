@@ -6,7 +6,6 @@ Right is always the plain model called row by row, without padding, cache, polic
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,7 @@ from alignlab.models.export import export_plain
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import Untuned
 from alignlab.planning import make_plan
 from alignlab.records import Encoded, EncodedGroup
 from alignlab.tuners.config import LoraConfig
@@ -66,22 +65,6 @@ def _group(row: str, prompt: int, answers: tuple[int, int]) -> EncodedGroup:
 GROUPS = [_group("a", 5, (4, 17)), _group("b", 9, (13, 2)), _group("c", 3, (6, 8))]
 TEXTS = [EncodedGroup(group.row, (_text(group.members[1]),)) for group in GROUPS]
 """Of a classifier, which reads single texts, here of 22, 11 and 11 tokens."""
-
-
-class Untuned0:
-    """Nothing is attached."""
-
-    per_row = False
-    controls = None
-
-    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
-        return (WeightedPass(1.0, 1.0),)
-
-    def at(self, setting: Strength) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def off(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def backbone(name: str) -> Backbone:
@@ -212,7 +195,7 @@ def done_or_refused(what: str, name: str, does: Callable[[], Any]) -> Any:
 @every_one
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_log_probabilities_are_those_of_the_plain_model(packing: str, name: str) -> None:
-    policy = Policy(untuned(name), Untuned0(), packing=packing)
+    policy = Policy(untuned(name), Untuned(), packing=packing)
 
     with torch.no_grad():
         ours_GM = reading(name).ours(policy)
@@ -223,7 +206,7 @@ def test_log_probabilities_are_those_of_the_plain_model(packing: str, name: str)
 @every_one
 @pytest.mark.parametrize("packing", ["all", "off"])
 def test_hidden_states_are_those_of_the_plain_model(packing: str, name: str) -> None:
-    policy, model = Policy(untuned(name), Untuned0(), packing=packing), architecture(name)
+    policy, model = Policy(untuned(name), Untuned(), packing=packing), architecture(name)
     place, groups = 0 if name in HIDDEN_STATES_WITHOUT_EMBEDDINGS else 1, reading(name).groups
 
     with torch.no_grad():
@@ -301,7 +284,7 @@ def test_merged_and_read_back_as_a_plain_model_it_answers_the_same(attach: Attac
 
 @every_one
 def test_rows_are_laid_into_one_unless_the_table_has_a_reason(name: str) -> None:
-    policy = Policy(untuned(name), Untuned0(), packing="all")
+    policy = Policy(untuned(name), Untuned(), packing="all")
 
     reason = REFUSED["one row"].get(name, "")
 
@@ -312,7 +295,7 @@ def test_rows_are_laid_into_one_unless_the_table_has_a_reason(name: str) -> None
 
 @pytest.mark.parametrize("name", REFUSED["generation"])
 def test_generation_behind_a_cache_that_is_not_right_is_refused(name: str) -> None:
-    policy = Policy(untuned(name), Untuned0())
+    policy = Policy(untuned(name), Untuned())
 
     with pytest.raises(ModelError, match=REFUSED["generation"][name]):
         policy.respond(["a"], sampling=Sampling(4, 0.0, 1.0), seed=0)

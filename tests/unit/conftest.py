@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from alignlab.data.batching import whole
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import Untuned
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.registry import typed
 from alignlab.tracking import NoTracker
@@ -47,23 +46,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class Untuned0:
-    """A backbone that nothing was attached to: one pass, whatever the strength."""
-
-    per_row = True
-    controls = None
-    starts_as_base = True
-
-    def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
-        return (WeightedPass(1.0, 1.0),)
-
-    def at(self, setting: Strength) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def off(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 class Heard(BaseStreamer):
     """What a streamer was given."""
 
@@ -85,7 +67,7 @@ def checked(where: str, config: Any) -> Any:
 
 def plain(backbone: Backbone) -> Policy:
     """The backbone alone."""
-    return Policy(backbone, Untuned0())
+    return Policy(backbone, Untuned())
 
 
 def attached(tuner: str, backbone: Backbone, *, spread: float = 0.1) -> Policy:

@@ -28,10 +28,9 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import Prefix, Strength, WeightedPass
+from alignlab.models.strength import Prefix, Strength, Untuned, WeightedPass
 from alignlab.tuners.lora import LoraTuner
 from tests.conftest import CODEC, INITIAL_SD, SPECIAL
-from tests.unit.conftest import Untuned0
 
 SIZES = {"vocab_size": len(CODEC.tokenizer), "decoder_start_token_id": CODEC.pad, "d_model": 32, "dropout": 0.0}
 PROMPTS = [
@@ -162,7 +161,7 @@ def test_the_encoder_reads_each_row_once_and_at_its_own_strength(kind: str) -> N
     assert not torch.allclose(seen[0][:1], expected, atol=1e-2)
 
 
-class Doubled(Untuned0):
+class Doubled(Untuned):
     """Twice the same pass, with weights that add up to 1: what a mixture does without a tuner to do it."""
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
@@ -180,7 +179,7 @@ def test_a_mixture_of_a_pass_with_itself_is_that_pass(kind: str, per_row: bool) 
     assert answers == texts(generated(backbone(kind).model))
 
 
-class Led(Untuned0):
+class Led(Untuned):
     """One pass, with a prefix behind the first token of every source."""
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
@@ -194,7 +193,7 @@ def test_a_lead_stands_in_the_source(kind: str, beams: int) -> None:
 
     answers = Policy(backbone(kind), Led()).respond(PROMPTS, sampling=sampling, seed=0)
 
-    plain = Policy(backbone(kind), Untuned0())
+    plain = Policy(backbone(kind), Untuned())
     assert answers == plain.respond([f"Sad:{prompt}" for prompt in PROMPTS], sampling=sampling, seed=0)
     assert answers != plain.respond(PROMPTS, sampling=sampling, seed=0)
 
