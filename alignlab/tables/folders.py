@@ -42,7 +42,12 @@ def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None)
         values = {name: _text(settings.get(name)) for name in varying if name != "seed"}
         rows = (run.read("report.json") or {})["results"]
         lines += [{**values, "seed": settings.get("seed"), **row} for row in rows]
-    return pd.DataFrame(lines)
+    return frame_of(lines)
+
+
+def frame_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of reports as a frame; an interval that could not be estimated is nan."""
+    return pd.DataFrame(lines).astype({"low": float, "high": float})
 
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:

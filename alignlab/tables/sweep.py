@@ -20,7 +20,7 @@ from alignlab.evaluation.report import ITEMS
 from alignlab.evaluation.statistics import Items, over_seeds, paired
 from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
-from alignlab.tables.folders import MISSING
+from alignlab.tables.folders import MISSING, frame_of
 from alignlab.tracking.ledger import Ledger, State
 from alignlab.tracking.sweeps import Job, SweepLedger, find_sweep
 
@@ -124,7 +124,7 @@ def results_frame(sweep: Sweep) -> pd.DataFrame:
     ]
     if not numbers:
         raise RunFolderError(f"no job of {sweep.name} has a number yet; {count_states(sweep.jobs)}.")
-    return pd.DataFrame(numbers)
+    return frame_of(numbers)
 
 
 def count_states(jobs: Sequence[JobResult]) -> str:
