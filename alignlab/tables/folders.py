@@ -47,7 +47,8 @@ def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None)
 
 def frame_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of reports as a frame; an interval that could not be estimated is nan."""
-    return pd.DataFrame(lines).astype({"low": float, "high": float})
+    frame = pd.DataFrame(lines)
+    return frame.astype({end: float for end in ("low", "high") if end in frame})
 
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:
