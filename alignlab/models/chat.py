@@ -160,7 +160,8 @@ class Chat:
         return [self._rendered(probe, asked=True, template=template) for probe in self._probes]
 
     def _taken_probes(self) -> list[tuple[Turn, ...]]:
-        taken, reasons = [], []
+        taken: list[tuple[Turn, ...]] = []
+        reasons: list[str] = []
         for probe in PROBES:
             try:
                 self._rendered(probe, asked=True)

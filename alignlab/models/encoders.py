@@ -89,7 +89,7 @@ class SourceTargetCodec(Codec):
         return list(self.tokenizer(pairs, return_attention_mask=False, verbose=False)["input_ids"])
 
     def _whole(self, source: list[int], row: str) -> list[int]:
-        if self.eos in source[:-1]:
+        if self.chat is None and self.eos in source[:-1]:
             raise DataError(f"{row}: the source holds an EOS token as text; remove it, the tokenizer adds its own.")
         return source
 

@@ -74,7 +74,7 @@ class Codec:
         self.eos = int(tokenizer.eos_token_id)
         self.head = (int(tokenizer.bos_token_id),) if self.template.bos else ()
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
-        end = int(tokenizer.convert_tokens_to_ids(self.chat.end)) if self.chat and self.chat.end else self.eos
+        end = tokenizer.get_vocab()[self.chat.end] if self.chat and self.chat.end else self.eos
         self.ends = tuple(dict.fromkeys((self.eos, end)))
         self.stop = self.chat.stop if self.chat else ()
         self.end_tokens = 1

@@ -10,14 +10,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignlab.data.batching import whole
+from alignlab.data.encode import Limits, encode, pair
+from alignlab.data.source import Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.answers import _ends
 from alignlab.models.backbone import Backbone
 from alignlab.models.chat import Chat
+from alignlab.models.encoders import SourceTargetCodec
 from alignlab.models.kinds import KINDS
 from alignlab.models.sampling import Sampling
 from alignlab.models.text import Codec, Template
-from alignlab.records import Dialogue, EncodedGroup, Example, Turn
+from alignlab.records import Dialogue, EncodedGroup, Example, Record, Turn
 from tests.unit.conftest import plain
 from tests.unit.models.chats import CASES, GEMMA, LLAMA3, PHI3, QWEN3, REASONER, SMOLLM3, Case, tokenizer
 
@@ -278,3 +281,33 @@ def test_a_row_is_shown_with_its_special_tokens_and_its_trained_part_apart() -> 
 
     assert before == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert trained == "<think>\n\n</think>\n\nfine day<|im_end|>"
+
+
+def test_rows_that_are_none_for_a_chat_template_are_counted_where_rows_may_be_dropped() -> None:
+    codec = CASES["gemma"].codec()
+    refused = Dialogue("not read", (Turn("system", "Be brief."), Turn("user", "hi")))
+    records = [
+        Record.pair("1", "hi", "yes", "no"),
+        Record.pair("2", refused, "yes", "no"),
+        Record.pair("3", "Human: hi", "a", "b"),
+    ]
+    split = Split(tuple(records))
+
+    groups, account = encode(split, pair, codec.examples, Limits(100, "error", drops=True))
+
+    assert [group.row for group in groups] == ["1"]
+    assert account.dropped == {"the chat template refuses its turns": 1, "its texts have markup of their own": 1}
+    assert codec.askable([record.prompt for record in records]) == ["hi"]
+    with pytest.raises(DataError, match=r"2: the tokenizer's chat template refuses a prompt of system, user \(System role not"):
+        encode(split, pair, codec.examples, Limits(100, "error"))
+
+
+def test_an_encoder_decoder_model_reads_the_template_and_answers_without_the_space_of_a_dialogue() -> None:
+    made = CASES["zephyr"].tokenizer()
+    codec = SourceTargetCodec(made, Template("{prompt}", chat=True, bos=None))
+
+    (encoded,) = codec.examples([Example("\n\nHuman: hi\n\nAssistant:", " fine")], [ROW])
+
+    assert made.decode(encoded.ids[: encoded.start]) == "<|user|>\nhi</s>\n<|assistant|>\n"
+    assert made.decode(encoded.ids[encoded.start :]) == "fine</s>"
+    assert (codec.ends, codec.stop, codec.end_tokens) == ((codec.eos,), (), 1)
