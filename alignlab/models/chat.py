@@ -56,10 +56,10 @@ class Chat:
             raise ConfigError(f"the tokenizer's chat template does not write what is said; mend it, {ASIDE}")
         bos = str(tokenizer.bos_token or "")
         self.bos = bool(bos) and asked.startswith(bos) and asked.count(bos) == 1
-        self._own = tuple(filter(None, (asked[question + len(QUESTION.text) :].rstrip(), bos)))
         self.opening, self._objection = _opening(asked, whole[:place])
         self._behind = whole[place + len(ANSWER.text) :]
         self.closing, self.end = _end(self._behind, tokenizer)
+        self._own = tuple(filter(None, (asked[question + len(QUESTION.text) :].rstrip(), bos, self.end)))
         self._reserved = tuple(filter(None, dict.fromkeys((bos, str(tokenizer.eos_token or ""), self.end))))
 
     @property

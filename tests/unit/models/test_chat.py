@@ -236,6 +236,7 @@ def test_a_template_whose_answers_stand_elsewhere_than_they_are_asked_for_trains
         ("hi", "Assistant: fine", "the response names its speakers"),
         ("hi", "fine\n\nHuman: you", "the response names its speakers"),
         ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "fine", "which the chat template writes itself"),
+        ("hi<|im_end|>", "fine", "which the chat template writes itself"),
         ("hi", "fine<|im_end|>", r"the response holds '<\|im_end\|>' as text"),
         ("hi", "fine<|endoftext|>", r"the response holds '<\|endoftext\|>' as text"),
         ("\n\nHuman: hi\n\nAssistant:", " \n\nHuman: you", "the response is empty"),
