@@ -62,10 +62,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     }
     made = write_report(session.ledger, names, rows)
     figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
-    turned = [row for row in rows if row.control == plan.points[-1].control]
+    turned = [row for row in made.rows if row.control == plan.points[-1].control]
     if config.control.figure and config.control.strengths and turned:
         figures.append(draw_dial(turned, session.folder / "dial.png"))
-    session.tracker.results([row.plain for row in rows], figures)
+    session.tracker.results([row.plain for row in made.rows], figures)
     return made
 
 

@@ -101,3 +101,15 @@ def test_a_token_without_a_row_in_the_embedding_is_named_with_its_row(tmp_path: 
         DataError, match=r"^train\.jsonl:2: holds the token '<tool599>' \(id \d+\), but the model's embedding has"
     ):
         planning.make_plan(parse(composed(tmp_path, "dpo", *words, data=("data=jsonl", f"data.path={tmp_path}"))))
+
+
+def test_an_evaluation_that_could_sample_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shortest has 1\d tokens, and with evaluation.max_new_tokens=256 a context of 256"):
+        planning.make_plan(parse(composed(tmp_path, "red", "evaluation=full", "evaluation.max_new_tokens=256")))
+
+
+def test_so_is_a_validation_that_could_sample_none(tmp_path: Path) -> None:
+    words = ("trainer=validated", "trainer.validation.suite=toy", "trainer.validation.metric=reward", "evaluation=full")
+
+    with pytest.raises(ConfigError, match="no text could be sampled"):
+        planning.make_plan(parse(composed(tmp_path, "red", *words, "evaluation.suites=[]", "evaluation.max_new_tokens=256")))
