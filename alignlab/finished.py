@@ -20,8 +20,9 @@ from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
-from alignlab.running import CONTROL, LABELS, build_policy, device_of
+from alignlab.running import CONTROL, LABELS, build_policy
 from alignlab.tracking.ledger import Ledger
+from alignlab.training.arguments import device_of
 from alignlab.training.collect import PROFILE
 from alignlab.training.stages import Session
 from alignlab.tuners.control.tuner import export_class

@@ -23,9 +23,9 @@ NOT_ESTIMABLE = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Measurement:
-    """A metric's value, from how many items, and the 95 % interval, whose ends are nan where it cannot be estimated; of no items
-    the value is nan too, and is no number of a report. `items`: the value of each item by its name (`item_names`), where the
-    metric is a mean of them under `scale`, one of SCALES. `note`: what was left out of it, and why; empty where nothing was."""
+    """A metric's value, from how many items, and the 95 % interval, its ends nan where it cannot be estimated; of no items
+    the value is nan, too. `items`: the value of each item by its name (`item_names`), where the metric is a mean of them under
+    `scale`, one of SCALES. `note`: what was left out of it, and why; empty where nothing was."""
 
     metric: str
     value: float

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 import alignlab
-from alignlab.errors import MeasureError
+from alignlab.errors import DivergedError, MeasureError
 from alignlab.models.policy import Policy
 from run import run
-from tests.contracts.test_methods import composed
+from tests.contracts.test_methods import composed, history
 
 SAMPLED = ("evaluation.suites=[toy,fluency]", "evaluation.prompts=4")
 
@@ -46,3 +47,27 @@ def test_a_run_that_could_not_measure_what_was_asked_for_is_finished_and_says_so
 
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
     alignlab.load(tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("reference", ["base", "start"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_in_bfloat16_the_first_preference_loss_is_ln_2_whether_references_are_cached_or_not(
+    reference: str, cached: bool, tmp_path: Path
+) -> None:
+    words = ("tuner=lora", "+trainer.extra.bf16=true", f"method.cache_reference={cached}", f"method.reference={reference}")
+    words = (*words, "method.likelihood=0.0", "trainer.micro_batch=2", "trainer.log_every_steps=1", "evaluation=off")
+
+    run(composed(tmp_path, "dpo", *words))
+
+    losses = [line["prefer/loss"] for line in history(tmp_path) if "prefer/loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_divergence_names_the_rate_its_key_the_step_and_gradients_that_are_not_clipped(tmp_path: Path) -> None:
+    words = ("tuner=full", "tuner.likelihood_rate=9.0", "method.fit.max_grad_norm=0", "method.fit.warmup_fraction=0")
+    more = ("model=tiny_gpt2", "method.fit.schedule=constant", "evaluation=off")
+
+    with pytest.raises(DivergedError) as info:
+        run(composed(tmp_path, "sft", *words, *more, steps=200))
+
+    assert "the learning rate was 9 (method.fit.learning_rate=9); lower it, set method.fit.max_grad_norm=1.0" in str(info.value)
