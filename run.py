@@ -60,12 +60,16 @@ def _once(config: RunConfig) -> float | None:
             done = processes.by_main_process(lambda: finished(config))
             if done is None:
                 return _run(planned)
+    from alignlab.evaluation.report import refuse_unmeasured
+
     print("this run is finished; force=true repeats it")
     print(f"report: {done}")
+    refuse_unmeasured(done)
     return headline_of(done)
 
 
 def _run(planned: Plan) -> float | None:
+    from alignlab.evaluation.report import refuse_unmeasured
     from alignlab.evaluation.report import show as show_report
     from alignlab.finished import evaluate, report
     from alignlab.planning import show
@@ -83,6 +87,7 @@ def _run(planned: Plan) -> float | None:
         made = report(planned, evaluate(planned, policy, session), session)
     show_report(made, console())
     print(f"report: {made.path}")
+    refuse_unmeasured(made.path)
     return made.value
 
 

@@ -39,6 +39,10 @@ class FirstLossError(AlignlabError):
     """The first loss of a stage is not the one that is known beforehand; what it is compared with is wrong."""
 
 
+class MeasureError(AlignlabError):
+    """A finished run of which something that was asked for could not be measured; its report has the rest."""
+
+
 class SweepError(AlignlabError):
     """A sweep that ended with failed jobs; each was told by itself."""
 

@@ -20,8 +20,9 @@ from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
-from alignlab.running import CONTROL, LABELS, build_policy, device_of
+from alignlab.running import CONTROL, LABELS, build_policy
 from alignlab.tracking.ledger import Ledger
+from alignlab.training.arguments import device_of
 from alignlab.training.collect import PROFILE
 from alignlab.training.stages import Session
 from alignlab.tuners.control.tuner import export_class
@@ -62,10 +63,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     }
     made = write_report(session.ledger, names, rows)
     figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
-    turned = [row for row in rows if row.control == plan.points[-1].control]
+    turned = [row for row in made.rows if row.control == plan.points[-1].control]
     if config.control.figure and config.control.strengths and turned:
         figures.append(draw_dial(turned, session.folder / "dial.png"))
-    session.tracker.results([row.plain for row in rows], figures)
+    session.tracker.results([row.plain for row in made.rows], figures)
     return made
 
 

@@ -22,6 +22,7 @@ from alignlab.data.mixture import MixtureConfig
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point, points
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
@@ -106,10 +107,13 @@ def make_plan(config: RunConfig) -> Plan:
     watched = _validated(config, parts, choices, limits)
     more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
     encoded: list[Work | HeldOut] = [*works, *filter(None, more)]
-    _refuse_reserved(encoded, tuner.controls)
-    _refuse_unknown([(group.row, m.ids) for each in encoded for group in each.groups for m in group.members], skeletal, codec)
-    prompts = source.prompts() if config.suites else []
+    rows = [(group.row, member.ids) for each in encoded for group in each.groups for member in group.members]
+    _refuse_reserved(rows, tuner.controls)
+    _refuse_unknown(rows, skeletal, codec)
     sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
+    asked = _asked(source, config.evaluation, codec, skeletal, tuner.controls) if sampled else []
+    if watched and "sampled texts" in SUITES[watched.suite].provides(watched.config):
+        _asked(watched.source, watched.config, codec, skeletal, tuner.controls)
     where = tuple(points(config.control, parts.classes.names if parts.classes else None))
     rows_each = _rows_each(config, tuner, where)
     return Plan(
@@ -127,7 +131,7 @@ def make_plan(config: RunConfig) -> Plan:
         held_out_items=items,
         labels=parts.labels,
         held_out_labels=texts,
-        decoding=_decoding(config, codec, prompts, skeletal, tuner, rows_each) if sampled else None,
+        decoding=_decoding(config, asked, skeletal, rows_each) if sampled else None,
         validated=watched,
         fed=_fed(works[0].groups[0], codec) if works else "",
     )
@@ -179,15 +183,12 @@ def _validated(config: RunConfig, parts: _Parts, choices: View | None, limits: L
     return validated(suite, rows, evaluation, config.control, own, parts.classes, parts.labels, choices, parts.codec, limits)
 
 
-def _refuse_reserved(encoded: Sequence[Work | HeldOut], controls: Controls | None) -> None:
-    """Raises DataError for a row that holds an id which stands for a control."""
-    if controls is None or not controls.reserved:
-        return  # most runs; their rows need no second look
-    reserved = set(controls.reserved)
-    for part in encoded:
-        for group in part.groups:
-            if any(not reserved.isdisjoint(member.ids) for member in group.members):
-                raise DataError(f"{group.row}: holds a token that stands for a control; set control.placeholders to others.")
+def _refuse_reserved(encoded: Sequence[tuple[str, Sequence[int]]], controls: Controls | None) -> None:
+    """Raises DataError for the first (row, ids) that holds an id which stands for a control."""
+    reserved = set(controls.reserved) if controls else set()
+    for row, ids in encoded if reserved else []:  # in most runs none is, and their rows need no second look
+        if not reserved.isdisjoint(ids):
+            raise DataError(f"{row}: holds a token that stands for a control; set control.placeholders to others.")
 
 
 def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreTrainedModel, codec: Codec) -> None:
@@ -216,22 +217,44 @@ def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
     return beams * max(passes.values())
 
 
-def _decoding(
-    config: RunConfig, codec: Codec, prompts: Sequence[str], skeletal: PreTrainedModel, tuner: Any, rows_each: int
-) -> tuple[Need, int]:
-    """What decoding the evaluation's texts takes at once, within the trainer's budget; and the weights, in bytes."""
-    itemsize = getattr(torch, config.model.dtype).itemsize
-    budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
-    prefix = tuner.controls.longest if tuner.controls else 0
-    new = config.evaluation.max_new_tokens
+def _asked(
+    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, controls: Controls | None
+) -> list[int]:
+    """How many tokens each prompt has that texts are sampled for, a control's included. Raises ConfigError where none leaves
+    room for an answer, since nothing could be measured then, and DataError for a token that no prompt may hold."""
+    new, context = evaluation.max_new_tokens, context_of(skeletal)
     beside_source = skeletal.config.is_encoder_decoder
     if beside_source:
         check_answer(skeletal, new)
-    room = context_of(skeletal) - (0 if beside_source else new)
-    asked = codec.prompts(codec.askable(prompts)[: config.evaluation.prompts])
-    _refuse_unknown([("a prompt of the evaluation", ids) for ids in asked], skeletal, codec)
-    lengths = [prefix + len(ids) for ids in asked]
-    longest = max((length for length in lengths if length <= room), default=0)
+    prompts = codec.askable(source.prompts())
+    prefix = controls.longest if controls else 0
+    room = context - prefix - (0 if beside_source else new)
+    fitting: list[tuple[int, ...]] = []
+    shortest = context
+    for start in range(0, len(prompts), evaluation.prompts):
+        some = codec.prompts(prompts[start : start + evaluation.prompts])
+        shortest = min(shortest, *map(len, some))
+        fitting += [ids for ids in some if len(ids) <= room]
+        if len(fitting) >= evaluation.prompts:
+            break
+    if not fitting:
+        raise ConfigError(
+            f"no text could be sampled: of {len(prompts)} prompts the shortest has {shortest} tokens, and with"
+            f" evaluation.max_new_tokens={new} a context of {context} leaves room for {max(room, 0)}; lower it, take"
+            " evaluation=quick, or leave out the suites that sample texts (evaluation.suites)."
+        )
+    del fitting[evaluation.prompts :]
+    named = [("a prompt of the evaluation", ids) for ids in fitting]
+    _refuse_reserved(named, controls)
+    _refuse_unknown(named, skeletal, codec)
+    return [prefix + len(ids) for ids in fitting]
+
+
+def _decoding(config: RunConfig, lengths: Sequence[int], skeletal: PreTrainedModel, rows_each: int) -> tuple[Need, int]:
+    """What decoding the evaluation's texts takes at once, within the trainer's budget; and the weights, in bytes."""
+    itemsize = getattr(torch, config.model.dtype).itemsize
+    budget = Budget(Footprint.of(skeletal, itemsize), config.trainer.pass_gib)
+    longest, new = max(lengths), config.evaluation.max_new_tokens
     texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
     return budget.need(texts, longest, new, rows_each), budget.footprint.weights
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from alignlab.config import GROUPS, STORE, RunConfig, folder_of
-from alignlab.errors import AlignlabError, ConfigError
+from alignlab.errors import AlignlabError
 from alignlab.files import environment
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
@@ -24,6 +24,7 @@ from alignlab.records import LabelSet
 from alignlab.tracking import Identity, NoTracker, Tracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
+from alignlab.training.arguments import device_of
 from alignlab.training.config import TrainerConfig
 from alignlab.training.stages import DONE, METRICS, Session, Stage, StageStore, Work, stage_key
 from alignlab.training.validation import Validation
@@ -251,11 +252,3 @@ def _identity(config: RunConfig, folder: Path) -> Identity:
         folder=folder,
         config=shown,
     )
-
-
-def device_of(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("trainer.device=cuda, but torch sees no GPU here; choose auto or cpu.")
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -105,7 +105,12 @@ def _run(pairs: int) -> Any:
         *("tuner=lora", f"tuner.rank={RANK}", f"tuner.alpha={ALPHA}", "tuner.dropout=0.0", "tuner.targets=[]"),
         *("model=local", f"model.path={SHARED / 'models' / 'stories260k'}", "model.dtype=float32"),
         *("data=hh_rlhf", f"data.path={SHARED / 'data' / 'hh-rlhf'}", "data.train='*train*'", "data.test='*test*'"),
-        *(f"data.limit={2 * pairs}", "trainer.device=cpu", "trainer.log_every_steps=1", "+trainer.extra.save_strategy='no'"),
+        *(
+            f"data.limit={2 * pairs}",
+            "trainer.device=cpu",
+            "trainer.log_every_steps=1",
+            "trainer.checkpoint_every_steps=1000000",
+        ),
     ]
     with initialize_config_dir(config_dir=str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         return parse(compose("run", overrides=words))
@@ -140,10 +145,11 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     from alignlab.models.policy import Policy
     from alignlab.tracking import NoTracker
     from alignlab.tracking.ledger import Ledger
+    from alignlab.training.arguments import arguments
     from alignlab.training.references import with_references
     from alignlab.training.stages import Session
     from alignlab.training.trainable import training
-    from alignlab.training.trainer import FitTrainer, Step, arguments
+    from alignlab.training.trainer import FitTrainer, Step
 
     folder = Path(tempfile.mkdtemp())
     steps = pairs // BATCH
@@ -161,7 +167,7 @@ def _ours(pairs: int, *, cached: bool) -> Any:
     policy.model.requires_grad_(False)
     [parameter.requires_grad_(True) for parameter in tuner.parameters()]
     batches = Batches(groups, shares, backbone.codec.pad)
-    args = arguments(stage.fit, session, folder, steps)
+    args = arguments(stage.fit, session.trainer, folder, steps, session.seed)
     with training(policy, stage.trains) as parts:
         trainer = FitTrainer(Step(policy, stage.objective), stage.name, parts, session, batches, args)
     trainer.add_callback(_clock())

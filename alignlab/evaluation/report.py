@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignlab.errors import MeasureError
 from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
 
@@ -21,7 +23,7 @@ ITEM_KEYS = ("strength", "control", "suite", "metric", "scale", "items")
 @dataclass(frozen=True)
 class Row:
     """One number of a report. `low`, `high`: of the 95 % interval, None where it cannot be estimated. `items`, `scale`: as in
-    `Measurement`; they stand in ITEMS, not in the report."""
+    `Measurement`; they stand in ITEMS, not in the report. `note`: what was left out, if anything was."""
 
     strength: float
     control: str
@@ -33,30 +35,57 @@ class Row:
     high: float | None
     items: Mapping[str, float] = field(default_factory=dict, repr=False)
     scale: str = ""
+    note: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The row without its items."""
-        return {key: value for key, value in vars(self).items() if key not in ("items", "scale")}
+        """The row without its items; its note only where it has one."""
+        left_out = ("items", "scale") if self.note else ("items", "scale", "note")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
+
+    @property
+    def unmeasured(self) -> dict[str, Any]:
+        """What a row without a number says."""
+        return {key: value for key, value in self.plain.items() if key not in ("value", "low", "high")}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report is, its headline number (None without evaluation), and its rows."""
+    """Where the report is, its headline number (None without evaluation), and its rows; `unmeasured`: those with n = 0."""
 
     path: Path
     value: float | None
     rows: Sequence[Row]
+    unmeasured: Sequence[Row] = ()
 
 
 def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-    """Writes report.json: who the run is, its headline, and a list of rows; and the values of their items to ITEMS."""
+    """Writes report.json: who the run is, its headline, and a list of rows; and the values of their items to ITEMS. Rows with
+    n = 0 are no numbers, and stand apart, in `unmeasured`, where there are any."""
+    unmeasured = [row for row in rows if not row.n]
     first = headline(rows) if rows else None
+    rows = [row for row in rows if row.n]
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
     measured = [{**row.plain, "items": row.items, "scale": row.scale} for row in rows if row.items]
     ledger.write(ITEMS, {"results": [{key: row[key] for key in ITEM_KEYS} for row in measured]}, indent=None)
-    path = ledger.write("report.json", {**names, "headline": shown, "results": [row.plain for row in rows]})
-    return Report(path, first.value if first else None, rows)
+    results = {"headline": shown, "results": [row.plain for row in rows]}
+    if unmeasured:
+        results["unmeasured"] = [row.unmeasured for row in unmeasured]
+    path = ledger.write("report.json", {**names, **results})
+    return Report(path, first.value if first else None, rows, unmeasured)
+
+
+def refuse_unmeasured(report: Path) -> None:
+    """Raises MeasureError for a report of a finished run that has no number where one was asked for."""
+    missing = json.loads(report.read_text(encoding="utf-8")).get("unmeasured", [])
+    if missing:
+        first = missing[0]
+        raise MeasureError(
+            f"{first['suite']}/{first['metric']} could not be measured at {first['control']} {first['strength']:g}"
+            f" ({first.get('note') or 'there was nothing to measure it on'})"
+            f"{f', and {len(missing) - 1} more numbers' if len(missing) > 1 else ''}; the run is finished, and {report} has the"
+            " others: look at what the model writes, or set evaluation.suites to what it can be measured by."
+        )
 
 
 def show(report: Report, console: Console) -> None:
@@ -73,16 +102,20 @@ def show(report: Report, console: Console) -> None:
     cells = {(row.suite, row.metric, title): row for row, title in zip(report.rows, named, strict=True)}
     for suite, metric in dict.fromkeys((row.suite, row.metric) for row in report.rows):
         found = [cells.get((suite, metric, title)) for title in columns]
-        n = next(row.n for row in found if row)
-        table.add_row(f"{suite}/{metric}", str(n), *(_cell(row) for row in found))
+        counts = sorted({row.n for row in found if row})
+        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+        table.add_row(f"{suite}/{metric}", n, *(_cell(row) for row in found))
     console.print(table)
+    for row, title in zip(report.rows, named, strict=True):
+        if row.note:
+            console.print(f"{row.suite}/{row.metric} at {title}: {row.note}", soft_wrap=True)
 
 
 def headline(rows: Sequence[Row]) -> Row | None:
-    """The first suite's main metric at the strength nearest to 1."""
+    """The first suite's main metric at the strength nearest to 1; None where it could not be measured there."""
     for row in sorted(rows, key=lambda row: abs(row.strength - 1)):
         if row.suite == rows[0].suite and row.metric == METRICS[row.suite][0]:
-            return row
+            return row if row.n else None
     return None
 
 

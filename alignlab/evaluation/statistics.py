@@ -23,8 +23,9 @@ NOT_ESTIMABLE = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Measurement:
-    """A metric's value, from how many items, and the 95 % interval, whose ends are nan where it cannot be estimated. `items`:
-    the value of each item by its name (`item_names`), where the metric is a mean of them under `scale`, one of SCALES."""
+    """A metric's value, from how many items, and the 95 % interval, its ends nan where it cannot be estimated; of no items
+    the value is nan, too. `items`: the value of each item by its name (`item_names`), where the metric is a mean of them under
+    `scale`, one of SCALES. `note`: what was left out of it, and why; empty where nothing was."""
 
     metric: str
     value: float
@@ -33,6 +34,7 @@ class Measurement:
     high: float
     items: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     scale: str = field(default="", compare=False, repr=False)
+    note: str = ""
 
 
 def item_names(contents: Sequence[object]) -> list[str]:
@@ -52,6 +54,8 @@ def bootstrap(metric: str, values: Sequence[float], scale: str = "", names: Sequ
     values, or where all are equal, since such a sample tells nothing of their spread. `names`: of the items, if any."""
     from scipy.stats import bootstrap as resample
 
+    if not values:
+        return _of_nothing(metric)
     array = np.asarray(values, dtype=np.float64)
     mean, show = float(array.mean()), SCALES[scale]
     low, high = NOT_ESTIMABLE
@@ -67,11 +71,17 @@ def bootstrap(metric: str, values: Sequence[float], scale: str = "", names: Sequ
 def share(metric: str, values: Sequence[float], names: Sequence[str] = ()) -> Measurement:
     """A proportion: Wilson's score interval where every item is 0 or 1, or where all are equal; the bootstrap where ties count
     one half. `names`: of the items, if any."""
+    if not values:
+        return _of_nothing(metric)
     items = dict(zip(names, values))
     if any(value not in (0.0, 1.0) for value in values) and len(set(values)) > 1:
         return bootstrap(metric, values, names=names)
     mean = sum(values) / len(values)
     return Measurement(metric, mean, len(values), *_wilson(mean, len(values)), items)
+
+
+def _of_nothing(metric: str) -> Measurement:
+    return Measurement(metric, math.nan, 0, *NOT_ESTIMABLE)
 
 
 def _wilson(mean: float, n: int) -> tuple[float, float]:
@@ -87,7 +97,7 @@ def rank_correlation(metric: str, ranked: Sequence[Sequence[float]], names: Sequ
     averaged over items; an item of equal values counts 0."""
     from scipy.stats import spearmanr
 
-    places = range(len(ranked[0]))
+    places = range(len(ranked[0]) if ranked else 0)
     found = [float(spearmanr(places, item).statistic) if len(set(item)) > 1 else 0.0 for item in ranked]
     return bootstrap(metric, found, names=names)
 

@@ -104,7 +104,8 @@ class SuiteAcross(Suite, Protocol):
 def sweep(
     context: EvaluationContext, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]
 ) -> list[Row]:
-    """Measures every suite at every point, in order, and then what some say of all points together."""
+    """Measures every suite at every point, in order, and then what some say of all points together. A row with n = 0 is no
+    number: it says what could not be measured."""
     built = {name: SUITES[name].build(context) for name in suites}
     rows: list[Row] = []
     for point in where:
@@ -115,7 +116,10 @@ def sweep(
         if isinstance(suite, SuiteAcross):
             rows += [_row(Point(1.0, ACROSS), name, measured) for measured in suite.across(where)]
     for row, title in zip(rows, titles(rows), strict=True):
-        log_values(title, row)
+        if row.n:
+            log_values(title, row)
+        if row.note:
+            log.info("%s/%s at %s: %s", row.suite, row.metric, title, row.note)
     return rows
 
 
@@ -150,7 +154,7 @@ class Validated:
         found = suite.measure(self.points[0])
         if isinstance(suite, SuiteAcross):
             found = [*found, *suite.across(self.points)]
-        return {measured.metric: measured.value for measured in found}
+        return {measured.metric: measured.value for measured in found if measured.n}
 
 
 def validated(
@@ -193,4 +197,5 @@ def _row(point: Point, suite: str, measured: Measurement) -> Row:
         high,
         measured.items,
         measured.scale,
+        measured.note,
     )

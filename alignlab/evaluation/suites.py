@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.data.batching import in_order, whole
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import Point
 from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, share
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.answers import scored
-from alignlab.records import EncodedGroup, Example
+from alignlab.models.text import Codec
+from alignlab.records import Encoded, EncodedGroup, Example
 
 SAMPLED_PER_PASS = 64
 """Sampled texts that are scored together at most."""
@@ -25,6 +27,9 @@ TIE_NATS = 1e-4
 """Margins closer than rounding between batch shapes are ties: they count one half."""
 DISTINCT = 2
 REPEATED = 4
+MOST_NATS = 500.0
+"""Per token of a text; of more the perplexity is no finite number."""
+ENDLESS = "no finite likelihood"
 
 
 class Toy:
@@ -97,36 +102,56 @@ class Fluency:
         self._context = context
 
     def measure(self, point: Point) -> list[Measurement]:
-        """Perplexity per token (texts that are empty are left out of it), share of distinct bigrams of a text, share of
-        its 4-grams that it had already used, and length in words."""
+        """Perplexity per token, share of distinct bigrams of a text, share of its 4-grams that it had already used, and length
+        in words. Left out of the perplexity, and counted in its note, are texts that have none: empty ones, those that a
+        codec refuses (`</s>` written out), and those that are too long or too unlikely when they are read again."""
         prompts, texts = self._context.answers(point)
         words = [text.split() for text in texts]
         names = item_names(prompts)
-        nats = self._nats_per_token(prompts, texts)
-        written = [name for name, text in zip(names, texts, strict=True) if text.strip()]
-        perplexity = [bootstrap("perplexity", nats, "exp", written)] if nats else []
+        nats, left_out = self._nats_per_token(prompts, texts)
+        counted = Counter(left_out.values())
+        note = "; ".join(f"{count} of {len(texts)} texts left out: {reason}" for reason, count in counted.items())
+        written = [name for place, name in enumerate(names) if place not in left_out]
         return [
-            *perplexity,
+            replace(bootstrap("perplexity", nats, "exp", written), note=note),
             bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words], names=names),
             bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words], names=names),
             bootstrap("words", [float(len(text)) for text in words], names=names),
         ]
 
-    def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
-        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none."""
+    def _nats_per_token(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], dict[int, str]]:
+        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none. And
+        the texts that have no such number, by their place, with the reason."""
         policy = self._context.policy
-        pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
-        encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
-        groups = [
-            EncodedGroup(str(number), (replace(example, ids=example.ids[: -policy.backbone.codec.end_tokens]),))
-            for number, example in enumerate(encoded)
-        ]
+        left_out: dict[int, str] = {}
+        groups: dict[int, EncodedGroup] = {}
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            encoded = _read_again(policy.backbone.codec, prompt, text, policy.backbone.context)
+            if isinstance(encoded, str):
+                left_out[place] = encoded
+            else:
+                groups[place] = EncodedGroup(str(place), (encoded,))
         if not groups:
-            return []
+            return [], left_out
         with torch.inference_mode(), policy.off():
-            mean_NM = scored(policy, groups, SAMPLED_PER_PASS)[1]
-        values: list[float] = (-mean_NM[:, 0]).tolist()
-        return values
+            mean_NM = scored(policy, list(groups.values()), SAMPLED_PER_PASS)[1]
+        nats = dict(zip(groups, (-mean_NM[:, 0]).tolist(), strict=True))
+        left_out |= {place: ENDLESS for place, value in nats.items() if not value <= MOST_NATS}
+        return [value for place, value in nats.items() if place not in left_out], left_out
+
+
+def _read_again(codec: Codec, prompt: str, text: str, context: int) -> Encoded | str:
+    """A sampled text as ids behind its prompt, without its end; or why it has none."""
+    if not text.strip():
+        return "empty"
+    try:
+        (encoded,) = codec.examples([Example(prompt, text)], ["a sampled text"])
+    except DataError:
+        return "a special token is written out in it"
+    ids = encoded.ids[: -codec.end_tokens]
+    if len(ids) > context:
+        return "more tokens than the context when it is read again"
+    return replace(encoded, ids=ids)
 
 
 class Classification:

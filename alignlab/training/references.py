@@ -117,7 +117,9 @@ class OtherModel(Reference):
         own: Any = policy.backbone.model
         dtype = str(own.dtype)
         config = self._config(dtype.removeprefix("torch."), str(own.config._attn_implementation))
-        other = Policy(load(config, start="pretrained", seed=0, device=str(own.device)), Untuned(), packing=policy.packing)
+        with torch.autocast(own.device.type, enabled=False):  # what it can do is tried in its own dtype
+            backbone = load(config, start="pretrained", seed=0, device=str(own.device))
+            other = Policy(backbone, Untuned(), packing=policy.packing)
         weights = self._content(dtype)
         return with_references(groups, other, session.store, weights=weights, inside=nullcontext(), trained_in=trained_in)
 
@@ -152,9 +154,10 @@ def with_references(
     a stored file are computed again, and a file that disagrees is not used.
 
     `trained_in`: the batches of the training. Another batch rounds otherwise, in bfloat16 by tenths of a nat per response, so
-    below float32 each group is computed in the batch that trains it first, and those that none trains have no reference.
+    below float32, or inside autocast to such a type, each group is computed in the batch that trains it first, and those that
+    none trains have no reference.
     """
-    batches = None if trained_in is None or policy.backbone.model.dtype == torch.float32 else trained_in
+    batches = None if trained_in is None or _dtype(policy) == torch.float32 else trained_in
     path = store / "references" / f"{_key(groups, weights, _rounding(policy, batches))}.safetensors"
     rows = sorted({row for batch in batches for row in batch}) if batches else list(range(len(groups)))
     with torch.no_grad(), inside:
@@ -184,7 +187,15 @@ def _rounding(policy: Policy, batches: Batching | None) -> list[object]:
     if batches is None:
         return []
     attention = policy.backbone.model.config._attn_implementation
-    return [policy.packing, attention, policy.backbone.device.type, [list(batch) for batch in batches]]
+    device = policy.backbone.device.type
+    cast = [str(_dtype(policy))] if torch.is_autocast_enabled(device) else []
+    return [policy.packing, attention, device, [list(batch) for batch in batches], *cast]
+
+
+def _dtype(policy: Policy) -> torch.dtype:
+    """What passes are computed in: the weights' type, or that of an autocast around them."""
+    device = policy.backbone.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.backbone.model.dtype
 
 
 def _key(groups: Sequence[EncodedGroup], weights: str, rounding: Sequence[object]) -> str:
@@ -201,7 +212,7 @@ def _agrees(groups: Sequence[EncodedGroup], rows: Sequence[int], stored_NM: Tens
         return False
     looked = list(rows[:: max(1, len(rows) // CHECKED_ROWS)][:CHECKED_ROWS])
     again_NM = scored(policy, [groups[row] for row in looked], ROWS_PER_PASS)[0]
-    allowed_NM = TOLERANCE_NATS + RELATIVE_TOLERANCE[policy.backbone.model.dtype] * again_NM.abs()
+    allowed_NM = TOLERANCE_NATS + RELATIVE_TOLERANCE[_dtype(policy)] * again_NM.abs()
     return bool(((again_NM - stored_NM[looked]).abs() <= allowed_NM).all())
 
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from tempfile import mkdtemp
 from typing import Any, Protocol
@@ -30,12 +31,13 @@ from alignlab.records import EncodedGroup, View
 from alignlab.tracking import Tracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
+from alignlab.training.arguments import arguments, autocast, check_arguments
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.objectives import Objective
 from alignlab.training.processes import Preemption
 from alignlab.training.references import Reference, SecondModel
 from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, load_result, sentence, training
-from alignlab.training.trainer import FitTrainer, Step, arguments, check_extra
+from alignlab.training.trainer import FitTrainer, Step
 from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners.lora import UpdateShape
 
@@ -201,7 +203,7 @@ class TrainStage:
         """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
         what the objective refuses."""
         trainer.micro(self.fit.batch, processes.count())
-        check_extra(trainer)
+        check_arguments(self.fit, trainer, work.steps)
         if hasattr(self.objective, "check"):
             self.objective.check(shape)
 
@@ -213,14 +215,23 @@ class TrainStage:
         groups, reference = work.groups, self.cached_reference
         if reference is not None:
             trained_in = [each.members for each in micro_batches]
-            groups = processes.main_process_first(lambda: reference.added(work.groups, policy, session, self.name, trained_in))
+            with autocast(session.trainer, policy.backbone.device):
+                added = partial(reference.added, work.groups, policy, session, self.name, trained_in)
+                groups = processes.main_process_first(added)
         batches = Batches(groups, micro_batches, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, micro_batches)})
         recomputed = policy.without_activations(session.trainer.gradient_checkpointing)
         with self.training(policy) as parts, policy.only(parts.parameters()), recomputed:
             step = Step(policy, self.objective)
             watched = session.validation if session.validation and self.validated(session.trainer) else None
-            given = (step, self.name, parts, session, batches, arguments(self.fit, session, folder, work.steps))
+            given = (
+                step,
+                self.name,
+                parts,
+                session,
+                batches,
+                arguments(self.fit, session.trainer, folder, work.steps, session.seed),
+            )
             if watched:
                 measured_at = watched.config.steps(work.steps, len(groups), self.fit.batch)
                 ValidatedTrainer(*given, validation=watched, measured_at=measured_at).fit()

@@ -1,13 +1,11 @@
-"""The one transformers.Trainer of the project, with its arguments, checkpoints and callbacks; it trains any objective."""
+"""The one transformers.Trainer of the project, with its checkpoints and callbacks; it trains any objective."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from alignlab.errors import ConfigError, DivergedError
+from alignlab.errors import DivergedError
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
-from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import processes
-from alignlab.training.config import FitConfig, TrainerConfig
 from alignlab.training.objectives import Objective, check_first_loss
 from alignlab.training.processes import Preemption
 from alignlab.training.sharded import Unsharded
@@ -33,78 +29,12 @@ if TYPE_CHECKING:
     from alignlab.training.stages import Session
 
 log = logging.getLogger(__name__)
-OWNED = (
-    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("output_dir", "seed", "data_seed", "report_to", "save_strategy", "save_steps", "save_total_limit", "eval_strategy"),
-    *("eval_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "remove_unused_columns"),
-    *("gradient_checkpointing", "activation_checkpointing", "use_cpu"),
-    *("ddp_backend", "ddp_find_unused_parameters", "ddp_timeout", "local_rank"),
-)
-"""Arguments that the schedule, resuming or the ledger depend on, or that a policy cannot honour."""
 MARK = "complete"
 """In a checkpoint; written when everything else in it has been written."""
 PLAIN_LINES = 8
 """Lines of progress per stage where there is no terminal."""
 PROGRESS = "progress.json"
 """In the run's folder: stage, step, steps and seconds left, written at most once a second."""
-
-
-def check_extra(trainer: TrainerConfig) -> None:
-    """Raises ConfigError for a key of `trainer.extra` that transformers.TrainingArguments does not have, or that is not for
-    `extra`; and where it asks for FSDP or DeepSpeed and this run cannot have it."""
-    known = [field.name for field in dataclasses.fields(TrainingArguments)]
-    for key in trainer.extra:
-        if key in OWNED or key.startswith("dataloader_"):
-            raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
-        if key not in known:
-            raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
-    asked = next((key for key in ("fsdp", "deepspeed") if trainer.extra.get(key)), None)
-    if asked == "deepspeed" and find_spec("deepspeed") is None:
-        raise ConfigError("trainer.extra.deepspeed needs the package deepspeed; pip install deepspeed, or take trainer=fsdp.")
-    if asked and (trainer.device == "cpu" or not torch.cuda.is_available()):
-        # transformers would train with plain DDP and not say so.
-        raise ConfigError(f"trainer.extra.{asked} shards over GPUs, and this run has none; take trainer=default.")
-    if asked and processes.count() == 1:
-        raise ConfigError(
-            f"trainer.extra.{asked} shards over processes, and there is one; start them with"
-            " torchrun --nproc_per_node N run.py ..., or take trainer=default."
-        )
-
-
-def arguments(fit: FitConfig, session: Session, folder: Path, steps: int) -> TrainingArguments:
-    """The Trainer's arguments, every number from a config."""
-    trainer = session.trainer
-    given: dict[str, Any] = dict(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=fit.batch // processes.count() // trainer.micro(fit.batch, processes.count()),
-        ddp_find_unused_parameters=True,  # a micro-batch may lack a class, and with it that class's control
-        learning_rate=fit.learning_rate,
-        lr_scheduler_type=fit.schedule,
-        warmup_steps=math.ceil(fit.warmup_fraction * steps),
-        weight_decay=fit.weight_decay,
-        adam_beta1=fit.adam_beta1,
-        adam_beta2=fit.adam_beta2,
-        adam_epsilon=fit.adam_epsilon,
-        max_grad_norm=fit.max_grad_norm,
-        optim="adamw_torch",
-        seed=session.seed,
-        data_seed=session.seed,
-        logging_steps=trainer.log_every_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=trainer.checkpoint_every_steps,
-        save_total_limit=trainer.keep_checkpoints,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=session.device == "cpu",
-    )
-    made = TrainingArguments(**{**given, **trainer.extra})
-    if made.n_gpu > 1:
-        made._n_gpu = 1  # several devices mean several processes; the Trainer would wrap the model in DataParallel
-    return made
 
 
 def mark(checkpoint: Path) -> None:
@@ -221,7 +151,7 @@ class FitTrainer(Trainer):
         for number, rows in processes.gathered((loss.value.item(), inputs["batch"].rows[:3])):
             if not math.isfinite(number):
                 where = f"the loss is {number} at step {self.state.global_step + 1}"
-                raise self._diverged(where, f" or look at the rows {', '.join(rows)}")
+                raise self._diverged(where, self.state.global_step, f"look at the rows {', '.join(rows)}")
         if self.state.global_step == 0:
             check_first_loss(self._stage, self._step.objective, self._step.policy, loss, inputs["batch"])
         for name, value in loss.metrics.items():
@@ -253,7 +183,8 @@ class FitTrainer(Trainer):
         with self._unsharded.whole() if self._unsharded else nullcontext():
             # A finite loss can have an endless gradient; such weights must not become the last good checkpoint.
             if not all(bool(parameter.isfinite().all()) for parameter in self._parts.parameters()):
-                raise self._diverged(f"weights are no longer finite at step {self.state.global_step}")
+                step = self.state.global_step
+                raise self._diverged(f"weights are no longer finite at step {step}", step)
             if processes.is_main_process():
                 self._parts.save(Path(output_dir) if output_dir else self._folder)
 
@@ -264,12 +195,21 @@ class FitTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: `fit` has read what the stage trains, before anything wrapped it."""
 
-    def _diverged(self, what: str, also: str = "") -> DivergedError:
-        kept = latest(self._folder)
-        return DivergedError(
-            f"stage {self._stage}: {what}; the last good checkpoint is {kept.name if kept else 'the start'}."
-            f" Lower the learning rate{also}."
-        )
+    def _diverged(self, what: str, updates: int, also: str = "") -> DivergedError:
+        """`updates`: how many were made before; what they were made by may be the cause, and is named with its keys."""
+        kept, key = latest(self._folder), f"method.{self._stage}"
+        good = kept.name if kept else "the start"
+        if not updates:
+            advice = f"no weight had been updated, so the rates are not the cause: {also}, or at model.dtype and the weights"
+        else:
+            own = {part.name: part.settings.learning_rate for part in self._parts.learned if part.settings.learning_rate}
+            apart = "".join(f", the {name}'s own is {rate:g}" for name, rate in own.items())
+            unclipped = "" if self.args.max_grad_norm else f", set {key}.max_grad_norm=1.0 (now 0: gradients are not clipped)"
+            advice = (
+                f"the learning rate was {self._get_learning_rate():g} ({key}.learning_rate={self.args.learning_rate:g}{apart});"
+                f" lower it{unclipped}{f', or {also}' if also else ''}"
+            )
+        return DivergedError(f"stage {self._stage}: {what}; the last good checkpoint is {good}; {advice}.")
 
 
 def _first(items: list[Any]) -> Any:

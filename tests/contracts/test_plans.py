@@ -114,3 +114,15 @@ def test_a_plan_shows_one_row_as_it_will_be_fed(tmp_path: Path) -> None:
     (line,) = [line for line in console.export_text().splitlines() if line.startswith("row as fed")]
     assert line.startswith(f"row as fed    {first.row}: <bos>{first.prompt}\\n>>>{response[:120]}")
     assert line.rstrip().endswith(f"{response[-100:]}</s><<<")
+
+
+def test_an_evaluation_that_could_sample_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shortest has 1\d tokens, and with evaluation.max_new_tokens=256 a context of 256"):
+        planning.make_plan(parse(composed(tmp_path, "red", "evaluation=full", "evaluation.max_new_tokens=256")))
+
+
+def test_so_is_a_validation_that_could_sample_none(tmp_path: Path) -> None:
+    words = ("trainer=validated", "trainer.validation.suite=toy", "trainer.validation.metric=reward", "evaluation=full")
+
+    with pytest.raises(ConfigError, match="no text could be sampled"):
+        planning.make_plan(parse(composed(tmp_path, "red", *words, "evaluation.suites=[]", "evaluation.max_new_tokens=256")))

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from alignlab.config import parse
 from alignlab.errors import ConfigError
 from alignlab.training import processes
-from alignlab.training.trainer import check_extra
+from alignlab.training.arguments import check_extra
 from run import run
 from tests.contracts.test_methods import CONF, history, tensors
 from tests.contracts.two_processes import KINDS, RATE
@@ -151,7 +151,7 @@ def test_the_fsdp_sheet_is_one_that_transformers_takes(tmp_path: Path) -> None:
 
 
 def test_deepspeed_without_its_package_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignlab.training.trainer.find_spec", lambda _name: None)
+    monkeypatch.setattr("alignlab.training.arguments.find_spec", lambda _name: None)
 
     with pytest.raises(ConfigError, match="needs the package deepspeed; pip install deepspeed, or take trainer=fsdp"):
         check_extra(composed_config("trainer=deepspeed").trainer)

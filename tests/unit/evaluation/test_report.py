@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from alignlab.evaluation.report import Row, show, write_report
+from alignlab.errors import MeasureError
+from alignlab.evaluation.report import Row, refuse_unmeasured, show, write_report
 from alignlab.tracking.ledger import Ledger
 
 ROWS = [
@@ -63,3 +67,35 @@ def test_a_report_without_rows_shows_nothing(tmp_path: Path) -> None:
         show(write_report(Ledger(tmp_path), NAMES, []), console)
 
     assert said.get() == ""
+
+
+UNMEASURED = Row(1.0, "dial", "fluency", "perplexity", math.nan, 0, None, None, note="4 of 4 texts left out: empty")
+
+
+def test_what_was_left_out_of_a_number_stands_in_its_row_and_under_the_table(tmp_path: Path) -> None:
+    console = Console(width=120, color_system=None)
+    noted = replace(ROWS[2], note="8 of 128 texts left out: empty")
+
+    with console.capture() as said:
+        show(write_report(Ledger(tmp_path), NAMES, [*ROWS[:2], noted]), console)
+
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [row.get("note") for row in content["results"]] == [None, None, "8 of 128 texts left out: empty"]
+    assert said.get().splitlines()[-1] == "fluency/perplexity at strength 1: 8 of 128 texts left out: empty"
+
+
+def test_what_could_not_be_measured_is_no_number_of_a_report_and_refuses_it(tmp_path: Path) -> None:
+    made = write_report(Ledger(tmp_path), NAMES, [UNMEASURED, *ROWS])
+
+    content = json.loads(made.path.read_text(encoding="utf-8"))
+    assert (content["headline"], made.value, len(content["results"])) == (None, None, 3)
+    assert [row["n"] for row in content["unmeasured"]] == [0]
+    assert "value" not in content["unmeasured"][0]
+    with pytest.raises(
+        MeasureError, match=r"^fluency/perplexity could not be measured at dial 1 \(4 of 4 texts left out: empty\)"
+    ):
+        refuse_unmeasured(made.path)
+
+
+def test_a_report_with_every_number_is_not_refused(tmp_path: Path) -> None:
+    refuse_unmeasured(write_report(Ledger(tmp_path), NAMES, ROWS).path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.report import Row, headline
-from alignlab.evaluation.statistics import Measurement
+from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
 from alignlab.evaluation.suite import EvaluationContext, held_out, sweep
 from alignlab.evaluation.suites import Fluency, PreferenceSuite, Toy, _distinct, _wins
 from alignlab.models.backbone import Backbone
@@ -166,16 +166,6 @@ def test_perplexity_is_that_of_the_texts_under_the_untouched_backbone(llama: Bac
     assert measured["words"].value == pytest.approx(sum(len(text.split()) for text in texts) / 3)
 
 
-def test_empty_texts_have_no_perplexity(llama: Backbone) -> None:
-    made = context(attached("lora", llama))
-    made._answers[at(1.0)] = (["Tell a story."] * 2, ["", " "])
-
-    measured = named(Fluency(made).measure(at(1.0)))
-
-    assert "perplexity" not in measured
-    assert measured["words"].value == 0.0
-
-
 @pytest.mark.parametrize(
     ("text", "size", "value"),
     [("a b a b a", 2, 0.5), ("a b c", 2, 1.0), ("a", 2, 1.0), ("", 4, 1.0), ("a a a a a a", 4, 1 / 3)],
@@ -244,3 +234,42 @@ def test_an_evaluation_that_cannot_be_sampled_is_refused(changes: dict[str, Any]
 def test_a_grid_of_strengths_that_cannot_be_read_is_refused(strengths: list[float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         checked("control", StrengthConfig("dial", strengths, figure=True))
+
+
+def saying(policy: Policy, texts: Sequence[str], **changes: Any) -> EvaluationContext:
+    """A context in which these texts were sampled at strength 1."""
+    made = context(policy, prompts=len(texts), **changes)
+    made._answers[at(1.0)] = ([prompt for prompt, _, _ in PAIRS[: len(texts)]], list(texts))
+    return made
+
+
+def test_texts_that_cannot_be_read_again_are_counted_and_the_others_measured(llama: Backbone) -> None:
+    policy = attached("lora", llama)
+    eos = llama.codec.tokenizer.eos_token
+    alone = named(Fluency(saying(policy, ["Tom was happy."])).measure(at(1.0)))["perplexity"]
+
+    measured = named(Fluency(saying(policy, ["Tom was happy.", f"Tom{eos} was", " \n", "\x01" * 127])).measure(at(1.0)))
+
+    assert measured["perplexity"].n == 1
+    assert measured["perplexity"].value == pytest.approx(alone.value, rel=1e-6)
+    assert measured["perplexity"].note.split("; ") == [
+        "1 of 4 texts left out: a special token is written out in it",
+        "1 of 4 texts left out: empty",
+        "1 of 4 texts left out: more tokens than the context when it is read again",
+    ]
+    assert {each.n for name, each in measured.items() if name != "perplexity"} == {4}
+
+
+def test_where_every_text_is_empty_there_is_no_perplexity(llama: Backbone) -> None:
+    measured = named(Fluency(saying(attached("lora", llama), ["", " "])).measure(at(1.0)))["perplexity"]
+
+    assert (measured.n, measured.note) == (0, "2 of 2 texts left out: empty")
+    assert math.isnan(measured.value)
+
+
+@pytest.mark.parametrize("measure", [bootstrap, share, rank_correlation])
+def test_of_nothing_there_is_no_number(measure: Callable[..., Measurement]) -> None:
+    measured = measure("reward", [])
+
+    assert measured.n == 0
+    assert all(math.isnan(number) for number in (measured.value, measured.low, measured.high))

@@ -17,10 +17,11 @@ from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS
 from alignlab.models.policy import Policy
+from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainable import PartSettings, Trains, check_parts, named_parts, training, tuner_of
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainer import FitTrainer, Step
 from alignlab.tuners.config import BitfitConfig
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.weights import bitfit
@@ -73,7 +74,7 @@ def groups(policy: Policy, trains: Trains, folder: Path, **changes: Any) -> list
     session, fit = session_in(folder), fit_config(**{"learning_rate": 0.5, "weight_decay": 0.25, **changes})
     names = {id(parameter): name for name, parameter in policy.model.named_parameters()}
     with training(policy, trains) as parts, policy.only(parts.parameters()):
-        args = arguments(fit, session, folder, 2)
+        args = arguments(fit, session.trainer, folder, 2, session.seed)
         optimizer = FitTrainer(Step(policy, nll), "fit", parts, session, [], args).create_optimizer()
     return [
         (group["lr"], group["weight_decay"], {names[id(parameter)] for parameter in group["params"]})

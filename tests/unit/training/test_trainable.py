@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from alignlab.models.policy import Policy
+from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainer import FitTrainer, Step, arguments
+from alignlab.training.trainer import FitTrainer, Step
 from tests.conftest import backbone
 from tests.contracts.controls import Case, attach, batch_of, items, learned, totals, trained
 from tests.unit.conftest import session_in
@@ -32,7 +33,7 @@ every_form = pytest.mark.parametrize("case", FORMS, ids=str)
 def trainer_of(made: TrainStage, policy: Policy, folder: Path) -> FitTrainer:
     """The trainer of a stage, with its optimiser."""
     session = session_in(folder)
-    args = arguments(made.fit, session, folder, steps=4)
+    args = arguments(made.fit, session.trainer, folder, 4, session.seed)
     with made.training(policy) as parts:
         trainer = FitTrainer(Step(policy, nll), made.name, parts, session, [], args)
     trainer.create_optimizer()
