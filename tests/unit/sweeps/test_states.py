@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.files import alone, held
-from alignlab.tracking.ledger import LOCK, QUEUED, STATES, Ledger, State, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, STATES, Ledger, State, mark_of, state_of
 
 HOLDER = """
 import fcntl, sys
@@ -46,7 +46,7 @@ def test_a_folder_without_a_ledger_is_missing(tmp_path: Path) -> None:
 
 def test_a_run_that_was_handed_to_a_cluster_is_queued_until_it_starts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    handed = {"job": "17", "time": "2026-01-01T00:00:00+00:00"}
+    handed = {"job": "17", "time": "2999-01-01T00:00:00+00:00", "status": None}
     ledger.write(QUEUED, handed)
 
     before = state_of(tmp_path)
@@ -60,7 +60,8 @@ def test_a_run_that_failed_and_was_handed_over_again_is_queued(tmp_path: Path) -
     ledger = Ledger(tmp_path)
     ledger.status("failed", error="oh")
 
-    ledger.write(QUEUED, {"job": "18", "time": "2999-01-01T00:00:00+00:00"})
+    status = ledger.read("status.json")
+    ledger.write(QUEUED, {"job": "18", "time": "1999-01-01T00:00:00+00:00", "status": mark_of(status)})
 
     assert state_of(tmp_path).name == "queued"
 
