@@ -48,7 +48,7 @@ def run(raw: DictConfig) -> float | None:
     if config.plan:
         show_plan("of one job", [plan_job(config, HydraConfig.get().overrides.task)], console(), whole=True)
         return None
-    with processes.joined(config.trainer.device):
+    with processes.joined(config.trainer.device), processes.Preemption().heeded(lambda: None):
         return _once(config)
 
 
@@ -122,8 +122,8 @@ if __name__ == "__main__":
     try:
         sys.argv[1:] = expand_overrides(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop.args[0] if stop.args else 'the same command begins anew'}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         said = sentence(error)

@@ -85,10 +85,10 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     try:
         with session.preemption.heeded(lambda: _leave(session)):
             yield session
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         ledger.status("interrupted")
         tracker.close(failed=True)
-        raise
+        raise KeyboardInterrupt(_left_behind(folder)) from stop
     except BaseException as error:
         if isinstance(error, SystemExit) and session.preemption.left:
             raise
@@ -327,6 +327,15 @@ def _make_room(folder: Path) -> None:
     for checkpoint in folder.glob("stages/*/checkpoint-*"):
         if not (checkpoint / MARK).is_file():
             shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _left_behind(folder: Path) -> str:
+    """From where the same command goes on after an interruption."""
+    if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
+        return "the same command resumes from the last checkpoint"
+    if any(folder.glob(f"stages/*/{DONE}")):
+        return "the same command resumes behind the last finished stage"
+    return "no checkpoint was made yet, so the same command begins anew"
 
 
 def _contents(config: RunConfig) -> dict[str, list[str]]:

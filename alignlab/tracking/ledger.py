@@ -24,6 +24,8 @@ QUEUED = "queued.json"
 """File of a run that was submitted to a cluster: the cluster's job id, the time, the log, and the status it had before."""
 STATES = ("missing", "queued", "running", "done", "failed", "preempted", "interrupted", "killed", "damaged")
 STATUS, REPORT, ENVIRONMENT = "status.json", "report.json", "env.json"
+OF_A_ROW = frozenset({"strength", "control", "suite", "metric", "value", "n", "low", "high"})
+"""What a row of a report has at least."""
 
 
 class Ledger:
@@ -133,6 +135,11 @@ class State:
     outdated: bool = False
 
     @property
+    def label(self) -> str:
+        """Its name, and whether another version has done it."""
+        return f"{self.name} by another version" if self.outdated else self.name
+
+    @property
     def progress(self) -> str:
         """Stage, step and time left of a running job, as text; "" for any other state."""
         if self.name != "running" or "step" not in self.details:
@@ -165,8 +172,11 @@ def _state(folder: Path) -> State:
         report = ledger.read(REPORT)
         if report is None:
             return State("missing")
-        if not isinstance(report.get("results", []), list):
-            raise RunFolderError(f"{folder / REPORT} is damaged (its results are no list); repeat its run, or remove the file.")
+        rows = report.get("results", [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= OF_A_ROW for row in rows):
+            raise RunFolderError(
+                f"{folder / REPORT} cannot be read (its results are no rows); repeat its run, or remove the file."
+            )
         return State(name, status, outdated=ledger.found(ENVIRONMENT).get("code") != code_version())
     if name == "running":
         if not is_alive(folder, status.get("host")):

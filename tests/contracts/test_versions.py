@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from alignlab import finished
 from alignlab.errors import RunFolderError, StorageError
 from alignlab.evaluation.suites import Fluency
 from alignlab.models.config import EMBEDDED
+from alignlab.tracking import Identity, NoTracker
 from alignlab.training import stages
+from alignlab.training.processes import COME_AGAIN
 from alignlab.training.trainer import FitTrainer
 from run import run
 from tests.contracts.test_methods import composed, history, learned
@@ -145,14 +150,16 @@ def _key(folder: Path) -> str:
     return str(json.loads((folder / "run" / "stages" / "fit" / "done.json").read_text())["key"])
 
 
-@pytest.mark.parametrize("name", ["status.json", "report.json", "config.json", "env.json", "evaluation.json"])
-@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
-def test_a_garbage_file_of_a_run_ends_in_the_same_report(name: str, content: str, tmp_path: Path) -> None:
+GARBAGE = {"status.json": b"{", "report.json": b"[]", "config.json": b"\xff", "env.json": b"3", "evaluation.json": b"{"}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_a_garbage_file_of_a_run_ends_in_the_same_report(name: str, tmp_path: Path) -> None:
     words = ("evaluation.suites=[preference]", "folder=null")
     run(composed(tmp_path, "sft", *words))
     (report,) = tmp_path.glob("sft-*/seed-0/report.json")
     before = report.read_bytes()
-    (report.parent / name).write_bytes(content.encode(errors="surrogateescape"))
+    (report.parent / name).write_bytes(GARBAGE[name])
     (report.parent / "metrics.jsonl").write_bytes(b'{"step": 1}\n[]\n{"loss": 2}\n\xff\n3\n')
 
     run(composed(tmp_path, "sft", *words))
@@ -230,3 +237,79 @@ def test_a_run_that_moves_with_its_model_loads_and_names_no_home(tmp_path: Path,
     assert len(files) > 5
     assert [file for file in files if "lovelace" in file.read_text()] == []
     assert alignlab.load(tmp_path / "elsewhere" / "work" / "run")
+
+
+def test_a_signal_while_planning_ends_as_in_training_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def plans_and_is_told_to_leave(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(5)
+
+    monkeypatch.setattr("alignlab.planning.make_plan", plans_and_is_told_to_leave)
+    before = signal.getsignal(signal.SIGUSR2)
+
+    with pytest.raises(SystemExit) as left:
+        run(composed(tmp_path, "sft", *SHORT))
+
+    assert left.value.code == COME_AGAIN
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_a_signal_while_evaluating_ends_as_in_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ("evaluation.suites=[toy,fluency]",)
+
+    def is_told_to_leave(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Fluency, "measure", is_told_to_leave)
+        with pytest.raises(SystemExit) as left:
+            run(composed(tmp_path, "sft", *words))
+    state = json.loads((tmp_path / "run" / "status.json").read_text())["state"]
+    kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
+
+    assert (left.value.code, state, list(kept)) == (COME_AGAIN, "preempted", ["0/toy"])
+    run(composed(tmp_path, "sft", *words))
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (0, "no checkpoint was made yet, so the same command begins anew"),
+        (2, "the same command resumes from the last checkpoint"),
+    ],
+)
+def test_an_interruption_promises_a_checkpoint_only_where_there_is_one(
+    after: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, made = FitTrainer.compute_loss, []
+
+    def interrupted(self: FitTrainer, *given: Any, **more: Any) -> Any:
+        made.append(self)
+        if len(made) > after:
+            raise KeyboardInterrupt
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(FitTrainer, "compute_loss", interrupted)
+
+    with pytest.raises(KeyboardInterrupt, match=f"^{said}$"):
+        run(composed(tmp_path, "sft", *SHORT, steps=4))
+
+
+def test_two_people_with_the_same_run_write_into_two_runs_of_a_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ids: list[str] = []
+
+    def opened(_: object, identity: Identity) -> NoTracker:
+        ids.append(identity.id)
+        return NoTracker()
+
+    monkeypatch.setattr("alignlab.tracking.weights_and_biases.open_run", opened)
+
+    for name, word in (("ada", "force=false"), ("ada", "force=true"), ("bob", "force=false")):
+        run(composed(tmp_path / name, "sft", *SHORT, "tracking=wandb", word))
+
+    assert len(set(ids)) == 2
+    assert ids[0] == ids[1]
