@@ -80,8 +80,8 @@ def _files(runs: Path) -> list[Path]:
         others = _git(ROOT, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or ""
         names = {Path(name) for name in f"{listed}\0{others}".split("\0") if name}
     else:
-        found = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
-        names = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
+        every = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
+        names = {path.relative_to(ROOT) for path in every if "__pycache__" not in path.parts}
     names = {name for name in names if (name.parts[0] in PARTS if around else not (root / name).is_relative_to(runs))}
     found = sorted(name for name in names if (ROOT / name).is_symlink() or (ROOT / name).is_file())
     size = sum((ROOT / name).lstat().st_size for name in found)
