@@ -7,7 +7,8 @@ import gc
 import logging
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,13 +20,15 @@ from omegaconf import DictConfig
 from alignlab.command_line import console, expand_overrides, sentence, share_config_store, show_words
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError
-from alignlab.files import alone
+from alignlab.files import alone, beating
 from alignlab.sweeps.jobs import plan_job, show_plan
-from alignlab.tracking.ledger import LOCK
+from alignlab.tracking.ledger import LOCK, state_of, wait_for_other_machine
 from alignlab.training import processes
 
 if TYPE_CHECKING:
     from alignlab.planning import Plan
+
+OUTDATED = "another version of the code made it; rerun=outdated repeats it"
 
 
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
@@ -45,7 +48,7 @@ def run(raw: DictConfig) -> float | None:
     if config.plan:
         show_plan("of one job", [plan_job(config, HydraConfig.get().overrides.task)], console(), whole=True)
         return None
-    with processes.joined(config.trainer.device):
+    with processes.joined(config.trainer.device), processes.Preemption().heeded(lambda: None):
         return _once(config)
 
 
@@ -56,16 +59,26 @@ def _once(config: RunConfig) -> float | None:
 
         planned = make_plan(config)  # bad data ends here, with nothing written
         lock = folder_of(config) / LOCK
-        with alone(lock, "waits for another process that is at the same run") if processes.is_main_process() else nullcontext():
+        with _alone_at(lock) if processes.is_main_process() else nullcontext():
             done = processes.by_main_process(lambda: finished(config))
             if done is None:
                 return _run(planned)
     from alignlab.evaluation.report import refuse_unmeasured
 
-    print("this run is finished; force=true repeats it")
+    outdated = state_of(done.parent).outdated
+    print(f"this run is finished; {OUTDATED if outdated else 'force=true repeats it'}")
     print(f"report: {done}")
     refuse_unmeasured(done)
     return headline_of(done)
+
+
+@contextmanager
+def _alone_at(lock: Path) -> Iterator[None]:
+    """Inside, this process is the only one at a run, on any machine, and shows that it lives."""
+    with alone(lock, "waits for another process that is at the same run"):
+        wait_for_other_machine(lock.parent)
+        with beating(lock):
+            yield
 
 
 def _run(planned: Plan) -> float | None:
@@ -84,7 +97,7 @@ def _run(planned: Plan) -> float | None:
         processes.disband()
         if not processes.is_main_process():
             return None
-        made = report(planned, evaluate(planned, policy, session), session)
+        made = report(planned, evaluate(planned, keys, policy, session), session)
     show_report(made, console())
     print(f"report: {made.path}")
     refuse_unmeasured(made.path)
@@ -114,8 +127,8 @@ if __name__ == "__main__":
     try:
         sys.argv[1:] = expand_overrides(sys.argv[1:], Path(__file__).parent / "experiments")
         main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop.args[0] if stop.args else 'the same command begins anew'}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         said = sentence(error)

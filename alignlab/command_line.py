@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from alignlab.errors import AlignlabError, ConfigError
+from alignlab.files import storage_error
 from alignlab.registry import nearest, unknown
 
 PIPED_WIDTH = 140
@@ -58,6 +59,8 @@ def sentence(error: Exception) -> str | None:
         return _unknown_key(cause) if isinstance(cause, OmegaConfBaseException) else str(error)
     if isinstance(error, ValueError) and _raised_in(error).startswith("omegaconf."):
         return f"a key on the command line does not fit the configs: {error}."
+    if told := storage_error(error):
+        return str(told)
     return " ".join(str(error).split()) if isinstance(error, HydraException) else None
 
 

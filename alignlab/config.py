@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,13 @@ from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.evaluation import EVALUATIONS, METRICS, SUITES
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.files import contents
+from alignlab.files import contents, places
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, number, random_seed, refuse_strays, typed, unknown
+from alignlab.registry import Entry, Registry, number, one_of, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
-from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, REPORT, STATUS, Ledger, state_of
 from alignlab.training.config import TrainerConfig
 from alignlab.tuners import CONTROLS, TUNERS
 from alignlab.tuners.config import FormConfig, StrengthConfig, TunerConfig
@@ -109,8 +110,10 @@ GROUPS: Mapping[str, Registry] = {
     "tracking": TRACKERS,
     "launch": Registry("launch", {"local": Entry(LocalLaunch, _same), "slurm": Entry(SlurmLaunch, _same)}),
 }
-NO_INFLUENCE = ("seed", "force", "plan", "folder", "sweep", "paths", "tracking", "launch")
+NO_INFLUENCE = ("seed", "force", "rerun", "plan", "folder", "sweep", "paths", "tracking", "launch")
 """Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
+WITH_FILES = ("method", "data", "tuner", "model")
+"""The groups whose configs may name files."""
 NAMED = ("method", "data", "tuner", "model", "control")
 """The groups that a misfit names."""
 
@@ -140,16 +143,19 @@ WHO_PROVIDES: Mapping[str, str] = {
 """What to do about a capability that is required and not provided."""
 STORE = ".store"
 """Folder beside the runs: what all of them share."""
-NO_RUN_YET = (LOCK, QUEUED, "status.json")
+NO_RUN_YET = (LOCK, QUEUED, STATUS)
 """Files that can be in a run's folder before it has begun; its status, where its data was refused in a sweep."""
 
 
 @dataclass(frozen=True)
 class TopConfig:
-    """The keys that stand in no group. `plan`: only say what would be done. `sweep`: the sweep that it is a job of."""
+    """The keys that stand in no group. `rerun`: finished runs of another version (outdated) too; null = none.
+
+    `plan`: only say what would be done. `sweep`: the sweep that it is a job of."""
 
     seed: Annotated[int, random_seed()]
     force: bool
+    rerun: Annotated[str | None, one_of("outdated")]
     plan: bool
     folder: str | None
     sweep: str | None
@@ -176,11 +182,13 @@ class RunConfig(TopConfig):
 
     @property
     def fingerprint(self) -> str:
-        """Eight characters that change with anything that changes the result, the seed aside."""
+        """Eight characters that change with anything that changes the result, the seed aside, and with nothing else: files
+        count by their content, wherever they lie."""
         decisive: dict[str, Any] = {key: value for key, value in self.plain.items() if key not in NO_INFLUENCE}
-        decisive["contents"] = [contents(part) for part in (self.model, self.data, self.tuner)]
-        if of_method := contents(self.method):
-            decisive["contents"].append(of_method)
+        for group in WITH_FILES:
+            part = getattr(self, group)
+            named = {key: value for key, value in decisive[group].items() if key not in places(part)}
+            decisive[group] = [named, contents(part)]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -296,6 +304,49 @@ def check_validation(trainer: TrainerConfig, evaluation: EvaluationConfig, offer
         raise ConfigError("trainer.validation measures the whole model, and trainer.extra.fsdp spreads it; set one to null.")
 
 
+def portable(config: RunConfig) -> dict[str, Any]:
+    """The config as a run's folder keeps it: local places relative to that folder, so that both can move, or to the home
+    folder; the accounts of a cluster are not the run's."""
+    folder = folder_of(config)
+    plain = {key: value for key, value in config.plain.items() if key != "launch"}
+    for group in (*WITH_FILES, "paths"):
+        plain[group] = _portable(plain[group], folder)
+    return {**plain, "folder": None if config.folder is None else "."}
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _portable(inner, folder) for key, inner in value.items()}
+    return portable_place(value, folder) if isinstance(value, str) else value
+
+
+def portable_place(value: str, folder: Path) -> str:
+    """A value that holds an existing path, perhaps behind `word:`, with the path as `folder` reaches it: relative where that
+    names no home of a person, else from ~. Any other value as it is."""
+    prefix, colon, place = value.rpartition(":")
+    if not _is_place(place) or not Path(place).expanduser().exists():
+        return value
+    path, here, home = Path(place).expanduser().absolute(), folder.absolute(), Path.home()
+    common = Path(os.path.commonpath([path, here]))
+    if common.is_relative_to(home) or (not path.is_relative_to(home) and common != Path(common.anchor)):
+        path = Path(os.path.relpath(path, here))
+    elif path.is_relative_to(home):
+        path = Path("~") / path.relative_to(home)
+    return f"{prefix}{colon}{path.as_posix()}"
+
+
+def found_place(value: str, folder: Path) -> str:
+    """A value of a run's folder as this process finds it: the other way round from `portable_place`."""
+    prefix, colon, place = value.rpartition(":")
+    inside = folder / Path(place).expanduser()
+    return f"{prefix}{colon}{inside}" if _is_place(place) and inside.exists() else value
+
+
+def _is_place(text: str) -> bool:
+    """Whether it can only be a path, and no name."""
+    return text.startswith((".", "~")) or os.sep in text
+
+
 def folder_of(config: RunConfig) -> Path:
     """The run's folder: as given, or by title, fingerprint and seed."""
     if config.folder:
@@ -310,12 +361,14 @@ def finished(config: RunConfig) -> Path | None:
     """
     folder = folder_of(config)
     refuse_other(Ledger(folder), config)
-    return folder / "report.json" if state_of(folder).name == "done" and not config.force else None
+    state = state_of(folder)
+    again = config.force or (config.rerun == "outdated" and state.outdated)
+    return folder / REPORT if state.name == "done" and not again else None
 
 
 def headline_of(report: Path) -> float | None:
     """The headline number of a report on disk; None for a run without evaluation."""
-    shown = json.loads(report.read_text(encoding="utf-8"))["headline"]
+    shown = (Ledger(report.parent).read(report.name) or {}).get("headline")
     return float(shown["value"]) if shown else None
 
 
@@ -323,14 +376,20 @@ def refuse_other(ledger: Ledger, config: RunConfig) -> None:
     """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file."""
     if ledger.folder.exists() and not ledger.folder.is_dir():
         raise RunFolderError(f"{ledger.folder} is a file; give the path of a folder.")
-    made_by = ledger.read("config.json")
+    try:
+        made_by = ledger.read("config.json")
+    except RunFolderError:
+        if config.folder is None:  # its name holds the fingerprint and the seed, and the file is written again
+            return
+        raise
     if made_by is None:
         if ledger.folder.is_dir() and any(_is_foreign(file) for file in ledger.folder.iterdir()):
             raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
         return
-    if (made_by["fingerprint"], made_by["seed"]) != (config.fingerprint, config.seed):
+    found = made_by.get("fingerprint"), made_by.get("seed")
+    if found != (config.fingerprint, config.seed):
         raise RunFolderError(
-            f"{ledger.folder} was made by another config (fingerprint {made_by['fingerprint']}, seed {made_by['seed']}; this"
+            f"{ledger.folder} was made by another config (fingerprint {found[0]}, seed {found[1]}; this"
             f" one is {config.fingerprint}, seed {config.seed}); give another folder or remove it."
         )
 

@@ -53,3 +53,7 @@ class ProcessError(AlignlabError):
 
 class ControlError(AlignlabError):
     """A strength or class that the tuner cannot honour."""
+
+
+class StorageError(AlignlabError):
+    """A disk that is full, fails, or may not be written; what is complete stays."""

@@ -1,37 +1,268 @@
-"""What tells files, packages and code apart without reading them, and locks that one process has at a time."""
+"""Files told apart by their content, written whole or not at all, and sealed; locks that one process has at a time; and the
+version of the code that runs.
+
+Every mark (a file that declares others complete) and every ledger is written by `write_whole` or `seal`.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import functools
+import hashlib
+import itertools
+import json
 import logging
+import os
 import platform
+import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alignlab.errors import RunFolderError
+from alignlab.errors import AlignlabError, RunFolderError, StorageError
 
 log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without `flock` answers."""
 PACKAGES = ("alignlab", "torch", "transformers", "peft", "accelerate", "datasets", "hydra-core", "wandb", "numpy")
+PIECE = 1 << 20
+"""Bytes that are read at once."""
+REMEMBERED = 4 << 20
+"""Files of at least so many bytes have their hash remembered on disk; smaller ones are read again in every process."""
+YOUNG_NS = 2_000_000_000
+"""A file that changed so shortly ago may change again within a tick of the file system's clock: its hash is not remembered."""
+SEALED_WHOLE = 256 << 20
+"""A sealed file of more bytes is told by its size and its two ends, so that checking takes no longer than writing."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk answers."""
+STORAGE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EIO: "the disk has failed to read or write it",
+    errno.EACCES: "reading or writing it is not allowed",
+    errno.EROFS: "the disk cannot be written",
+}
+"""Errors that come from the disk, and not from the code."""
+FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+"""What libraries say that lose the number of the error: safetensors, and torch.save."""
+BEAT_SECONDS = 10.0
+"""Between two counts of a living run."""
+SILENT_SECONDS = 60
+"""A run on another machine that has not counted for so long, by the clock of the machine that looks, is over."""
+HUB_SECONDS = 5
+"""How long the hub may take to name a commit."""
+PART = ".part"
+"""How the name of an unfinished file or folder ends."""
+_known: dict[tuple[object, ...], str] = {}
 
 
-def file_keys(files: Iterable[Path]) -> list[str]:
-    """Name, size in bytes and time of change of each file: another list where a file was replaced."""
-    return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+def content_keys(files: Iterable[Path]) -> list[str]:
+    """Name and hash of the content of each file: the same list wherever the files lie and whenever they were written."""
+    return [f"{file.name} {content_hash(file)}" for file in files]
+
+
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits.
+
+    It is remembered by path, inode, size and times. The time of the inode's last change is among them, which no program can
+    set back: a file of the same size and time of change with other content is read again.
+    """
+    begun = time.time_ns()
+    seen = file.stat()
+    key = (str(file.resolve()), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    if key in _known:
+        return _known[key]
+    old = begun - max(seen.st_mtime_ns, seen.st_ctime_ns) > YOUNG_NS
+    place = cache_folder() / "contents" / hashlib.sha256(key[0].encode()).hexdigest()[:24]
+    stamp = " ".join(str(each) for each in key[1:])
+    if old and seen.st_size >= REMEMBERED and (found := _remembered(place, stamp)):
+        _known[key] = found
+        return found
+    digest = hashlib.sha256()
+    for piece in _pieces(file):
+        digest.update(piece)
+    made = digest.hexdigest()
+    if old:
+        _known[key] = made
+        if seen.st_size >= REMEMBERED:
+            with suppress(OSError):  # a home that cannot be written costs the time, and nothing else
+                write_whole(place, f"{stamp} {made}\n", durable=False)
+    return made
+
+
+def _remembered(place: Path, stamp: str) -> str:
+    """The hash that an earlier process has left for a file that has not changed since; empty where there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        before, _, found = place.read_text(encoding="ascii").strip().rpartition(" ")
+        if before == stamp and len(found) == 64 and not found.strip("0123456789abcdef"):
+            return found
+    return ""
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
+
+
+def cache_folder() -> Path:
+    """The user's own folder for what can be found out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignlab"
+
+
+_unreachable: list[str] = []
+"""Why the hub did not answer, once it has not."""
+
+
+@functools.cache
+def hub_commit(kind: str, name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a model or a dataset (`kind`) of the hub stands for, None: its main branch.
+
+    What the copy on this machine is of comes before the hub's own answer, so that a run does not change under way. Where none
+    of both is known: what was given.
+    """
+    if revision and len(revision) == 40 and not revision.strip("0123456789abcdef"):
+        return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import repo_folder_name
+
+    refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs"
+    with suppress(OSError):
+        if found := (refs / (revision or "main")).read_text(encoding="utf-8").strip():
+            return found
+    if constants.HF_HUB_OFFLINE or _unreachable:
+        return revision
+    try:
+        answer = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+    except Exception as error:  # its client raises a dozen kinds; who loads the model says what is wrong
+        if not isinstance(error, HfHubHTTPError):
+            _unreachable.append(str(error))
+        return revision
+    return answer.sha or revision
 
 
 def contents(config: Any) -> list[str]:
     """What tells apart the files that a config names, where it names some: the answer of its `cache_key`."""
     return config.cache_key() if hasattr(config, "cache_key") else []
+
+
+def places(config: Any) -> tuple[str, ...]:
+    """The fields of a config that only say where files lie, whose content counts in their stead: the answer of its `places`."""
+    return config.places() if hasattr(config, "places") else ()
+
+
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replaces a file in one move, so that a reader never sees half of it. `durable`: it is on the disk before its name is, and
+    the name before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f"{path.suffix}.{os.getpid()}{PART}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+    if durable:
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """What was written of a file or a folder is on the disk; a file system that cannot say so is taken at its word."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS, *NO_LOCKS):
+            raise
+    finally:
+        os.close(opened)
+
+
+def seal(folder: Path, mark: str, content: Mapping[str, Any], counts: Callable[[Path], bool] = lambda _: True) -> None:
+    """Declares a folder complete: its files go to the disk, and then the mark, which lists them with size and checksum.
+
+    `content`: what else the mark says. `counts`: asked of each file by its path inside the folder, whether it belongs to it.
+    """
+    inside = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
+    listed = {}
+    for name in inside:
+        if name.as_posix() != mark and name.suffix != PART and counts(name):
+            _flush(folder / name)
+            listed[name.as_posix()] = _signature(folder / name)
+    write_whole(folder / mark, json.dumps({**content, "files": listed}, indent=1) + "\n")
+
+
+def sealed(folder: Path, mark: str) -> dict[str, Any] | None:
+    """What a mark says; None where there is none, or none that can be read. `files` are names that lie inside the folder."""
+    try:
+        found = json.loads((folder / mark).read_text(encoding="utf-8"))
+        names = [PurePosixPath(name) for name in found["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    outside = any(name.is_absolute() or ".." in name.parts for name in names)
+    return None if outside or not isinstance(found["files"], dict) else found
+
+
+def damage(folder: Path, mark: str) -> str:
+    """What is wrong with a sealed folder; empty where each of its files is what it was when it was sealed."""
+    found = sealed(folder, mark)
+    if found is None:
+        return f"{mark} cannot be read"
+    for name, signature in found["files"].items():
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            return f"{name} is missing"
+        size, expected = file.stat().st_size, str(signature).partition(" ")[0]
+        if str(size) != expected:
+            return f"{name} has {size} bytes and had {expected}"
+        if _signature(file) != signature:
+            return f"the content of {name} has changed"
+    return ""
+
+
+def _signature(file: Path) -> str:
+    """Size in bytes and checksum."""
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    if size <= SEALED_WHOLE:
+        for piece in _pieces(file):
+            digest.update(piece)
+    else:
+        with file.open("rb") as opened:
+            digest.update(opened.read(PIECE))
+            opened.seek(-PIECE, os.SEEK_END)
+            digest.update(opened.read(PIECE))
+    return f"{size} {digest.hexdigest()[:32]}"
+
+
+def storage_error(error: BaseException, where: Path | str | None = None) -> StorageError | None:
+    """The sentence for an error that comes from the disk, however a library has wrapped it; None for any other. `where`: what
+    was written, where the error does not name it."""
+    link: BaseException | None = None if isinstance(error, AlignlabError) else error
+    while link is not None:
+        number = link.errno if isinstance(link, OSError) else None
+        if any(word in str(link) for word in FULL):
+            number = errno.ENOSPC
+        if number in STORAGE:
+            named = getattr(link, "filename", None) or where or "a file"
+            return StorageError(f"{named}: {STORAGE[number]}; mend that, and the same command goes on from what is complete.")
+        link = link.__cause__ or link.__context__
+    return None
 
 
 @contextmanager
@@ -77,6 +308,57 @@ def held(lock: Path) -> bool | None:
     return False
 
 
+@contextmanager
+def beating(lock: Path) -> Iterator[None]:
+    """Inside, a thread counts in the lock file, which tells other machines that this process lives where they cannot see its
+    lock."""
+    over, token = threading.Event(), secrets.token_hex(4)
+
+    def count() -> None:
+        for number in itertools.count():
+            with suppress(OSError), lock.open("r+") as file:
+                file.write(f"{token} {number:012d}\n")
+            if over.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=count, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def last_beat(lock: Path) -> bool:
+    """Whether the process that counts in a lock file has counted within a minute of this machine's clock, as far as this user
+    has seen: the first look is remembered, and always says yes."""
+    seen = _beat(lock)
+    memory = cache_folder() / "beats" / hashlib.sha256(str(lock.resolve()).encode()).hexdigest()[:24]
+    with suppress(OSError, ValueError):
+        since, _, before = memory.read_text(encoding="utf-8").partition(" ")
+        if before == seen and time.time() - float(since) >= 0:
+            return time.time() - float(since) < SILENT_SECONDS
+    with suppress(OSError):  # without a memory it is believed
+        write_whole(memory, f"{time.time():.0f} {seen}", durable=False)
+    return True
+
+
+def wait_for_silence(lock: Path) -> None:
+    """Returns when nobody has counted in a lock file for three beats, as this process sees it."""
+    seen, missed = _beat(lock), 0
+    while missed < 3:
+        time.sleep(BEAT_SECONDS)
+        now = _beat(lock)
+        seen, missed = now, missed + 1 if now == seen else 0
+
+
+def _beat(lock: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return lock.read_text(encoding="ascii").strip()
+    return ""
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat a run; no path and no user name."""
     import torch
@@ -84,12 +366,23 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "packages": {name: package_version(name) for name in PACKAGES},
+        "code": code_version(),
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": len((_git("status", "--porcelain") or "").splitlines()),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+@functools.cache
+def code_version() -> str:
+    """The sources of alignlab and the versions of its dependencies, as one hash of 16 hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    digest.update(json.dumps([package_version(name) for name in PACKAGES]).encode())
+    return digest.hexdigest()[:16]
 
 
 def package_version(name: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,25 +13,29 @@ import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
-from alignlab.config import GROUPS, parts_of
+from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import ControlError, RunFolderError
 from alignlab.evaluation.report import Report, Row, write_report
 from alignlab.evaluation.suite import EvaluationContext, sweep
+from alignlab.files import damage, places
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
-from alignlab.running import CONTROL, LABELS, build_policy
-from alignlab.tracking.ledger import Ledger
+from alignlab.running import CONTROL, LABELS, ROWS, build_policy, evaluation_key
+from alignlab.tracking.ledger import STATUS, Ledger
 from alignlab.training.arguments import device_of
 from alignlab.training.collect import PROFILE
-from alignlab.training.stages import Session
+from alignlab.training.stages import DONE, Session
 from alignlab.tuners.control.tuner import export_class
 
+log = logging.getLogger(__name__)
 
-def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
-    """Every fitting suite at every point of the control."""
+
+def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> list[Row]:
+    """Every fitting suite at every point of the control. Each is written down when it is there, and a run that was ended here
+    goes on behind the last. `keys`: of the stages."""
     config = plan.config
     context = EvaluationContext(
         policy,
@@ -43,7 +49,41 @@ def evaluate(plan: Plan, policy: Policy, session: Session) -> list[Row]:
     )
     if not config.suites:
         return []
-    return sweep(context, config.suites, plan.points, _log_row(session))
+    return sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, evaluation_key(plan, keys)))
+
+
+class _Kept(MutableMapping[str, list[Row]]):
+    """The rows of an evaluation so far, by point and suite, in a file of the run. Those of another key, and what cannot be
+    read, are left behind."""
+
+    def __init__(self, ledger: Ledger, key: str) -> None:
+        self._ledger, self._key = ledger, key
+        kept = ledger.found(ROWS)
+        if kept.get("key") not in (None, key):
+            log.info("evaluation: earlier rows are of other code, libraries, data or settings; it begins anew")
+        try:
+            found = kept["rows"].items() if kept.get("key") == key else ()
+            self._rows = {name: [Row(**row) for row in rows] for name, rows in found}
+        except (AttributeError, KeyError, TypeError):
+            log.warning("%s cannot be read, so the evaluation begins anew", ledger.folder / ROWS)
+            self._rows = {}
+
+    def __getitem__(self, name: str) -> list[Row]:
+        return self._rows[name]
+
+    def __setitem__(self, name: str, rows: list[Row]) -> None:
+        self._rows[name] = rows
+        written = {name: [asdict(row) for row in each] for name, each in self._rows.items()}
+        self._ledger.write(ROWS, {"key": self._key, "rows": written})
+
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def report(plan: Plan, rows: list[Row], session: Session) -> Report:
@@ -73,22 +113,34 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
 def _profiles(plan: Plan, session: Session) -> list[Path]:
     """A figure for each stage that has left a profile of what it saw."""
     ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
-    found = {name: ledger.read(PROFILE) for name, ledger in ledgers.items()}
+    found = {name: ledger.found(PROFILE) for name, ledger in ledgers.items()}
     return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
 
 
-def load(folder: str | Path, device: str = "auto") -> Policy:
+def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = False) -> Policy:
     """The policy of a finished run: `load("runs/.../seed-0").respond(prompts, strength=..., ...)`. Its data is not needed.
 
-    Raises RunFolderError where the folder holds no finished run.
+    Raises RunFolderError where the folder holds no finished run, or a damaged one.
+
+    A model that brings code of its own is refused, whatever the run's config says, unless the caller allows it by
+    `trust_remote_code`: the code runs with the caller's rights.
     """
     folder = Path(folder)
-    status = Ledger(folder).read("status.json")
-    if not status or status["state"] != "done":
-        state = status["state"] if status else "not a run folder"
+    status = Ledger(folder).read(STATUS)
+    if not status or status.get("state") != "done":
+        state = status.get("state") if status else "not a run folder"
         raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
-    plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    plain = _config_of(folder)
     parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
+    if parts["model"].trust_remote_code and not trust_remote_code:
+        raise RunFolderError(
+            f"{folder} asks to run code that its model brings; if you trust its author, allow it: trust_remote_code=True, or"
+            " --trust-remote-code."
+        )
+    for part in parts.values():
+        for place in places(part):
+            if isinstance(value := getattr(part, place), str):
+                setattr(part, place, found_place(value, folder))
     method = GROUPS["method"][parts["method"].name].build(parts["method"])
     written = folder / CONTROL
     labels = Ledger(folder).read(LABELS)
@@ -103,18 +155,31 @@ def load(folder: str | Path, device: str = "auto") -> Policy:
         trainer=parts["trainer"],
     )
     for stage in filter(lambda stage: stage.stays, method.stages):
+        if wrong := damage(folder / "stages" / stage.name, DONE):
+            raise RunFolderError(f"{folder}: stage {stage.name} is damaged ({wrong}); repeat its run, which computes it again.")
         stage.restore(policy, folder / "stages" / stage.name)
     return policy
 
 
-def export(folder: Path, to: Path, dtype: str, control: str | None = None) -> float:
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The config that a run's folder keeps. Raises RunFolderError for one that cannot be read."""
+    try:
+        plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{folder}/config.yaml cannot be read ({str(error).splitlines()[0]}); repeat its run.") from error
+    if not isinstance(plain, dict) or not isinstance(plain.get("seed"), int):
+        raise RunFolderError(f"{folder}/config.yaml is no config of a run; repeat its run.")
+    return plain
+
+
+def export(folder: Path, to: Path, dtype: str, control: str | None = None, *, trust_remote_code: bool = False) -> float:
     """A run as a plain checkpoint, under one class where it has classes; returns the largest difference of logits between the
     run and the reloaded checkpoint.
 
     Raises ModelError where the tuner has no plain form in this architecture (see its card), and ControlError for a class that
     is missing, unknown, or asked of a run without any.
     """
-    policy = load(folder, device="cpu")
+    policy = load(folder, device="cpu", trust_remote_code=trust_remote_code)
     controls = policy.tuner.controls
     if controls is not None:
         if control is None:

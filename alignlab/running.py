@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +18,33 @@ from typing import Any
 import torch
 import yaml
 
-from alignlab.config import GROUPS, STORE, RunConfig, folder_of
+from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
-from alignlab.files import environment
+from alignlab.evaluation.report import ITEMS
+from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.records import LabelSet
 from alignlab.tracking import Identity, NoTracker, Tracker
-from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.ledger import QUEUED, REPORT, STATUS, Ledger, state_of
 from alignlab.training import processes
 from alignlab.training.arguments import device_of
 from alignlab.training.config import TrainerConfig
-from alignlab.training.stages import DONE, METRICS, Session, Stage, StageStore, Work, stage_key
+from alignlab.training.stages import (
+    DONE,
+    METRICS,
+    Session,
+    Stage,
+    StageStore,
+    Work,
+    begin,
+    cache_key,
+    of_result,
+    set_aside,
+    stage_key,
+    stale,
+)
+from alignlab.training.trainer import MARK, drop_optimizers
 from alignlab.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -34,7 +52,13 @@ CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 LABELS = "labels.json"
 """File of a run with what its texts are told to be, likewise."""
-WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+ROWS = "evaluation.json"
+"""File of a run with the rows that its evaluation has so far."""
+TRACKED = "tracker.json"
+"""File of a run with what its name in a tracker ends with."""
+NOT_SHOWN = ("paths", "folder", "plan", "force", "rerun", "sweep")
+"""Keys of the config that a tracker does not get."""
+WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "keep_optimizer", "log_every_steps")
 """Keys of the trainer's config that change what is written, and not what is computed."""
 
 
@@ -47,13 +71,14 @@ def open_session(config: RunConfig) -> Iterator[Session]:
         return
     folder = folder_of(config)
     ledger = Ledger(folder)
-    if config.force:
+    if config.force or state_of(folder).name == "done":  # of another version, and to be repeated
         _forget(folder)
+    _tidy(folder)
     device = device_of(config.trainer.device)
-    written = {key: value for key, value in config.plain.items() if key != "launch"}  # a cluster's accounts are not the run's
+    written = portable(config)
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed, **written})
-    (folder / "config.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
-    ledger.write("env.json", {**environment(), "processes": processes.count()})
+    write_whole(folder / "config.yaml", yaml.safe_dump(written, sort_keys=False))
+    ledger.write("env.json", {**environment(), "processes": processes.count(), "contents": _contents(config)})
     ledger.status("running", host=socket.gethostname())
     processes.meet()
     tracker = GROUPS["tracking"][config.tracking.name].build(config.tracking, _identity(config, folder))
@@ -61,17 +86,22 @@ def open_session(config: RunConfig) -> Iterator[Session]:
     try:
         with session.preemption.heeded(lambda: _leave(session)):
             yield session
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         ledger.status("interrupted")
         tracker.close(failed=True)
-        raise
+        raise KeyboardInterrupt(_left_behind(folder)) from stop
     except BaseException as error:
         if isinstance(error, SystemExit) and session.preemption.left:
             raise
+        told = storage_error(error, folder)
+        if told:
+            _make_room(folder)
         try:
-            processes.failed(ledger, error)
+            processes.failed(ledger, told or error)
         finally:
             tracker.close(failed=True)
+        if told:
+            raise told from error
         raise
     ledger.status("done")
     tracker.close(failed=False)
@@ -141,23 +171,54 @@ def policy_of(plan: Plan, session: Session) -> Policy:
     )
 
 
-def stage_keys(plan: Plan) -> list[str]:
-    """A key for each stage, in order; each depends on those before it."""
+def _beginning(plan: Plan) -> dict[str, Any]:
+    """What every stage starts from, and the evaluation of a run without any."""
     config = plan.config
-    shared: dict[str, Any] = {
+    return {
         "model": [config.model, plan.method.start],
         "tuner": config.tuner,
         "control": None if plan.control is None else plan.control.to_dict(),
         "trainer": {key: value for key, value in vars(config.trainer).items() if key not in WITHOUT_INFLUENCE},
         "device": device_of(config.trainer.device),
         "processes": processes.count(),
+        "threads": _threads(config.trainer),
         "seed": config.seed,
         "validated": plan.validated,
     }
+
+
+def stage_keys(plan: Plan) -> list[str]:
+    """A key for each stage, in order; each depends on those before it."""
+    shared = _beginning(plan)
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         keys.append(stage_key(stage, work, {**shared, "before": keys}))
     return keys
+
+
+def evaluation_key(plan: Plan, keys: Sequence[str]) -> str:
+    """What decides the rows of a run's evaluation, as 24 hex digits; `keys`: of its stages."""
+    held = (plan.held_out, plan.held_out_items, plan.held_out_labels)
+    ids = [[[group.row, [m.ids for m in group.members]] for group in each.groups] for each in held if each]
+    config, source = plan.config, plan.source
+    records = (
+        [(each.prompt, each.second, each.responses) for each in source.split("test").records]
+        if "test" in source.readers
+        else []
+    )
+    parts = [
+        cache_key(_beginning(plan)),
+        list(keys),
+        cache_key([config.evaluation, config.control, list(config.suites), plan.points]),
+        [ids, list(source.prompts()) if config.suites else []],
+        [repr(records), code_version()],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _threads(trainer: TrainerConfig) -> int | None:
+    """Threads of the CPU, which decide in which order it adds; None on a GPU, where they do not."""
+    return (trainer.threads or torch.get_num_threads()) if device_of(trainer.device) == "cpu" else None
 
 
 def found(plan: Plan, keys: Sequence[str]) -> set[str]:
@@ -174,7 +235,7 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
         session = replace(session, validation=Validation(wanted, plan.validated.measure))
     for stage, work, key in zip(plan.method.stages, plan.works, keys, strict=True):
         folder = session.stage_folder(stage.name)
-        if processes.by_main_process((folder / DONE).is_file):
+        if processes.by_main_process(partial(_is_done, stage, key, session)):
             log.info("%s: done before, restored", stage.name)
             stage.restore(policy, folder)
             continue
@@ -182,13 +243,28 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
             if not plan.config.force and processes.by_main_process(partial(_fetch, stage, key, store, session)):
                 stage.restore(policy, folder)
             else:
+                processes.by_main_process(partial(begin, folder, key))
                 _compute(stage, work, policy, session)
                 processes.by_main_process(partial(_keep, stage, work, key, store, session))
 
 
+def _is_done(stage: Stage, key: str, session: Session) -> bool:
+    """Whether the run's folder has the result of this key. What it has of another key, or damaged, is set aside."""
+    folder = session.stage_folder(stage.name)
+    if why := stale(folder, key):
+        aside = set_aside(folder)
+        lines = session.ledger.take(lambda line: _is_of(stage, line))
+        Ledger(aside).write(METRICS, {"lines": lines})
+        log.warning("%s: what an earlier run has left %s; it is set aside as %s, and computed again", stage.name, why, aside)
+    return (folder / DONE).is_file()
+
+
 def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
-    """Puts the stage into the run's folder, if another run has done it."""
+    """Puts the stage into the run's folder, if another run has done it and it is whole."""
     if not store.holds(key):
+        return False
+    if why := store.damage(key):
+        log.warning("%s: what another run has left in the store is damaged (%s), so it is computed again", stage.name, why)
         return False
     log.info("%s: another run has done it, restored from the store", stage.name)
     store.fetch(key, session.stage_folder(stage.name))
@@ -210,14 +286,15 @@ def _keep(stage: Stage, work: Work, key: str, store: StageStore, session: Sessio
     """Declares the stage done, here and for every other run."""
     ledger = Ledger(session.stage_folder(stage.name))
     ledger.write(METRICS, {"lines": [line for line in session.ledger.history() if _is_of(stage, line)]})
-    ledger.write(DONE, {"steps": work.steps})
+    seal(ledger.folder, DONE, {"steps": work.steps, "key": key}, of_result)
+    if not session.trainer.keep_optimizer:
+        drop_optimizers(ledger.folder)
     store.keep(key, ledger.folder)
 
 
 def _repeat(stage: Stage, session: Session) -> None:
     """Logs what the stage had logged when it was computed."""
-    kept = Ledger(session.stage_folder(stage.name)).read(METRICS) or {"lines": []}
-    for line in kept["lines"]:
+    for line in Ledger(session.stage_folder(stage.name)).found(METRICS).get("lines", ()):
         values = {key.removeprefix(f"{stage.name}/"): value for key, value in line.items() if key != "step"}
         session.log(stage.name, line["step"], values)
 
@@ -233,18 +310,55 @@ def _leave(session: Session) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Removes what an earlier run of the same config left, so that force=true begins at the start."""
+    """Removes what an earlier run of the same config left, so that it begins at the start."""
     shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", "report.json", "status.json"):
+    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, ITEMS):
         (folder / name).unlink(missing_ok=True)
 
 
+def _tidy(folder: Path) -> None:
+    """Removes what a dead process had begun to write; the cluster's note is another process's."""
+    for left in folder.glob(f"*{PART}"):
+        if not left.name.startswith(QUEUED):
+            left.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path) -> None:
+    """Removes checkpoints that were not finished, so that a full disk has room for the end of the run."""
+    for checkpoint in folder.glob("stages/*/checkpoint-*"):
+        if not (checkpoint / MARK).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _left_behind(folder: Path) -> str:
+    """From where the same command goes on after an interruption."""
+    if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
+        return "the same command resumes from the last checkpoint"
+    if any(folder.glob(f"stages/*/{DONE}")):
+        return "the same command resumes behind the last finished stage"
+    return "no checkpoint was made yet, so the same command begins anew"
+
+
+def _contents(config: RunConfig) -> dict[str, list[str]]:
+    """What the files that a config names held, by group: hashes, or the commit of the hub."""
+    found = {group: contents(getattr(config, group)) for group in WITH_FILES}
+    return {group: each for group, each in found.items() if each}
+
+
+def _token(folder: Path) -> str:
+    """What tells this run from the same one of somebody else in a project of a tracker; kept as long as the folder."""
+    ledger = Ledger(folder)
+    token = ledger.found(TRACKED).get("token")
+    if not isinstance(token, str) or not token.isalnum():
+        token = secrets.token_hex(3)
+        ledger.write(TRACKED, {"token": token})
+    return token
+
+
 def _identity(config: RunConfig, folder: Path) -> Identity:
-    shown = {key: value for key, value in config.plain.items() if key not in ("paths", "folder", "plan", "force", "launch")}
-    for group in ("model", "data"):  # local paths stay on this machine
-        shown[group] = {key: value for key, value in config.plain[group].items() if key != "path"}
+    shown = {key: value for key, value in portable(config).items() if key not in NOT_SHOWN}
     return Identity(
-        id=f"{config.fingerprint}-{config.seed}",
+        id=f"{config.fingerprint}-{config.seed}-{_token(folder)}",
         name=f"{config.title}-{config.seed}",
         group=getattr(config.tracking, "group", None) or config.sweep or config.title,
         job_type=config.method.name,

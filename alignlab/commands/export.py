@@ -13,6 +13,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="run", help="a run folder")
     parser.add_argument("--to", required=True, type=Path, help="the folder to write")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the run's model brings")
     parser.add_argument("--control", help="the class to export, for a run with classes; none: the model without any")
     parser.set_defaults(run=_export)
 
@@ -21,7 +22,7 @@ def _export(given: argparse.Namespace) -> None:
     """Merges the tuner into the backbone and writes a plain checkpoint."""
     from alignlab.finished import export
 
-    difference = export(given.folder, given.to, given.dtype, given.control)
+    difference = export(given.folder, given.to, given.dtype, given.control, trust_remote_code=given.trust_remote_code)
     print(f"exported to {given.to}; largest difference of logits {difference:.3g}")
 
 

@@ -44,7 +44,7 @@ def _status(given: argparse.Namespace) -> None:
         one = find_sweep(root, given.name)
         _show_sweep(one, _lost(_folders(one)), whole=True)
         return
-    sweeps = every_sweep(root)
+    sweeps = [sweep for sweep in every_sweep(root) if _is_whole(sweep)]
     folders = [folder for sweep in sweeps for folder in _folders(sweep)]
     in_sweeps = {folder.resolve() for folder in folders}
     alone = [path.parent for path in sorted(root.glob("**/status.json")) if path.parent.resolve() not in in_sweeps]
@@ -56,9 +56,19 @@ def _status(given: argparse.Namespace) -> None:
     _show_runs([(str(folder), _now(state_of(folder), folder, lost)) for folder in alone])
 
 
+def _is_whole(sweep: SweepLedger) -> bool:
+    """Whether the jobs of a sweep can be read; else it is told, and the others are shown."""
+    try:
+        sweep.jobs()
+    except RunFolderError as error:
+        print(f"{sweep.name}: damaged ({error})")
+        return False
+    return True
+
+
 def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
     jobs = [(" ".join(job.overrides), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
-    counts = Counter(state.name for _, state in jobs)
+    counts = Counter(state.label for _, state in jobs)
     summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     print(f"{sweep.name}: {len(jobs)} jobs ({summary})")
     _show_runs([(name, state) for name, state in jobs if whole or state.name not in QUIET])
@@ -71,7 +81,7 @@ def _show_runs(runs: Sequence[tuple[str, State]]) -> None:
             or state.details.get("error", "")
             or (f"job {state.details['job']}" if "job" in state.details else "")
         )
-        print(f"{state.name:11} {state.details.get('time', ''):26} {named}  {more}".rstrip())
+        print(f"{state.label:11} {state.details.get('time', ''):26} {named}  {more}".rstrip())
 
 
 def _folders(sweep: SweepLedger) -> list[Path]:
@@ -90,8 +100,8 @@ def _lost(folders: Iterable[Path]) -> set[Path]:
 def _job(folder: Path) -> str | None:
     """The cluster job of a run that is queued or running by its ledger. None if a process holds the run's lock, and for another
     user's run: Queue has one's own jobs only."""
-    queued = Ledger(folder).read(QUEUED)
-    if queued is None or state_of(folder).name not in ALIVE or held(folder / LOCK):
+    queued = Ledger(folder).found(QUEUED)
+    if "job" not in queued or state_of(folder).name not in ALIVE or held(folder / LOCK):
         return None
     with suppress(FileNotFoundError):  # the command that waits for the sweep has just removed it
         if (folder / QUEUED).stat().st_uid == os.getuid():

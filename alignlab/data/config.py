@@ -9,7 +9,7 @@ from typing import Annotated
 from alignlab.data.files import find
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
-from alignlab.files import file_keys
+from alignlab.files import content_keys, hub_commit
 from alignlab.registry import number, one_of, random_seed, text
 
 
@@ -94,9 +94,12 @@ class FilesConfig(DataConfig):
             self.files(self.test)
 
     def cache_key(self) -> list[str]:
-        """Name, size and time of every local file that would be read."""
-        found = [*self.files(self.train), *self.files(self.test)] if self.path else []
-        return file_keys(found)
+        """The content of every local file that would be read."""
+        return content_keys([*self.files(self.train), *self.files(self.test)] if self.path else [])
+
+    def places(self) -> tuple[str, ...]:
+        """Where the files lie."""
+        return ("path",)
 
     def files(self, pattern: str) -> list[Path]:
         """The files that a pattern names; raises ConfigError where there are none."""
@@ -118,6 +121,15 @@ class HubConfig(FilesConfig):
     hub: str
     revision: str | None
     records: Annotated[int | None, number(minimum=1)]
+
+    def cache_key(self) -> list[str]:
+        """The content of the local files; of the hub, the commit."""
+        return super().cache_key() if self.path else [str(self.commit)]
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that is read."""
+        return hub_commit("dataset", self.hub, self.revision)
 
     def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""

@@ -17,7 +17,7 @@ from alignlab.data.halves import held_out_rows
 from alignlab.data.rows import Reader, clean, split_of
 from alignlab.data.source import Origin, Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.files import file_keys
+from alignlab.files import content_keys
 from alignlab.records import LabelSet, Record, Response
 from alignlab.registry import nearest
 
@@ -80,7 +80,7 @@ def _read(config: JsonlConfig, name: str) -> tuple[Split, bool]:
         files = others
     limit = config.limit if name == "train" else config.test_limit
     columns = tuple(config.columns.items())
-    key = (tuple(files), tuple(file_keys(files)), columns, config.answers, config.unusable_pairs)
+    key = (tuple(files), tuple(content_keys(files)), columns, config.answers, config.unusable_pairs)
     return _whole(*key, None if shared else limit), shared
 
 

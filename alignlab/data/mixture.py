@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from alignlab.data.config import DataConfig
 from alignlab.data.halves import flipped
 from alignlab.data.source import Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
-from alignlab.files import contents
+from alignlab.files import contents, places
 from alignlab.registry import number, typed
 
 T = TypeVar("T")
@@ -71,8 +72,16 @@ class MixtureConfig(DataConfig):
         return all(source.drops for source in self.tasks().values())
 
     def cache_key(self) -> list[str]:
-        """What changes with the files of any source."""
-        return [each for source in self.tasks().values() for each in contents(source)]
+        """Each source without the places of its files, and the content of those."""
+        found: list[str] = []
+        for name, source in self.tasks().items():
+            kept = {key: value for key, value in self.sources[name].items() if key not in places(source)}
+            found += [name, json.dumps(kept, sort_keys=True), *contents(source)]
+        return found
+
+    def places(self) -> tuple[str, ...]:
+        """The sources name the places of their files."""
+        return ("sources",)
 
     def counted(self, split: str) -> int | None:
         """Of all sources together."""

@@ -52,7 +52,7 @@ def _hh_split(config: HhConfig, pattern: str, hub_split: str, limit: int | None)
 
 def _hh_hub(config: HhConfig, split: str, limit: int | None) -> Iterable[tuple[str, dict[str, Any]]]:
     for subset in config.subsets:
-        yield from _hub_rows(config.hub, split, config.revision, limit, folder=subset)
+        yield from _hub_rows(config.hub, split, config.commit, limit, folder=subset)
 
 
 def ultrafeedback(config: FramedConfig) -> Source:
@@ -70,7 +70,7 @@ def ultrafeedback_pairs(lines: Iterable[Row], frame: str) -> Split:
 
 
 def _ultrafeedback_split(config: FramedConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
-    hub = config.hub, hub_split, config.revision, limit
+    hub = config.hub, hub_split, config.commit, limit
     lines: Iterable[Row] = rows(config.files(pattern), limit) if config.path else _hub_rows(*hub)
     return ultrafeedback_pairs(lines, config.frame)
 
@@ -111,7 +111,7 @@ def summary_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Sp
 def _summary_split(config: SummariesConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
     if config.path:
         return summary_pairs(read(config.files(pattern), limit), config.frame)
-    return summary_pairs(_hub_rows(config.hub, hub_split, config.revision, limit, folder=config.subset), config.frame)
+    return summary_pairs(_hub_rows(config.hub, hub_split, config.commit, limit, folder=config.subset), config.frame)
 
 
 def _info(fields: dict[str, Any], row: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -102,19 +102,30 @@ class SuiteAcross(Suite, Protocol):
 
 
 def sweep(
-    context: EvaluationContext, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]
+    context: EvaluationContext,
+    suites: Sequence[str],
+    where: Sequence[Point],
+    log_values: Callable[[str, Row], None],
+    kept: MutableMapping[str, list[Row]] | None = None,
 ) -> list[Row]:
     """Measures every suite at every point, in order, and then what some say of all points together. A row with n = 0 is no
-    number: it says what could not be measured."""
+    number: it says what could not be measured. `kept`: the rows that are there already, by point and suite; each suite's are
+    put there when they are measured."""
+    kept = {} if kept is None else kept
     built = {name: SUITES[name].build(context) for name in suites}
     rows: list[Row] = []
-    for point in where:
-        log.info("evaluation at %s: %s", point.mixture or f"strength {point.strength:g}", ", ".join(suites))
+    for number, point in enumerate(where):
+        if any(f"{number}/{name}" not in kept for name in built):
+            log.info("evaluation at %s: %s", point.mixture or f"strength {point.strength:g}", ", ".join(suites))
         for name, suite in built.items():
-            rows += [_row(point, name, measured) for measured in suite.measure(point)]
+            if f"{number}/{name}" not in kept:
+                kept[f"{number}/{name}"] = [_row(point, name, measured) for measured in suite.measure(point)]
+            rows += kept[f"{number}/{name}"]
     for name, suite in built.items():
         if isinstance(suite, SuiteAcross):
-            rows += [_row(Point(1.0, ACROSS), name, measured) for measured in suite.across(where)]
+            if f"across/{name}" not in kept:
+                kept[f"across/{name}"] = [_row(Point(1.0, ACROSS), name, measured) for measured in suite.across(where)]
+            rows += kept[f"across/{name}"]
     for row, title in zip(rows, titles(rows), strict=True):
         if row.n:
             log_values(title, row)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alignlab.errors import ConfigError
-from alignlab.files import file_keys
+from alignlab.files import content_keys
 from alignlab.methods.config import MethodConfig
+from alignlab.models.config import decisive_files
 from alignlab.registry import Entry, capabilities, number, one_of
 from alignlab.training.config import FitConfig
 
@@ -70,8 +71,12 @@ class PreferenceConfig(MethodConfig):
         return Path(self.reference.removeprefix(MODEL)) if self.reference.startswith(MODEL) else None
 
     def cache_key(self) -> list[str]:
-        """What tells apart the weights of a reference that is another model."""
-        return file_keys(sorted(self.other_model.glob("*.safetensors"))) if self.other_model else []
+        """The content of a reference that is another model."""
+        return ["model", *content_keys(decisive_files(self.other_model))] if self.other_model else []
+
+    def places(self) -> tuple[str, ...]:
+        """Where another model lies; a reference of another kind is none."""
+        return ("reference",) if self.other_model else ()
 
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""

@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
-from alignlab.files import file_keys
 from alignlab.models.anatomy import Abilities, block_list, context_of, find, of_rows, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
 from alignlab.models.kinds import KINDS, Kind
@@ -31,7 +30,7 @@ Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManag
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained model of some kind. `fingerprint` names the weights: where from, revision, files, dtype."""
+    """A pretrained model of some kind. `fingerprint` names the weights: content, dtype and kind, or the commit of the hub."""
 
     name: str
     model: PreTrainedModel
@@ -197,16 +196,13 @@ def _name_ends(model: PreTrainedModel, codec: Codec) -> None:
 
 def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
     """A short hash that changes when other weights would be loaded."""
-    files = [] if config.source == "hub" else file_keys(_weights(config))
     words = [
-        config.source,
-        config.path,
-        config.revision,
+        config.path if config.source == "hub" else None,
+        config.cache_key(),
         config.dtype,
         config.found_kind,
         start,
         seed if start == "random" else None,
-        files,
     ]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
@@ -284,7 +280,7 @@ def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
     transformers_logging.disable_progress_bar()
     where = config.path if config.source == "hub" else str(config.location)
     if config.source == "hub":
-        more["revision"] = config.revision
+        more["revision"] = config.commit
     try:
         return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:

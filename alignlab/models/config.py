@@ -10,11 +10,17 @@ from types import NoneType
 from typing import Annotated, Any
 
 from alignlab.errors import ConfigError
-from alignlab.files import file_keys
+from alignlab.files import content_keys, hub_commit
 from alignlab.models.kinds import KINDS, kind_of
 from alignlab.registry import one_of, text
 
 EMBEDDED = Path(__file__).parent / "tiny"
+DECISIVE = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "*.jinja", "additional_chat_templates/*"),
+)
+"""What decides a model in a folder: its shape and weights, how it generates, its code, its tokenizer, and its templates."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,19 @@ class ModelConfig:
             raise ConfigError(f"{where}.path={self.path} holds no config.json; give a folder saved by save_pretrained.")
 
     def cache_key(self) -> list[str]:
-        """Name, size and time of a local folder's weights and tokenizer; what is embedded changes with the code only."""
-        patterns = ("*.safetensors", "tokenizer*", "*.jinja") if self.source == "folder" else ()
-        return file_keys([file for pattern in patterns for file in sorted(self.location.glob(pattern))])
+        """The content of every file of a folder that decides what the model computes; of the hub, the commit."""
+        if self.source == "hub":
+            return [str(self.commit)]
+        return content_keys(decisive_files(self.location))
+
+    def places(self) -> tuple[str, ...]:
+        """A folder; what the hub calls a model is no place."""
+        return () if self.source == "hub" else ("path",)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that is loaded: the one given, or what `main` is on this machine, or on the hub."""
+        return hub_commit("model", str(self.path), self.revision)
 
     @property
     def found_kind(self) -> str:
@@ -89,9 +105,14 @@ class ModelConfig:
         return EMBEDDED / str(self.path) if self.source == "embedded" else Path(str(self.path))
 
 
+def decisive_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that decide what it computes, sorted."""
+    return sorted({file for pattern in DECISIVE for file in folder.glob(pattern) if file.is_file()})
+
+
 def _cached(config: ModelConfig, name: str) -> Path | None:
     """A file of the hub that is on this machine already; None where it is not."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(str(config.path), name, revision=config.revision)
+    found = try_to_load_from_cache(str(config.path), name, revision=config.commit)
     return Path(found) if isinstance(found, str) else None

@@ -145,10 +145,24 @@ def saved(figure: Any, path: Path) -> Path:
 
     refuse_other_formats(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _as_written(figure)
     # The same numbers make the same file: no date, and names inside an SVG that do not change.
     with rc_context({"svg.hashsalt": "alignlab"}):
         figure.savefig(path, dpi=DOTS, metadata=SILENT if path.suffix == ".svg" else None)
     return path
+
+
+def _as_written(figure: Any) -> None:
+    """Names of runs and settings are shown as they are: two dollar signs make no formula. Numbers along an axis may be one."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    numbered = [axis for axis in axes if not isinstance(axis.get_major_formatter(), FixedFormatter)]
+    numbers = {id(label) for axis in numbered for label in axis.get_ticklabels(which="both")}
+    for label in figure.findobj(Text):
+        if id(label) not in numbers:
+            label.set_parse_math(False)
 
 
 def refuse_other_formats(path: Path, known: Sequence[str] = FORMATS) -> None:

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 """Where run.py, the configs and the package are."""
 PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
 """What a run needs; the files that are copied where there is no git checkout."""
+LARGEST = 256 << 20
+"""Bytes of a copy of the code at most."""
 CHUNK = 1 << 20
 """Bytes of a file that are read at once."""
 GONE = "gone"
@@ -44,7 +46,8 @@ ANSWER_SECONDS = 60
 def snapshot(into: Path, runs: Path) -> Path:
     """A copy of the code in a folder named by a hash of its contents, made once, so that edits do not reach waiting jobs.
 
-    Of a git checkout it has all files that git does not ignore, committed or not, and is a checkout of the same commit that
+    Of a git checkout it has all committed files, as they are now, and of the others those of the package, the configs and the
+    experiments that git does not ignore: data that lies beside the code is left out. It is a checkout of the same commit that
     shares the history of the original: `git diff` in it shows what was not committed. The folder of runs is left out, because
     it changes while jobs run.
     """
@@ -72,14 +75,23 @@ def _files(runs: Path) -> list[Path]:
     """The files to copy, relative to ROOT, sorted, without the runs; a link is one file."""
     root = ROOT.resolve()
     around = root.is_relative_to(runs)  # the folder of runs contains the code
-    listed = _git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = _git(ROOT, "ls-files", "-z", "--cached")
     if listed is not None:
-        names = {Path(name) for name in listed.split("\0") if name}
+        others = _git(ROOT, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or ""
+        names = {Path(name) for name in f"{listed}\0{others}".split("\0") if name}
     else:
-        found = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
-        names = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
+        every = (path for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")])
+        names = {path.relative_to(ROOT) for path in every if "__pycache__" not in path.parts}
     names = {name for name in names if (name.parts[0] in PARTS if around else not (root / name).is_relative_to(runs))}
-    return sorted(name for name in names if (ROOT / name).is_symlink() or (ROOT / name).is_file())
+    found = sorted(name for name in names if (ROOT / name).is_symlink() or (ROOT / name).is_file())
+    size = sum((ROOT / name).lstat().st_size for name in found)
+    if size > LARGEST:
+        largest = max(found, key=lambda name: (ROOT / name).lstat().st_size)
+        raise SweepError(
+            f"the code to copy for the jobs has {size >> 20} MiB, and at most {LARGEST >> 20} are copied; the largest file is"
+            f" {largest}: move it out of the code, or let git ignore it."
+        )
+    return found
 
 
 def _digest(files: list[Path]) -> str:

@@ -203,7 +203,7 @@ def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str
     )
     state = state_of(folder)
     if state.name == "done" and done is None:
-        state = State("missing")  # force=true
+        state = State("missing", outdated=state.outdated)  # force=true or rerun=outdated
     return PlannedJob(tuple(overrides), job, state, folder, stages or ())
 
 
@@ -309,6 +309,8 @@ def _action(planned: PlannedJob) -> str:
     if planned.job.refused:
         return "refused"
     state = planned.state.name
+    if planned.state.outdated:
+        return "done by another version" if state == "done" else "to run (done by another version)"
     elsewhere = {"done": "done", "missing": "to run", "running": "running elsewhere", "queued": "queued"}
     return elsewhere.get(state) or f"to run ({state} before)"
 

@@ -23,7 +23,7 @@ from alignlab.config import headline_of
 from alignlab.errors import AlignlabError, SweepError
 from alignlab.files import alone
 from alignlab.sweeps.cluster import Command, Queue, snapshot
-from alignlab.tracking.ledger import QUEUED, Ledger, now, state_of
+from alignlab.tracking.ledger import QUEUED, STATUS, Ledger, mark_of, now, state_of
 from alignlab.tracking.sweeps import SweepLedger
 
 log = logging.getLogger(__name__)
@@ -65,25 +65,27 @@ class SlurmLauncher(SubmititLauncher):
             new = [index for index in indices if index not in jobs]
             for first in range(0, len(new), LARGEST_ARRAY):
                 part = new[first : first + LARGEST_ARRAY]
-                begun = now()  # a job that ends at once must not seem to have been queued afterwards
-                for index, job in zip(part, self._submit([job_overrides[index] for index in part]), strict=True):
+                before = {index: self._status(index) for index in part}  # a job may end before it is noted down
+                at_once = max(1, self.config.launch.parallel * len(part) // len(new))
+                submitted = self._submit([job_overrides[index] for index in part], at_once)
+                for index, job in zip(part, submitted, strict=True):
                     jobs[index] = job
-                    self._note(index, job, begun)
+                    self._note(index, job, before[index])
         if self.config.launch.detach:
             return []
         log.info("waiting for the jobs; they keep running if this command is stopped, and the same command waits again")
         results = self._wait(jobs)
         return [results[index] for index in indices]
 
-    def _submit(self, commands: Sequence[Sequence[str]]) -> list[Any]:
-        """Jobs of submitit, one per command, as one array."""
+    def _submit(self, commands: Sequence[Sequence[str]], at_once: int) -> list[Any]:
+        """Jobs of submitit, one per command, as one array, of which so many run at once."""
         import submitit
 
         home = self._home(commands[0])
         code = snapshot(home / "code", self._runs())
         calls = [Command(tuple(overrides), str(code), str(Path.cwd())) for overrides in commands]
         executor = submitit.AutoExecutor(home / "slurm", "slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
-        executor.update_parameters(**self._parameters(code))
+        executor.update_parameters(**{**self._parameters(code), "slurm_array_parallelism": at_once})
         cluster = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
         try:
             with submitit.helpers.clean_env():  # inside a job of SLURM, its own options would apply to the new jobs
@@ -118,8 +120,8 @@ class SlurmLauncher(SubmititLauncher):
         """The job that already is in the queue for a run, None where there is none."""
         from submitit.slurm.slurm import SlurmJob
 
-        queued = Ledger(self.folders[index]).read(QUEUED) if self.folders else None
-        if queued is None:
+        queued = Ledger(self.folders[index]).found(QUEUED) if self.folders else {}
+        if "job" not in queued:
             return None
         if queue.state(queued["job"]) is None:
             raise SweepError(
@@ -131,9 +133,13 @@ class SlurmLauncher(SubmititLauncher):
         log.info("in the queue already, as %s: %s", queued["job"], self.folders[index])
         return SlurmJob(queued["log"].rpartition("/")[0], queued["job"])
 
-    def _note(self, index: int, job: Any, begun: str) -> None:
+    def _status(self, index: int) -> str | None:
+        """What tells the present status of a run from the next one; clocks of two machines need not agree."""
+        return mark_of(Ledger(self.folders[index]).found(STATUS) or None) if self.folders else None
+
+    def _note(self, index: int, job: Any, status: str | None) -> None:
         if self.folders:
-            queued = {"job": job.job_id, "time": begun, "log": str(job.paths.stdout)}
+            queued = {"job": job.job_id, "time": now(), "log": str(job.paths.stdout), "status": status}
             Ledger(self.folders[index]).write(QUEUED, queued)
 
     def _wait(self, jobs: Mapping[int, Any]) -> dict[int, JobReturn]:
@@ -194,7 +200,7 @@ def _files_in(folders: Iterable[Path]) -> set[Path]:
 
 def _write_down(run: Ledger, job: str, error: str) -> None:
     """Writes the failure of a job into its run's ledger, unless the run has ended by itself."""
-    if (run.read(QUEUED) or {}).get("job") != job:
+    if run.found(QUEUED).get("job") != job:
         return  # it was submitted again
     if state_of(run.folder).name not in ENDS:
         run.status("failed", error=error)

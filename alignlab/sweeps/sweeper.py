@@ -6,6 +6,7 @@ plug-ins, and a subclass that exists before then no longer fits it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from alignlab.sweeps.jobs import Composer, PlannedJob, checked_name, decisive, n
 from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
+
+log = logging.getLogger(__name__)
 
 
 class PlannedSweeper(BasicSweeper):
@@ -40,6 +43,7 @@ class PlannedSweeper(BasicSweeper):
         arguments = [override for override in arguments if not override.startswith("plan=")]
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         (commands,) = self.split_arguments(parsed, None)
+        commands = list(dict.fromkeys(tuple(command) for command in commands))  # seed=0,0 is one job
         if not commands:
             raise ConfigError("this sweep has no jobs: one of its keys has no value; check glob(...) and the lists.")
         shared = [
@@ -55,6 +59,8 @@ class PlannedSweeper(BasicSweeper):
         composer = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides), choices)
         planned = plan_jobs(commands, shared, composer)
         show_plan(name, planned, console(), whole=bool(self.config.plan))
+        if any(each.state.outdated and not each.pending for each in planned):
+            log.info("some jobs were done by another version of the code or of a library; rerun=outdated repeats them")
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from alignlab.config import NO_INFLUENCE
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
-from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.ledger import REPORT, Ledger, state_of
 
+log = logging.getLogger(__name__)
 MISSING = "none"
 NOT_SETTINGS = {"fingerprint", *NO_INFLUENCE} - {"seed"}
 
@@ -27,7 +29,7 @@ def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None)
     runs = [Ledger(path.parent) for path in sorted(folder.glob("**/report.json"))]
     if not runs:
         raise RunFolderError(f"no finished run below {folder}; give the folder that `paths.runs` names.")
-    every = [(_flat(run.read("config.json") or {}), run) for run in runs]
+    every = [(settings, rows) for run in runs for settings, rows in _whole(run)]
     asked = where or {}
     for name in asked:
         if not any(name in settings for settings, _ in every):
@@ -38,11 +40,21 @@ def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None)
     names = dict.fromkeys(name for settings, _ in chosen for name in settings)
     varying = [name for name in names if len({_text(settings.get(name)) for settings, _ in chosen}) > 1]
     lines = []
-    for settings, run in chosen:
+    for settings, rows in chosen:
         values = {name: _text(settings.get(name)) for name in varying if name != "seed"}
-        rows = (run.read("report.json") or {})["results"]
         lines += [{**values, "seed": settings.get("seed"), **row} for row in rows]
     return frame_of(lines)
+
+
+def _whole(run: Ledger) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The settings and the rows of a run; nothing, after a warning, of one with a damaged file."""
+    state = state_of(run.folder)
+    try:
+        if state.name == "damaged":
+            raise RunFolderError(state.details["error"])
+        yield _flat(run.read("config.json") or {}), (run.read(REPORT) or {}).get("results", [])
+    except RunFolderError as error:
+        log.warning("%s; the run is left out", str(error).removesuffix("."))
 
 
 def frame_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

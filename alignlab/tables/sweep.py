@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ Key = tuple[float, str, str, str]
 @dataclass(frozen=True)
 class JobResult:
     """A job with its state and files. `spec`: its entry in the sweep's ledger. `extra`: the table's config does not name its
-    seed. `report`: report.json, empty unless the job is done. `config`, `environment`: config.json and env.json, or empty."""
+    seed. `report`: report.json, empty unless the job is done. `config`, `environment`: config.json and env.json, or empty.
+    `other_version`: another version of the code or of a library made it than the latest of its sweep."""
 
     spec: Job
     state: State
@@ -47,6 +48,7 @@ class JobResult:
     report: Mapping[str, Any]
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
+    other_version: bool = False
 
     @property
     def results(self) -> Sequence[Mapping[str, Any]]:
@@ -57,10 +59,10 @@ class JobResult:
     def items(self) -> Mapping[Key, tuple[str, Items]]:
         """From strength, control, suite and metric to the scale of the metric and the value of each item; empty for a run that
         kept none."""
-        kept = Ledger(self.folder).read(ITEMS) if self.results else None
+        kept = Ledger(self.folder).found(ITEMS) if self.results else {}
         return {
             (line["strength"], line["control"], line["suite"], line["metric"]): (line["scale"], line["items"])
-            for line in (kept or {}).get("results", ())
+            for line in kept.get("results", ())
         }
 
     @property
@@ -109,7 +111,15 @@ def read_sweep(runs: Path, name: str) -> Sweep:
     latest = {(job.row, tuple(sorted(job.settings.items())), job.seed): job for job in ledger.jobs()}
     if not latest:
         raise RunFolderError(f"sweep {name} has no jobs; start it again with python run.py.")
-    return Sweep(ledger, tuple(_job_result(ledger, job) for job in latest.values()))
+    return Sweep(ledger, _told_apart([_job_result(ledger, job) for job in latest.values()]))
+
+
+def _told_apart(jobs: Sequence[JobResult]) -> tuple[JobResult, ...]:
+    """The jobs, with those marked that another version of the code or of a library has done than the latest of them."""
+    done = [job for job in jobs if job.state.name == "done"]
+    latest = max(done, key=lambda job: str(job.state.details.get("time")), default=None)
+    code = latest.environment.get("code") if latest else None
+    return tuple(replace(job, other_version=job in done and job.environment.get("code") != code) for job in jobs)
 
 
 def results_frame(sweep: Sweep) -> pd.DataFrame:
@@ -139,15 +149,15 @@ def _job_result(sweep: SweepLedger, spec: Job) -> JobResult:
     folder = sweep.run_folder(spec)
     ledger = Ledger(folder)
     state = sweep.state(spec)
-    report = ledger.read("report.json") if state.name == "done" else None
+    report = ledger.found("report.json") if state.name == "done" else {}
     return JobResult(
         spec=spec,
         state=state,
         extra=sweep.is_extra(spec),
         folder=folder,
-        report=report or {},
-        config=ledger.read("config.json") or {},
-        environment=ledger.read("env.json") or {},
+        report=report,
+        config=ledger.found("config.json"),
+        environment=ledger.found("env.json"),
     )
 
 
@@ -218,8 +228,13 @@ class TableRow:
         if not found and len(lost) == 1:
             return next(iter(lost))
         extra = sum(job.extra and job.spec.seed in found for job in self.jobs)
+        other = sum(job.other_version and job.spec.seed in found for job in self.jobs)
         counts = [f"{len(found)}/{len(self.jobs)}", *(f"{count} {why}" for why, count in lost.items())] if lost else []
-        return ", ".join([*counts, *([f"{extra} extra seed{'s' if extra > 1 else ''}"] if extra else [])])
+        if extra:
+            counts.append(f"{extra} extra seed{'s' if extra > 1 else ''}")
+        if other:
+            counts.append(f"{other} by another version")
+        return ", ".join(counts)
 
 
 @dataclass(frozen=True)

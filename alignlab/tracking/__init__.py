@@ -16,7 +16,7 @@ __all__ = ["TRACKERS", "Identity", "NoTracker", "Tracker"]
 
 @dataclass(frozen=True)
 class Identity:
-    """How a tracker names and files a run. `id` is the same whenever the same config and seed run again."""
+    """How a tracker names and files a run. `id` is the same whenever the run goes on, or runs again, in its folder."""
 
     id: str
     name: str

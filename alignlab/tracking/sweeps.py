@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from alignlab.files import alone
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger, State, state_of
 
+log = logging.getLogger(__name__)
 FOLDER = "sweeps"
 """Below the runs: a folder per sweep."""
 FILE = "sweep.json"
@@ -64,7 +66,7 @@ class SweepLedger:
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
             new = {job.cell: job for job in jobs}
             corrected = {frozenset(job.overrides) for job in new.values()}
-            known = {job.cell: job for job in self.jobs()} | new
+            known = {job.cell: job for job in self._whole_jobs()} | new
             known = {
                 cell: job
                 for cell, job in known.items()
@@ -74,8 +76,24 @@ class SweepLedger:
             self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
 
     def jobs(self) -> list[Job]:
-        """Every job that was ever declared, in that order; none if the sweep does not exist."""
-        return [Job(**_with_overrides(job)) for job in (self._ledger.read(FILE) or {"jobs": []})["jobs"]]
+        """Every job that was ever declared, in that order; none if the sweep does not exist.
+
+        Raises RunFolderError for a file that cannot be read.
+        """
+        found = (self._ledger.read(FILE) or {}).get("jobs", [])
+        try:
+            return [Job(**_with_overrides(job)) for job in found]
+        except (TypeError, AttributeError) as error:
+            raise RunFolderError(f"{self.folder / FILE} cannot be read ({error}); its command writes it again.") from error
+
+    def _whole_jobs(self) -> list[Job]:
+        """Every job; of a file that cannot be read none, after it was set aside."""
+        try:
+            return self.jobs()
+        except RunFolderError as error:
+            aside = (self.folder / FILE).rename(self.folder / f"{FILE}.damaged")
+            log.warning("%s; it is set aside as %s, and begins anew with the jobs of this command", error, aside)
+            return []
 
     def overrides(self) -> tuple[str, ...]:
         """The overrides that all jobs share."""

@@ -112,12 +112,15 @@ def _start(config: WandbConfig, identity: Identity, mode: Any) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """A config without the places of this machine: of an absolute path, its last part."""
+    """A config without the places of this machine: of a path that is absolute, or leads out of a folder, its last part."""
     if isinstance(value, Mapping):
         return {key: _shown(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_shown(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+    if not isinstance(value, str):
+        return value
+    prefix, colon, place = value.rpartition(":")
+    return f"{prefix}{colon}{Path(place).name}" if place.startswith(("/", "~", "..")) else value
 
 
 def _mode(config: WandbConfig) -> Any:

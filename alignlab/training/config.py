@@ -92,7 +92,8 @@ class TrainerConfig:
     process has of a batch. `packing`: which batches are laid into one row without padding, each prompt that members share once,
     where the backbone can: pairs (groups with something to share) | all | off. `gradient_checkpointing`: blocks keep no
     activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,
-    references, collecting) may take beside the weights; fewer rows run together where more would not fit. `extra`: further
+    references, collecting) may take beside the weights; fewer rows run together where more would not fit.
+    `keep_optimizer`: a finished stage keeps the optimiser states of its checkpoints. `extra`: further
     transformers.TrainingArguments. `validation`: what is measured on the way; null = nothing."""
 
     name: str
@@ -103,6 +104,7 @@ class TrainerConfig:
     pass_gib: Annotated[float, number(above=0)]
     checkpoint_every_steps: Annotated[int, number(minimum=1)]
     keep_checkpoints: Annotated[int, number(minimum=2, note="the last good one stays until the next is complete")]
+    keep_optimizer: bool
     log_every_steps: Annotated[int, number(minimum=1)]
     threads: Annotated[int | None, number(minimum=1)]
     extra: dict[str, Any]

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from alignlab.data.batching import in_order
 from alignlab.errors import ConfigError
-from alignlab.files import file_keys
+from alignlab.files import content_keys
 from alignlab.models.anatomy import context_of
 from alignlab.models.answers import scored, scored_in
 from alignlab.models.backbone import load, load_codec, skeleton
-from alignlab.models.config import ModelConfig, TemplateConfig
+from alignlab.models.config import ModelConfig, TemplateConfig, decisive_files
 from alignlab.models.policy import Policy
 from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
@@ -88,8 +88,12 @@ class OtherModel(Reference):
     folder: Path
 
     def cache_key(self) -> list[str]:
-        """Tells apart the weights that lay in the folder."""
-        return file_keys(sorted(self.folder.glob("*.safetensors")))
+        """The content of its files, wherever the folder lies."""
+        return content_keys(decisive_files(self.folder))
+
+    def places(self) -> tuple[str, ...]:
+        """Where it lies."""
+        return ("folder",)
 
     def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
         """Raises ConfigError for another vocabulary, and for rows that are longer than its context or hold ids beyond it."""
@@ -125,12 +129,7 @@ class OtherModel(Reference):
 
     def _content(self, dtype: str) -> str:
         """A hash of dtype and files."""
-        digest = hashlib.sha256(dtype.encode())
-        for file in [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]:
-            with file.open("rb") as opened:
-                while piece := opened.read(1 << 20):
-                    digest.update(piece)
-        return digest.hexdigest()[:16]
+        return hashlib.sha256(json.dumps([dtype, self.cache_key()]).encode()).hexdigest()[:16]
 
     def _config(self, dtype: str, attention: str) -> ModelConfig:
         template = TemplateConfig(
@@ -208,7 +207,7 @@ def _key(groups: Sequence[EncodedGroup], weights: str, rounding: Sequence[object
 
 
 def _agrees(groups: Sequence[EncodedGroup], rows: Sequence[int], stored_NM: Tensor, policy: Policy) -> bool:
-    if len(stored_NM) != len(groups):
+    if stored_NM.shape != (len(groups), len(groups[0].members)):
         return False
     looked = list(rows[:: max(1, len(rows) // CHECKED_ROWS)][:CHECKED_ROWS])
     again_NM = scored(policy, [groups[row] for row in looked], ROWS_PER_PASS)[0]

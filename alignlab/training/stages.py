@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
-from alignlab.files import PACKAGES, alone, package_version
+from alignlab.files import PART, alone, code_version, damage, places, sealed
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
@@ -44,7 +45,9 @@ from alignlab.tuners.lora import UpdateShape
 log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
 DONE = "done.json"
-"""In a stage's folder; written last."""
+"""In a stage's folder; written last, with its key and a list of its files."""
+KEY = "key.json"
+"""In a stage's folder; written first: the stage that its checkpoints and its result are of."""
 METRICS = "metrics.json"
 """What the stage has logged, so that a run that fetches it has its curves too."""
 
@@ -239,13 +242,13 @@ class TrainStage:
                 FitTrainer(*given).fit()
             policy.model.eval()
             processes.by_main_process(lambda: parts.save(folder / "result"))
-        self._load_result(policy, folder)
+        self._load_result(policy, folder, described=False)
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """Loads the stage's result."""
         with self.training(policy) as parts:
             parts.load(folder / "result")
-        self._load_result(policy, folder)
+        self._load_result(policy, folder, described=True)
 
     def validated(self, trainer: TrainerConfig) -> bool:
         """Whether it is measured while it trains."""
@@ -256,8 +259,11 @@ class TrainStage:
         """Inside, what this stage trains."""
         return training(policy, self.trains, self.update, self.second)
 
-    def _load_result(self, policy: Policy, folder: Path) -> None:
-        processes.main_process_first(lambda: load_result(policy, folder / "result", self.trains, self.update, self.second))
+    def _load_result(self, policy: Policy, folder: Path, *, described: bool) -> None:
+        result = folder / "result"
+        processes.main_process_first(
+            lambda: load_result(policy, result, self.trains, self.update, self.second, described=described)
+        )
 
     def _micro_batches(self, work: Work, session: Session) -> list[Share]:
         """This stage's micro-batches, from its first step in the stream of batches on."""
@@ -288,7 +294,7 @@ def stage_key(stage: Stage, work: Work, before: Mapping[str, Any]) -> str:
     their ids, so tokenizer, template and data are in the key, and what only the evaluation reads is not. The sources of
     alignlab and the versions of its dependencies count too.
     """
-    parts = [cache_key(stage), cache_key(before), work.steps, cache_key(work.weights), _code()]
+    parts = [cache_key(stage), cache_key(before), work.steps, cache_key(work.weights), code_version()]
     digest, rows = hashlib.sha256(json.dumps(parts).encode()), hashlib.sha256()
     for group in work.groups:
         members = [[m.ids, m.start, m.control, m.target] for m in group.members]
@@ -300,8 +306,9 @@ def stage_key(stage: Stage, work: Work, before: Mapping[str, Any]) -> str:
 def cache_key(thing: Any) -> Any:
     """A thing as JSON that is equal in every process, and differs where any part differs.
 
-    A dataclass counts by its class, by the fields that it is compared by, and by what its method `cache_key` adds; another
-    object by its class and `cache_key()`; a function by its name. Raises TypeError for an object with none of these.
+    A dataclass counts by its class, by the fields that it is compared by and that are no places, and by what its method
+    `cache_key` adds; another object by its class and `cache_key()`; a function by its name. Raises TypeError for an object with
+    none of these.
     """
     if thing is None or isinstance(thing, (str, int, float, bool)):
         return thing
@@ -320,20 +327,11 @@ def cache_key(thing: Any) -> Any:
     name = cache_key(type(thing))
     own = [cache_key(thing.cache_key())] if hasattr(thing, "cache_key") else []
     if dataclasses.is_dataclass(thing):
-        compared = [each.name for each in dataclasses.fields(thing) if each.compare]
+        compared = [each.name for each in dataclasses.fields(thing) if each.compare and each.name not in places(thing)]
         return [name, {each: cache_key(getattr(thing, each)) for each in compared}, *own]
     if own:
         return [name, *own]
     raise TypeError(f"{name} does not say what decides its result; give it a method `cache_key`.")
-
-
-@functools.cache
-def _code() -> list[str]:
-    """The sources of alignlab as one hash, and the versions of its dependencies."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return [digest.hexdigest(), *(f"{name} {package_version(name)}" for name in PACKAGES)]
 
 
 class StageStore:
@@ -346,16 +344,27 @@ class StageStore:
         """Whether the stage of this key has been finished by any job."""
         return (self._folder / key / DONE).is_file()
 
+    def damage(self, key: str) -> str:
+        """What is wrong with a kept stage; empty where it is what was kept."""
+        return damage(self._folder / key, DONE)
+
     @contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go."""
+        """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go, and
+        the next one removes what it had begun to keep."""
         with alone(self._folder / f"{key}.lock", "waits for another job that computes the same stage"):
+            for left in self._folder.glob(f"{key}.*{PART}"):
+                shutil.rmtree(left, ignore_errors=True)
             yield
 
     def keep(self, key: str, stage: Path) -> None:
-        """Keeps what a finished stage of a run has left, without its checkpoints; appears whole or not at all. A full disk is a
-        warning: the stage is in the run's own folder."""
-        scratch = Path(mkdtemp(prefix=f"{key}.", suffix=".part", dir=self._folder))
+        """Keeps what a finished stage of a run has left, without its checkpoints, in the place of a damaged one; appears whole
+        or not at all. A full disk is a warning: the stage is in the run's own folder."""
+        if self.holds(key):
+            if not self.damage(key):
+                return
+            shutil.rmtree(self._folder / key, ignore_errors=True)
+        scratch = Path(mkdtemp(prefix=f"{key}.", suffix=PART, dir=self._folder))
         try:
             _copy(stage, scratch)
             scratch.rename(self._folder / key)
@@ -367,21 +376,17 @@ class StageStore:
     def fetch(self, key: str, stage: Path) -> None:
         """Puts a kept stage into a run's folder, as if the run had finished it; `done.json` comes last. Its files name others
         of the run by relative paths, so nothing in them is changed."""
-        kept = self._folder / key
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        _copy(kept, stage, skip=(DONE,))
-        shutil.copyfile(kept / DONE, stage / DONE)
+        _copy(self._folder / key, stage)
 
 
-def _copy(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
-    """Every file but checkpoints. Weights are written once and never changed, so they are hard links where the file system has
-    them; a run may write the others again."""
-    for file in sorted(source.rglob("*")):
-        inside = file.relative_to(source)
-        if file.is_dir() or inside.parts[0].startswith("checkpoint-") or str(inside) in skip:
-            continue
-        place = target / inside
+def _copy(source: Path, target: Path) -> None:
+    """What a finished stage's mark lists, and then the mark. Weights are written once and never changed, so they are hard links
+    where the file system has them; a run may write the others again."""
+    found = sealed(source, DONE) or {"files": ()}
+    for name in [*found["files"], DONE]:
+        file, place = source / name, target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == WEIGHTS:
             try:
@@ -389,4 +394,34 @@ def _copy(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
                 continue
             except OSError:
                 log.debug("%s: no hard links here", place)
-        shutil.copyfile(file, place)
+        shutil.copyfile(file, place, follow_symlinks=False)
+
+
+def of_result(name: Path) -> bool:
+    """Whether a file of a stage's folder, by its path inside, is part of what the stage leaves: its checkpoints are not."""
+    return not name.parts[0].startswith("checkpoint-")
+
+
+def begin(folder: Path, key: str) -> None:
+    """Names what will be in a stage's folder, before anything is."""
+    Ledger(folder).write(KEY, {"key": key})
+
+
+def stale(folder: Path, key: str) -> str:
+    """Why what is in a stage's folder must not be used for the stage of this key; empty where it may, or where nothing is."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return ""
+    if Ledger(folder).found(KEY).get("key") != key:
+        return "is of other code, libraries, data or settings"
+    wrong = damage(folder, DONE) if (folder / DONE).exists() else ""
+    return f"is damaged ({wrong})" if wrong else ""
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a stage's folder to the first free `NAME.aside-N`."""
+    number = next(number for number in itertools.count(1) if not _aside(folder, number).exists())
+    return folder.rename(_aside(folder, number))
+
+
+def _aside(folder: Path, number: int) -> Path:
+    return folder.with_name(f"{folder.name}.aside-{number}")

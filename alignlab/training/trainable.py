@@ -189,16 +189,23 @@ def training(
 
 
 def load_result(
-    policy: Policy, result: Path, trains: Trains, update: UpdateShape | None = None, second: SecondModel | None = None
+    policy: Policy,
+    result: Path,
+    trains: Trains,
+    update: UpdateShape | None = None,
+    second: SecondModel | None = None,
+    *,
+    described: bool = False,
 ) -> None:
     """Once `result` holds what a stage has trained: a backbone that stays in the policy becomes a checkpoint of its own, and
-    the base of what is saved from now on. Of one trained by a LoRA, all weights are written beside the result."""
+    the base of what is saved from now on. Of one trained by a LoRA, all weights are written beside the result. `described`: it
+    has its config and tokenizer already, and nothing in a finished result is written again."""
     if BACKBONE not in trains or second is not None:
         return
     if update is not None:
-        _set_base_model(policy, _whole(policy, result.parent / WHOLE))
+        _set_base_model(policy, _whole(policy, result.parent / WHOLE), described)
     else:
-        _set_base_model(policy, result / LM if (result / LM).is_dir() else result)
+        _set_base_model(policy, result / LM if (result / LM).is_dir() else result, described)
 
 
 def tuner_of(policy: Policy) -> Tuner:
@@ -277,8 +284,9 @@ def _whole(policy: Policy, folder: Path) -> Path:
     return folder
 
 
-def _set_base_model(policy: Policy, folder: Path) -> None:
+def _set_base_model(policy: Policy, folder: Path, described: bool) -> None:
     """The backbone's weights are those in `folder` now. Others get another fingerprint, by which references are cached."""
-    policy.backbone.describe(folder)
+    if not described:
+        policy.backbone.describe(folder)
     tuner_of(policy).set_base_model(folder)
     policy.backbone = policy.backbone.moved(digest(folder))

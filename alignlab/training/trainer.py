@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
+import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from alignlab.errors import DivergedError
+from alignlab.errors import DivergedError, RunFolderError
+from alignlab.files import damage, seal
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Loss
 from alignlab.tracking.ledger import Ledger
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MARK = "complete"
 """In a checkpoint; written when everything else in it has been written."""
+RESUMED_FROM = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""Files and folders of a checkpoint by which a training goes on; weights are not among them."""
 PLAIN_LINES = 8
 """Lines of progress per stage where there is no terminal."""
 PROGRESS = "progress.json"
@@ -38,14 +44,29 @@ PROGRESS = "progress.json"
 
 
 def mark(checkpoint: Path) -> None:
-    """Declares a checkpoint complete; called last."""
-    (checkpoint / MARK).touch()
+    """Declares a checkpoint complete, called last: the mark lists its files, each with its size and a checksum."""
+    seal(checkpoint, MARK, {})
 
 
 def latest(stage_folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None. A kill while saving leaves a folder without the mark."""
+    """The checkpoint with the highest step among those that are whole, or None. A kill while saving leaves a folder without the
+    mark; one whose files are not those that the mark lists is named, and passed over."""
     complete = [folder for folder in stage_folder.glob("checkpoint-*") if (folder / MARK).is_file()]
-    return max(complete, key=_step_of, default=None)
+    for checkpoint in sorted(complete, key=_step_of, reverse=True):
+        wrong = damage(checkpoint, MARK)
+        if not wrong:
+            return checkpoint
+        log.warning("%s is damaged (%s); the one before it is taken", checkpoint, wrong)
+    return None
+
+
+def drop_optimizers(stage_folder: Path) -> None:
+    """Removes what only a resumed training needs from the checkpoints of a finished stage, which then are complete no more."""
+    for checkpoint in stage_folder.glob("checkpoint-*"):
+        (checkpoint / MARK).unlink(missing_ok=True)
+        for pattern in RESUMED_FROM:
+            for file in checkpoint.glob(pattern):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -195,6 +216,14 @@ class FitTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: `fit` has read what the stage trains, before anything wrapped it."""
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _diverged(self, what: str, updates: int, also: str = "") -> DivergedError:
         """`updates`: how many were made before; what they were made by may be the cause, and is named with its keys."""
         kept, key = latest(self._folder), f"method.{self._stage}"
@@ -210,6 +239,18 @@ class FitTrainer(Trainer):
                 f" lower it{unclipped}{f', or {also}' if also else ''}"
             )
         return DivergedError(f"stage {self._stage}: {what}; the last good checkpoint is {good}; {advice}.")
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """Raises RunFolderError for a state that cannot be read, or that holds more than numbers: unpickling it would run code."""
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        first = str(error).partition("\n")[0]
+        raise RunFolderError(
+            f"{checkpoint} cannot be resumed from ({first}); remove it, and the one before it is taken."
+        ) from error
 
 
 def _first(items: list[Any]) -> Any:
@@ -283,7 +324,7 @@ class ShowProgress(TrainerCallback):
             self._written = time.monotonic()
             left = self._seconds_left(state)
             content = {"stage": self._stage, "step": state.global_step, "steps": state.max_steps, "seconds_left": left}
-            self._ledger.write(PROGRESS, content)
+            self._ledger.write(PROGRESS, content, durable=False)
 
     def _seconds_left(self, state: Any) -> float | None:
         """By the mean of this process's steps; None before the first."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
-from alignlab.files import file_keys
+from alignlab.files import content_keys
 from alignlab.models.config import Shape
 from alignlab.registry import names, number, one_of, text
 
@@ -145,9 +145,12 @@ class DeraConfig(TunerConfig):
             raise ConfigError(f"{where}.aligned={self.aligned} holds no *.safetensors; give a folder saved by save_pretrained.")
 
     def cache_key(self) -> list[str]:
-        """Name, size and time of the aligned weights."""
-        found = sorted(Path(self.aligned).glob("*.safetensors")) if self.aligned else []
-        return file_keys(found)
+        """The content of the aligned weights."""
+        return content_keys(sorted(Path(self.aligned).glob("*.safetensors"))) if self.aligned else []
+
+    def places(self) -> tuple[str, ...]:
+        """Where the aligned weights lie; null says that there are none."""
+        return ("aligned",) if self.aligned else ()
 
 
 @dataclass

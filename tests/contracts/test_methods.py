@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_bits(method: str, model: str, tmp_path: Pa
 def test_resuming_equals_never_having_stopped(
     method: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = (f"model={model}", "trainer.checkpoint_every_steps=2", "evaluation=off")
+    words = (f"model={model}", "trainer.checkpoint_every_steps=2", "trainer.keep_optimizer=true", "evaluation=off")
     run(composed(tmp_path / "whole", method, *words, steps=4))
     run(composed(tmp_path / "cut", method, *words, steps=4))
     stage = tmp_path / "cut" / "run" / "stages" / STAGE[method]

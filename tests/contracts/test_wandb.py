@@ -57,10 +57,11 @@ def test_three_jobs_in_one_process_are_three_runs_that_finished(jobs: list[Offli
     assert [job.exit_codes for job in jobs] == [[0]] * 3
 
 
-def test_a_runs_id_is_its_fingerprint_and_seed(jobs: list[Offline]) -> None:
+def test_a_runs_id_is_its_fingerprint_and_seed_and_a_token_of_its_folder(jobs: list[Offline]) -> None:
     reports = [report_of(job) for job in jobs]
 
-    assert {job.identity["run_id"] for job in jobs} == {f"{report['fingerprint']}-{report['seed']}" for report in reports}
+    named = {job.identity["run_id"].rpartition("-")[0] for job in jobs}
+    assert named == {f"{report['fingerprint']}-{report['seed']}" for report in reports}
     assert {job.identity["config"]["update"]["seed"] for job in jobs} == set(SEEDS)
 
 
@@ -115,5 +116,7 @@ def test_a_crashed_run_failed_and_going_on_keeps_its_id(tmp_path: Path, monkeypa
 
     parts = offline_runs(tmp_path)
     config = parse(raw)
-    assert [part.identity["run_id"] for part in parts] == [f"{config.fingerprint}-{config.seed}"] * 2
+    first, second = (part.identity["run_id"] for part in parts)
+    assert first == second
+    assert first.startswith(f"{config.fingerprint}-{config.seed}-")
     assert [part.exit_codes for part in parts] == [[1], [0]]

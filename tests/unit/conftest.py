@@ -153,6 +153,7 @@ def trainer_config(**changes: Any) -> TrainerConfig:
         "pass_gib": 16.0,
         "checkpoint_every_steps": 2,
         "keep_checkpoints": 2,
+        "keep_optimizer": False,
         "log_every_steps": 1,
         "threads": None,
         "extra": {},

@@ -23,7 +23,7 @@ from alignlab.sweeps import slurm
 from alignlab.sweeps.cluster import Queue
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.slurm import SlurmLauncher
-from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, now, state_of
+from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 from tests.unit.conftest import CONF
 
 Composed = Callable[..., DictConfig]
@@ -163,7 +163,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": False}})
     launcher.folders = runs = [tmp_path / f"run-{place}" for place in jobs]
     for place, job in jobs.items():
-        launcher._note(place, job, now())
+        launcher._note(place, job, None)
     made = Waiting(launcher, runs, jobs)
     monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: made.passed, sleep=made.sleep))
     return made

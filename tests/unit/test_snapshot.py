@@ -109,7 +109,7 @@ def test_runs_right_beside_the_code_leave_the_code_in(code: Path, monkeypatch: p
 
 def test_no_file_is_in_memory_as_a_whole(code: Path, tmp_path: Path) -> None:
     size = 32 << 20
-    with (code / "weights").open("wb") as file:
+    with (code / "alignlab" / "weights").open("wb") as file:
         file.truncate(size)
     tracemalloc.start()
     try:
@@ -142,3 +142,21 @@ def test_a_job_knows_its_snapshot_behind_a_link(tmp_path: Path, monkeypatch: pyt
 def test_a_job_that_finds_other_code_than_its_own_says_so(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="and not from its snapshot"):
         Command(("method=red",), str(tmp_path), str(tmp_path))()
+
+
+def test_data_beside_the_code_that_git_does_not_know_is_left_out(code: Path, tmp_path: Path) -> None:
+    (code / "data").mkdir()
+    (code / "data" / "pairs.jsonl").write_text("{}\n")
+
+    copy = snapshot(tmp_path / "copies", code / "runs")
+
+    assert not (copy / "data").exists()
+    assert (copy / "alignlab" / "new.py").is_file()
+
+
+def test_more_than_code_is_refused_with_its_largest_file(code: Path, tmp_path: Path) -> None:
+    with (code / "alignlab" / "weights").open("wb") as file:
+        file.truncate(cluster.LARGEST + 1)
+
+    with pytest.raises(SweepError, match=r"at most 256 are copied; the largest file is alignlab/weights: move it out"):
+        snapshot(tmp_path / "copies", code / "runs")

@@ -160,3 +160,36 @@ def test_the_page_of_a_sweep_that_has_not_run_says_why_there_is_no_figure(tmp_pa
 
     assert main(["report", "t", "--runs", str(tmp_path), "--to", str(tmp_path / "r.html")]) == 0
     assert "no job of t has a number yet; 1 missing." in (tmp_path / "r.html").read_text()
+
+
+class Tags(HTMLParser):
+    """The tags and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[str]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, [name for name, _ in attrs]))
+
+
+def test_names_of_a_stranger_are_text_on_the_page_and_in_its_figures(tmp_path: Path) -> None:
+    hostile = "--><script>x</script><img src=y onerror=z>$\\x{$ & \"'"
+    sweep = MadeSweep(tmp_path / "runs", "t", words=(hostile,))
+    for value in ("1", hostile):
+        run = sweep.job("row", 0, {"key": value.replace("/", "")})
+        run.write("config.json", {"model": {"name": hostile}})
+        run.write("env.json", {"commit": hostile, "python": hostile, "packages": {"torch": hostile}, "system": hostile})
+        rows = [number(f"{hostile}/reward", 0.5, strength) for strength in (0.0, 1.0)]
+        account = {"read": 9, "kept": 8, "dropped": {hostile: 1}, "cut": 0, "moved": 0}
+        run.write("report.json", {"rows": {hostile: account}, "results": rows})
+        run.metrics(1, {f"{hostile}/loss": 2.0})
+        run.status("done")
+
+    assert main(["report", "t", "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "page.html")]) == 0
+
+    tags = Tags()
+    tags.feed((tmp_path / "page.html").read_text())
+    assert len(tags.found) > 20
+    assert not {"script", "img"} & {tag for tag, _ in tags.found}
+    assert not [name for _, names in tags.found for name in names if name.startswith("on")]

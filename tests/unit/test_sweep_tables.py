@@ -13,7 +13,7 @@ from alignlab.errors import ConfigError, RunFolderError
 from alignlab.tables.render import latex, long_csv, markdown, sections_of
 from alignlab.tables.sweep import Selection, Table, aggregate, difference, read_sweep, table_of
 from alignlab.tracking.sweeps import SweepLedger
-from tests.unit.made_sweeps import MadeSweep, number
+from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
 
 RED, LORA = (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 3.0, 7.0)
 """Rewards by seed: their differences are 0, 1, 3 and 7."""
@@ -276,3 +276,28 @@ def test_an_option_that_does_not_fit_is_one_sentence(
 def test_a_folder_has_no_options_of_a_sweep(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", str(runs), "--baseline", "red"]) == 1
     assert "--baseline does not fit" in capsys.readouterr().err
+
+
+def test_a_cell_says_how_many_of_its_seeds_another_version_has_made(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    for seed, code in ((0, "older"), (1, "new"), (2, "new")):
+        run = sweep.done("red", seed, [number("toy/reward", 0.5)])
+        run.write("env.json", {**ENVIRONMENT, "code": code})
+        run.write("status.json", {"state": "done", "time": f"2026-01-0{seed + 1}T00:00:00+00:00"})
+
+    (row,) = table_of(read_sweep(tmp_path, "t"), Selection()).rows
+
+    assert row.mark("toy/reward") == "1 by another version"
+
+
+@pytest.mark.parametrize("name", ["report.json", "status.json", "config.json", "env.json"])
+def test_a_damaged_file_of_one_run_leaves_the_numbers_of_the_others(name: str, tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path / "runs", "t")
+    for seed in (0, 1):
+        sweep.done("red", seed, [number("toy/reward", 0.5 + seed)])
+    (tmp_path / "runs" / "red" / "seed-0" / name).write_text("{")
+
+    for words in (["table", "t", "--runs", str(tmp_path / "runs")], ["status", "--runs", str(tmp_path / "runs")]):
+        assert main(words) == 0
+    assert main(["report", "t", "--runs", str(tmp_path / "runs"), "--to", str(tmp_path / "page.html")]) == 0
+    assert main(["table", str(tmp_path / "runs")]) == 0

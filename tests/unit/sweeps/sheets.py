@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from alignlab.config import RunConfig, folder_of, parse
 from alignlab.errors import DivergedError
+from alignlab.files import code_version
 from alignlab.sweeps.jobs import Composer
 from alignlab.tracking.ledger import Ledger
 
@@ -45,6 +46,7 @@ def finish(config: RunConfig) -> None:
     ledger = Ledger(folder_of(config))
     ledger.write("config.json", {"fingerprint": config.fingerprint, "seed": config.seed})
     ledger.write("report.json", {"headline": None})
+    ledger.write("env.json", {"code": code_version()})
     ledger.status("done")
 
 

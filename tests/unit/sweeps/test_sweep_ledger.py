@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.__main__ import main
 from alignlab.errors import RunFolderError
 from alignlab.tracking.sweeps import Job, SweepLedger, every_sweep, find_sweep, relative
 
@@ -155,3 +156,23 @@ def test_a_name_that_two_folders_have_is_answered_with_both(tmp_path: Path) -> N
 def test_a_run_folder_is_told_relative_to_the_runs_wherever_it_is(tmp_path: Path) -> None:
     assert relative(tmp_path / "runs" / "red-1" / "seed-0", tmp_path / "runs") == "red-1/seed-0"
     assert relative(tmp_path / "mine", tmp_path / "runs") == "../mine"
+
+
+@pytest.mark.parametrize("content", ["{", '{"jobs": [3]}', '{"jobs": [{"unknown": 1}]}'])
+def test_a_damaged_file_stops_no_other_sweep_and_is_written_again_by_its_own(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, whole = SweepLedger(tmp_path, "broken"), SweepLedger(tmp_path, "whole")
+    for each in (broken, whole):
+        each.declare((), [job("a=1")])
+    (broken.folder / "sweep.json").write_text(content)
+
+    shown = main(["status", "--runs", str(tmp_path)])
+    broken.declare((), [job("a=2")])
+
+    said = capsys.readouterr().out
+    assert shown == 0
+    assert "broken: damaged (" in said
+    assert "whole: 1 jobs (1 missing)" in said
+    assert broken.jobs() == [job("a=2")]
+    assert (broken.folder / "sweep.json.damaged").read_text() == content

@@ -184,6 +184,21 @@ def test_a_plan_lists_every_job_and_leaves_nothing(tmp_path: Path, capsys: pytes
     assert any("method.fit.batch=0 must be at least 1." in line for line in said)
 
 
+def test_a_value_that_is_named_twice_is_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task()
+
+    sweep(task, "seed=0,0", f"paths.runs={tmp_path}")
+
+    assert [run.seed for run in task.started] == [0]
+    assert "1 jobs (1 to run)" in said_by(capsys)[0]
+
+
+def test_a_seed_that_no_generator_takes_is_refused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(Task(), f"seed={2**32},{2**32 - 1}", f"paths.runs={tmp_path}", "plan=true")
+
+    assert "2 jobs (1 refused, 1 to run)" in said_by(capsys)[0]
+
+
 @pytest.mark.parametrize("plan", ["plan=true", "plan=false"])
 def test_a_sweep_without_jobs_is_an_error(tmp_path: Path, plan: str) -> None:
     task = Task()

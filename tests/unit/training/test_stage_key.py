@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
+from alignlab import files, running
 from alignlab.config import parse
+from alignlab.models.config import EMBEDDED
 from alignlab.planning import make_plan
 from alignlab.running import stage_keys
 from alignlab.training.stages import cache_key
 from tests.experiments.sweeps import ROOT
+from tests.unit.conftest import trainer_config
 
 SMALL = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24", "tracking=off", "evaluation=off")
 
@@ -91,3 +99,128 @@ def test_no_key_holds_a_place_in_memory() -> None:
 
 def test_paths_of_the_run_are_in_no_key(tmp_path: Path) -> None:
     assert same(keys("method=sft"), keys("method=sft", f"paths.runs={tmp_path}")) == {"fit"}
+
+
+def folder_model(folder: Path) -> list[str]:
+    """A copy of an embedded model as a local one."""
+    shutil.copytree(EMBEDDED / "tiny", folder)
+    return ["method=dpo", "model=local", f"model.path={folder}", "model.template.format='{prompt}'"]
+
+
+def change(file: Path) -> None:
+    """Other content of the same size, with the times that it had."""
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def of(*words: str) -> tuple[str, dict[str, str]]:
+    """The fingerprint of a run, and the keys of its stages."""
+    keys.cache_clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        fingerprint = parse(compose("run", [*SMALL, *words])).fingerprint
+    return fingerprint, keys(*words)
+
+
+def test_a_moved_and_touched_model_is_the_same_and_one_changed_under_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    words = folder_model(tmp_path / "here")
+    first = of(*words)
+
+    moved = tmp_path / "there" / "deep"
+    moved.parent.mkdir()
+    (tmp_path / "here").rename(moved)
+    os.utime(moved / "model.safetensors", (1, 1))
+    second = of(*words, f"model.path={moved}")
+    change(moved / "model.safetensors")
+    third = of(*words, f"model.path={moved}")
+
+    assert second == first
+    assert third[0] != first[0]
+    assert not same(third[1], first[1])
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "tokenizer_config.json", "config.json"])
+def test_each_file_that_decides_what_a_model_says_is_in_its_keys(name: str, tmp_path: Path) -> None:
+    words = folder_model(tmp_path / "model")
+    first = of(*words)
+    file = tmp_path / "model" / name
+
+    content = json.loads(file.read_text()) if file.is_file() and file.suffix == ".json" else {}
+    file.write_text(json.dumps({**content, "comment": "another"}))
+
+    second = of(*words)
+    assert second[0] != first[0]
+    assert not same(second[1], first[1])
+
+
+def test_an_embedded_model_counts_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = of("method=dpo")
+    shutil.copytree(EMBEDDED, tmp_path / "tiny")
+    monkeypatch.setattr("alignlab.models.config.EMBEDDED", tmp_path / "tiny")
+
+    copied = of("method=dpo")
+    change(tmp_path / "tiny" / "tiny" / "model.safetensors")
+
+    assert copied == first
+    assert of("method=dpo")[0] != first[0]
+
+
+def test_a_data_file_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "Tell", "chosen": "Tom was happy.", "rejected": "Tom fell."}) + "\n"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pairs.jsonl").write_text(line.replace("Tell", "Say") * 4 + line * 4)
+    words = ["method=dpo", "data=jsonl", "data.train=pairs.jsonl", "data.test=pairs.jsonl"]
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        made = [parse(compose("run", ["tracking=off", *words, f"data.path={tmp_path / name}"])) for name in ("a", "b")]
+        before = [config.fingerprint for config in made]
+        change(tmp_path / "b" / "pairs.jsonl")
+
+    assert before[0] == before[1]
+    assert made[1].fingerprint != before[0]
+
+
+def test_threads_decide_on_the_cpu() -> None:
+    first = of("method=dpo", "trainer.device=cpu", "trainer.threads=1")
+
+    assert not same(of("method=dpo", "trainer.device=cpu", "trainer.threads=2")[1], first[1])
+    assert torch.get_num_threads() == 1
+    assert running._threads(trainer_config(threads=None)) == 1
+
+
+def test_a_hash_is_remembered_for_a_file_that_stays_and_a_garbage_memory_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "REMEMBERED", 1)
+    monkeypatch.setattr(files, "YOUNG_NS", 0)
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    read: list[Path] = []
+    pieces = files._pieces
+    monkeypatch.setattr(files, "_pieces", lambda path: (read.append(path), pieces(path))[1])
+    expected = hashlib.sha256(b"weights").hexdigest()
+
+    first = files.content_hash(file)
+    files._known.clear()
+    second = files.content_hash(file)
+    (memory,) = (tmp_path / "cache" / "alignlab" / "contents").iterdir()
+    memory.write_text(memory.read_text()[:-9])
+    files._known.clear()
+
+    assert (first, second, files.content_hash(file)) == (expected, expected, expected)
+    assert read == [file, file]
+
+
+def test_a_name_of_the_hub_is_the_commit_of_the_copy_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--somebody--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40)
+    files.hub_commit.cache_clear()
+
+    assert files.hub_commit("model", "somebody/model", None) == "a" * 40
+    assert files.hub_commit("model", "somebody/model", "b" * 40) == "b" * 40

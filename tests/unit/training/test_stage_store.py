@@ -9,7 +9,8 @@ from threading import Event, Thread
 
 import pytest
 
-from alignlab.training.stages import StageStore
+from alignlab.files import seal
+from alignlab.training.stages import DONE, StageStore, of_result
 
 KEY = "0123456789abcdef"
 FILES = ("weights.safetensors", "adapter_config.json")
@@ -23,7 +24,7 @@ def finished_stage(run: Path) -> Path:
     (stage / "result" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../../sft/result"}))
     (stage / "checkpoint-2").mkdir()
     (stage / "checkpoint-2" / "optimizer.pt").write_bytes(b"much")
-    (stage / "done.json").write_text("{}")
+    seal(stage, DONE, {"key": KEY}, of_result)
     return stage
 
 
@@ -76,7 +77,7 @@ def test_a_stage_that_is_kept_twice_is_the_first_one(store: StageStore, tmp_path
 
 
 def test_a_full_disk_keeps_nothing_and_stops_no_run(store: StageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     stage = finished_stage(tmp_path / "run")
@@ -130,3 +131,43 @@ def test_weights_are_links_and_what_a_run_may_write_again_is_a_copy(store: Stage
     places = [folder / "stages" / "fit" / "result" for folder in (tmp_path / "a", tmp_path / "b")]
     weights, configs = ({(place / name).stat().st_ino for place in places} for name in FILES)
     assert (len(weights), len(configs)) == (1, 2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "gone", "link"])
+def test_a_damaged_entry_is_named_and_replaced_by_the_stage_that_is_computed_again(
+    damage: str, store: StageStore, tmp_path: Path
+) -> None:
+    kept(store, tmp_path / "a")
+    entry = tmp_path / "store" / KEY
+    config = entry / "result" / "adapter_config.json"
+    content = config.read_bytes()
+    config.unlink()
+    if damage == "link":
+        config.symlink_to(tmp_path / "a" / "stages" / "fit" / "result" / "adapter_config.json")
+    elif damage != "gone":
+        config.write_bytes({"cut": content[:-1], "other": content[:-1] + b" "}[damage])
+
+    named = store.damage(KEY)
+    kept(store, tmp_path / "c")
+
+    assert "result/adapter_config.json" in named
+    assert store.damage(KEY) == ""
+    assert config.read_bytes() == content
+
+
+def test_an_entry_whose_mark_names_files_outside_is_none(store: StageStore, tmp_path: Path) -> None:
+    kept(store, tmp_path / "a")
+    mark = tmp_path / "store" / KEY / DONE
+    listed = json.loads(mark.read_text())
+    (tmp_path / "secret").write_text("s")
+    mark.write_text(json.dumps({**listed, "files": {"../../secret": "1 0"}}))
+
+    assert store.damage(KEY) == "done.json cannot be read"
+
+
+def test_what_a_dead_job_had_begun_to_keep_is_removed_by_the_next(store: StageStore, tmp_path: Path) -> None:
+    left = tmp_path / "store" / f"{KEY}.abc.part"
+    left.mkdir(parents=True)
+
+    with store.alone(KEY):
+        assert not left.exists()
