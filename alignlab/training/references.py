@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -44,17 +45,18 @@ Batching = Sequence[Sequence[int]]
 """Numbers of the groups of each batch."""
 
 
-class Reference:
+class Reference(ABC):
     """A model whose log-probabilities of all rows are computed once, before the stage begins."""
 
     def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
-        """Raises ConfigError where it cannot read these rows; no weights yet. The policy itself reads them all."""
+        """Raises ConfigError where it cannot read these rows; no weights yet."""
+        del codec, groups  # the policy itself reads them all
 
+    @abstractmethod
     def added(
         self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
     ) -> list[EncodedGroup]:
-        """The groups with their reference."""
-        raise NotImplementedError
+        """The groups, each with its reference log-probabilities in nats. `trained_in`: the batches of the training."""
 
 
 @dataclass(frozen=True)

@@ -187,12 +187,13 @@ class ControlTuner(PeftTuner):
 
         Raises ControlError for rows with and without a class where something was.
         """
-        chosen: AbstractContextManager[None] = (
-            temporarily("setting", setting, self.layers) if self.config.form == "lora" else nullcontext()
-        )
         if not self.beside.names:
-            return chosen
-        return both(chosen, self.beside.at(float(_classed(setting, self.one_strength))))
+            return self.edited(setting)
+        return both(self.edited(setting), self.beside.at(float(_classed(setting, self.one_strength))))
+
+    def edited(self, setting: Strength) -> AbstractContextManager[None]:
+        """The class of each row of a LoRA; the other forms are in the text."""
+        return temporarily("setting", setting, self.layers) if self.config.form == "lora" else nullcontext()
 
     def save(self, folder: Path) -> None:
         """Beside the small tensors, which weights they were tuned with."""
