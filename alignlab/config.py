@@ -1,4 +1,5 @@
-"""The typed run: `parse` turns the composed config into dataclasses that fit together, and a run folder belongs to one.
+"""The typed run: `parse` turns the composed config into dataclasses that fit together, and checks that a run folder belongs to
+it.
 
 `parse` refuses keys that no config has, values outside their type or range, and parts that do not fit each other, each in one
 sentence and before torch is imported.
@@ -56,7 +57,7 @@ class SizingConfig:
 
 @dataclass
 class LocalLaunch:
-    """Here, one after the other."""
+    """Runs the jobs in this process, one after the other."""
 
     name: str
 
@@ -89,8 +90,8 @@ class SlurmLaunch:
         """Raises ConfigError for a signal that would come before the job."""
         if self.signal_seconds >= 60 * self.minutes:
             raise ConfigError(
-                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: a job"
-                " is told that long before its limit."
+                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: the"
+                " signal comes that long before the limit."
             )
 
 
@@ -128,7 +129,7 @@ WHO_PROVIDES: Mapping[str, str] = {
     "blocks in place": "take tuner=lora_lower, or another that neither adds blocks nor chooses between classes",
     "label set": "try data=toy_classes or text_classification",
     "token likelihood": "a classifier gives texts no likelihood, so take model.kind=causal or seq2seq",
-    "hidden states": "they are read of causal models, so take model.kind=causal",
+    "hidden states": "only causal models give them, so take model.kind=causal",
     "text in front of prompts": "a control stands in front of what a causal model reads, so take model.kind=causal",
     "corpus": "only data=toy has one",
     "every weight": "take tuner=full",
@@ -191,7 +192,7 @@ class RunConfig(TopConfig):
 
 
 def parse(raw: DictConfig) -> RunConfig:
-    """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
+    """The typed run. Raises ConfigError for stray keys, wrong types, missing values and choices that do not fit each other."""
     plain = _resolved(raw)
     top = {each.name: plain.get(each.name) for each in dataclasses.fields(TopConfig)}
     refuse_strays("", plain, dict.fromkeys([*top, "experiment", *GROUPS]))
@@ -256,7 +257,7 @@ def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
 
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
-    """All words that the choices of a run offer. Raises ConfigError for a need that none of them meets."""
+    """All capabilities that the choices of a run provide. Raises ConfigError for a required one that none of them provides."""
     offered = frozenset[str]().union(*(entry.provides(part) for entry, part in chosen.values()))
     for group, (entry, part) in chosen.items():
         missing = entry.requires(part) - offered

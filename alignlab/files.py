@@ -1,4 +1,4 @@
-"""What tells files, packages and code apart without reading them, and locks that one process has at a time."""
+"""Identities of files, packages and code without reading file contents, and locks that one process has at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def file_keys(files: Iterable[Path]) -> list[str]:
 
 
 def contents(config: Any) -> list[str]:
-    """What tells apart the files that a config names, where it names some: the answer of its `cache_key`."""
+    """The identity of the files that a config names: its `cache_key()`, or an empty list."""
     return config.cache_key() if hasattr(config, "cache_key") else []
 
 
@@ -54,7 +54,7 @@ def alone(path: Path, waiting: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning("%s: this file system has no locks; start nothing twice at once.", path.parent)
+        log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The results of a run: rows, report.json, and a table for the person at the keyboard."""
+"""The results of a run: rows, report.json, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Report:
 
 
 def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-    """Writes report.json: who the run is, its headline, and a list of rows."""
+    """Writes report.json: which run it is, its headline, and a list of rows."""
     first = headline(rows) if rows else None
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
     path = ledger.write("report.json", {**names, "headline": shown, "results": [asdict(row) for row in rows]})

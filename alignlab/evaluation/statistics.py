@@ -1,4 +1,4 @@
-"""Every number with its n and an interval."""
+"""Metrics with their n and 95 % interval."""
 
 from __future__ import annotations
 

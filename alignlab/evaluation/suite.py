@@ -90,7 +90,7 @@ class Suite(Protocol):
 
 @runtime_checkable
 class SuiteAcross(Suite, Protocol):
-    """A suite that also has something to say of all points together."""
+    """A suite that also has metrics over all points together."""
 
     def across(self, points: Sequence[Point]) -> list[Measurement]:
         """Metrics that need more than one point."""
@@ -99,7 +99,7 @@ class SuiteAcross(Suite, Protocol):
 def sweep(
     context: EvaluationContext, suites: Sequence[str], where: Sequence[Point], log_values: Callable[[str, Row], None]
 ) -> list[Row]:
-    """Measures every suite at every point, in order, and then what some say of all points together."""
+    """Measures every suite at every point, in order, and then the metrics that some have over all points together."""
     built = {name: SUITES[name].build(context) for name in suites}
     rows: list[Row] = []
     for point in where:
@@ -116,8 +116,8 @@ def sweep(
 
 @dataclass(frozen=True)
 class Validated:
-    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for what a suite
-    says of several classes together."""
+    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for metrics that
+    compare classes."""
 
     suite: str
     config: EvaluationConfig

@@ -55,12 +55,12 @@ ANCHORS = ("\n", ":", "a")
 
 
 class Codec:
-    """A tokenizer and a template. Special tokens are added here and by nobody else.
+    """A tokenizer and a template. Only this class adds special tokens.
 
-    A model is asked with the very ids that it was trained on: the ids of a prompt are the same alone and in front of every
-    response. White space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore
-    belongs to the response: it is no part of the prompt, it is trained in front of the response, and `answer` takes it away.
-    `predicts_prompt`: whether the prompt is part of what the model predicts, so that it can count in a loss.
+    Generation starts from the ids of training: the ids of a prompt are the same alone and in front of every response. White
+    space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore belongs to the
+    response: it is no part of the prompt, it is trained in front of the response, and `answer` removes it. `predicts_prompt`:
+    whether the prompt is part of what the model predicts, so that it can count in a loss.
     """
 
     predicts_prompt = True
@@ -83,9 +83,9 @@ class Codec:
         self._kept: dict[str, int] = {}
 
     def texts(self, texts: Sequence[Text]) -> list[Encoded]:
-        """Ids of texts whose class is to be told. Raises ModelError where no head does that."""
+        """Ids of texts to classify. Raises ModelError where no head does that."""
         del texts
-        raise ModelError("this model predicts tokens and tells no classes apart; ask it to respond, or take a classifier.")
+        raise ModelError("this model predicts tokens and no classes; call respond, or take a classifier.")
 
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each prompt as the model reads it, BOS included where the template asks for it."""
@@ -113,7 +113,8 @@ class Codec:
         ]
 
     def answer(self, prompt: str, continuation: str) -> str:
-        """A generated text as the response to its prompt: without the white space that the prompt had left to it."""
+        """A generated text as the response to its prompt: without the white space that was moved from the prompt to the
+        response."""
         left = len(self._divided(prompt)[1])
         opening = len(continuation) - len(continuation.lstrip())
         return continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces

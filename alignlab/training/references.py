@@ -222,7 +222,7 @@ class SecondModel:
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
 
     def cache_key(self) -> str:
-        """The same for every run: its weights follow from the stage that trains it."""
+        """A constant, since the key of the stage that trains it covers its weights."""
         return "second model"
 
     def hold(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -241,9 +241,7 @@ class SecondModel:
     def inside(self) -> Iterator[None]:
         """Every pass inside is the second model's, the tuner being off. Raises ConfigError where it was not trained."""
         if not self._weights:
-            raise ConfigError(
-                "the second model was not trained in this run; its stage must stand before the one that needs it."
-            )
+            raise ConfigError("the second model was not trained in this run; its stage must come before the one that needs it.")
         with _in_place(self._weights):
             yield
 

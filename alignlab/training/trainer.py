@@ -55,7 +55,7 @@ def check_extra(trainer: TrainerConfig) -> None:
     known = [field.name for field in dataclasses.fields(TrainingArguments)]
     for key in trainer.extra:
         if key in OWNED or key.startswith("dataloader_"):
-            raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; it is the frame's own.")
+            raise ConfigError(f"trainer.extra.{key} would be ignored or break the plan of steps; alignlab sets it itself.")
         if key not in known:
             raise ConfigError(unknown("key of trainer.extra (transformers.TrainingArguments)", key, known))
     asked = next((key for key in ("fsdp", "deepspeed") if trainer.extra.get(key)), None)

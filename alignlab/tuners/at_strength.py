@@ -1,4 +1,4 @@
-"""The strength, or the class, of a model that PEFT loaded, without a run or a policy around it."""
+"""Sets the strength, or the class, of a model that PEFT loaded, without a run or a policy."""
 
 from __future__ import annotations
 

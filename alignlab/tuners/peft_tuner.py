@@ -283,7 +283,9 @@ class PeftTuner(ABC):
         expected = get_peft_model_state_dict(self.module, save_embedding_layers=False)
         differing = sorted(tensors.keys() ^ expected.keys())
         if differing:
-            raise ModelError(f"{folder} holds other tensors than this adapter has, {differing[0]} for one; it is another's.")
+            raise ModelError(
+                f"{folder} holds other tensors than this adapter has, {differing[0]} for one; give the folder of this adapter."
+            )
         set_peft_model_state_dict(self.module, tensors)
 
 

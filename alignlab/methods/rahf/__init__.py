@@ -1,4 +1,5 @@
-"""RAHF (arXiv 2312.15997): hidden states move to where preference points. Rows, LoRRA among them, are lists of its stages."""
+"""RAHF (arXiv 2312.15997): a LoRA moves hidden states by a direction of preference. Rows, LoRRA among them, are lists of its
+stages."""
 
 from __future__ import annotations
 
