@@ -125,7 +125,7 @@ WHO_PROVIDES: Mapping[str, str] = {
     "controls": "take tuner=control",
     "labelled training": "take method=meet or coh, which learn classes",
     "learned control": "a phrase has nothing to learn by itself, so take control=token, soft_prompt or lora, or method=coh",
-    "classes in words": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
+    "classes as text": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
     "blocks in place": "take tuner=lora_lower, or another that neither adds blocks nor chooses between classes",
     "label set": "try data=toy_classes or text_classification",
     "token likelihood": "a classifier gives texts no likelihood, so take model.kind=causal or seq2seq",
@@ -263,9 +263,9 @@ def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
         missing = entry.requires(part) - offered
         if missing:
             others = ", ".join(f"{other}={chosen[other][1].name}" for other in NAMED if other != group)
-            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
+            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing provides {word!r}") for word in sorted(missing)))
             raise ConfigError(
-                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers; {advice}."
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} provides; {advice}."
             )
     return offered
 

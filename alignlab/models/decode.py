@@ -88,7 +88,7 @@ def decoding(
         if generation_config.num_beams and generation_config.num_beams > 1:
             if len(asked) > 1 or asked[0].weight != 1.0:
                 raise ControlError(
-                    "beam search follows one pass, and here passes are mixed; ask at an end of the dial or for one class, the"
+                    "beam search follows one pass, and here passes are mixed; ask at strength 0 or 1 or for one class, the"
                     " same for all prompts, or set num_beams=1."
                 )
             if streamer is not None:
@@ -394,8 +394,8 @@ def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[
     mode = config.get_generation_mode()
     if mode not in OFFERED:
         raise ControlError(
-            f"a dial decodes by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so leave"
-            " assistants and other ways of searching out."
+            f"at a strength, decoding is by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so"
+            " leave assistants and other ways of searching out."
         )
     cache = given.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:

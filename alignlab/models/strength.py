@@ -165,7 +165,7 @@ class Controls:
         """s z(first class) + (1 - s) z(second class), one pass at exactly 0 and 1. Raises ControlError for more classes."""
         if len(self.names) != 2:
             raise ControlError(
-                f"a strength lies between two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
+                f"a strength mixes two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
             )
         first, second = self.names
         if not isinstance(strength, Tensor) and strength in (0.0, 1.0):

@@ -25,7 +25,7 @@ def requires(config: RahfConfig) -> frozenset[str]:
     always = {"pairs", "token likelihood", "hidden states", "text in front of prompts"}
     if "fit" in config.stages:
         return frozenset({*always, "blocks in place"})
-    return frozenset({*always, "classes in words"} if "instruct" in config.stages else always)
+    return frozenset({*always, "classes as text"} if "instruct" in config.stages else always)
 
 
 def provides(config: RahfConfig) -> frozenset[str]:

@@ -165,7 +165,7 @@ class ControlModel(BaseTuner):
 
 
 class ControlTuner(PeftTuner):
-    """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no dial)."""
+    """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no strength)."""
 
     starts_as_base = False
 
