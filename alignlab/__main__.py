@@ -1,4 +1,4 @@
-"""What can be done with runs: `python -m alignlab COMMAND`; `--help` lists the commands."""
+"""Commands that read, draw or export runs: `python -m alignlab COMMAND`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMANDS = (add_status, add_table, add_plot, add_report, add_export, add_sync)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 after an error that is the user's to mend."""
+    """Returns the exit status: 0, or 1 after an error that the user can correct."""
     parser = argparse.ArgumentParser(prog="python -m alignlab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for add_command in COMMANDS:

@@ -28,7 +28,7 @@ ROW = "+experiment/"
 
 
 def show_words(level: int) -> None:
-    """alignlab's own log lines to stderr; other libraries speak from warnings on."""
+    """alignlab's own log lines to stderr; of other libraries, warnings and errors."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     words = logging.getLogger("alignlab")
@@ -49,7 +49,7 @@ def console() -> Console:
 
 
 def sentence(error: Exception) -> str | None:
-    """The error as one sentence, or None for one that is ours to mend and deserves its traceback."""
+    """The error as one sentence, or None for a bug of alignlab, whose traceback is shown."""
     if isinstance(error, AlignlabError):
         return str(error)
     if isinstance(error, MissingConfigException):

@@ -1,4 +1,5 @@
-"""The typed run: `parse` turns the composed config into dataclasses that fit together, and a run folder belongs to one.
+"""The typed run: `parse` turns the composed config into dataclasses that fit together, and checks that a run folder belongs to
+it.
 
 `parse` refuses keys that no config has, values outside their type or range, and parts that do not fit each other, each in one
 sentence and before torch is imported.
@@ -57,7 +58,7 @@ class SizingConfig:
 
 @dataclass
 class LocalLaunch:
-    """Here, one after the other."""
+    """Runs the jobs in this process, one after the other."""
 
     name: str
 
@@ -90,8 +91,8 @@ class SlurmLaunch:
         """Raises ConfigError for a signal that would come before the job."""
         if self.signal_seconds >= 60 * self.minutes:
             raise ConfigError(
-                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: a job"
-                " is told that long before its limit."
+                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: the"
+                " signal comes that long before the limit."
             )
 
 
@@ -127,11 +128,11 @@ WHO_PROVIDES: Mapping[str, str] = {
     "controls": "take tuner=control",
     "labelled training": "take method=meet or coh, which learn classes",
     "learned control": "a phrase has nothing to learn by itself, so take control=token, soft_prompt or lora, or method=coh",
-    "classes in words": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
+    "classes as text": "HIR is decoded with its prefix, so take tuner=control control=prefixes",
     "blocks in place": "take tuner=lora_lower, or another that neither adds blocks nor chooses between classes",
     "label set": "try data=toy_classes or text_classification",
     "token likelihood": "a classifier gives texts no likelihood, so take model.kind=causal or seq2seq",
-    "hidden states": "they are read of causal models, so take model.kind=causal",
+    "hidden states": "only causal models give them, so take model.kind=causal",
     "text in front of prompts": "a control stands in front of what a causal model reads, so take model.kind=causal",
     "corpus": "only data=toy has one",
     "every weight": "take tuner=full",
@@ -199,7 +200,7 @@ class RunConfig(TopConfig):
 
 
 def parse(raw: DictConfig) -> RunConfig:
-    """The typed run. Raises ConfigError for stray keys, wrong types, missing values and parts that do not fit."""
+    """The typed run. Raises ConfigError for stray keys, wrong types, missing values and choices that do not fit each other."""
     plain = _resolved(raw)
     top = {each.name: plain.get(each.name) for each in dataclasses.fields(TopConfig)}
     refuse_strays("", plain, dict.fromkeys([*top, "experiment", *GROUPS]))
@@ -264,15 +265,15 @@ def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
 
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:
-    """All words that the choices of a run offer. Raises ConfigError for a need that none of them meets."""
+    """All capabilities that the choices of a run provide. Raises ConfigError for a required one that none of them provides."""
     offered = frozenset[str]().union(*(entry.provides(part) for entry, part in chosen.values()))
     for group, (entry, part) in chosen.items():
         missing = entry.requires(part) - offered
         if missing:
             others = ", ".join(f"{other}={chosen[other][1].name}" for other in NAMED if other != group)
-            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing offers {word!r}") for word in sorted(missing)))
+            advice = "; ".join(dict.fromkeys(WHO_PROVIDES.get(word, f"nothing provides {word!r}") for word in sorted(missing)))
             raise ConfigError(
-                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} offers; {advice}."
+                f"{group}={part.name} needs {' and '.join(sorted(missing))}, which none of {others} provides; {advice}."
             )
     return offered
 

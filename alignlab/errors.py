@@ -1,10 +1,10 @@
-"""Every error that alignlab raises on purpose: one tree, each message one sentence for the person at the keyboard."""
+"""Every error that alignlab raises on purpose: one tree; each message is one sentence for the user."""
 
 from __future__ import annotations
 
 
 class AlignlabError(Exception):
-    """The root: anything below it is shown as its sentence, without a traceback."""
+    """The root of the tree. `run.py` shows only the sentence of such an error, without a traceback."""
 
 
 class ConfigError(AlignlabError):
@@ -24,7 +24,7 @@ class UnusableRowError(DataError):
 
 
 class ModelError(AlignlabError):
-    """A backbone or adapter that cannot be loaded or does not fit what is asked of it."""
+    """A backbone or adapter that cannot be loaded, or that cannot do what was asked."""
 
 
 class RunFolderError(AlignlabError):
@@ -32,11 +32,11 @@ class RunFolderError(AlignlabError):
 
 
 class DivergedError(AlignlabError):
-    """The loss is no longer a finite number; names the stage and the step, and what was kept."""
+    """The loss is no longer a finite number; names the stage, the step, and the last checkpoint."""
 
 
 class FirstLossError(AlignlabError):
-    """The first loss of a stage is not the one that is known beforehand; what it is compared with is wrong."""
+    """The first loss of a stage is not the one that is known beforehand, so the reference is wrong."""
 
 
 class MeasureError(AlignlabError):
@@ -44,11 +44,11 @@ class MeasureError(AlignlabError):
 
 
 class SweepError(AlignlabError):
-    """A sweep that ended with failed jobs; each was told by itself."""
+    """A sweep that ended with failed jobs, whose errors were shown one by one."""
 
 
 class ProcessError(AlignlabError):
-    """Another process of this run has ended it, and has said why."""
+    """Another process of this run has ended it and shows the reason."""
 
 
 class ControlError(AlignlabError):

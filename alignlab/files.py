@@ -152,7 +152,7 @@ def hub_commit(kind: str, name: str, revision: str | None) -> str | None:
 
 
 def contents(config: Any) -> list[str]:
-    """What tells apart the files that a config names, where it names some: the answer of its `cache_key`."""
+    """The identity of the files that a config names: its `cache_key()`, or an empty list."""
     return config.cache_key() if hasattr(config, "cache_key") else []
 
 
@@ -285,7 +285,7 @@ def alone(path: Path, waiting: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning("%s: this file system has no locks; start nothing twice at once.", path.parent)
+        log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
     try:
         yield
     finally:

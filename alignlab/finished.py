@@ -1,4 +1,4 @@
-"""What is made of trained stages: the evaluation and the report, and later the policy or a plain checkpoint, loaded."""
+"""After training: the evaluation and the report of a run, and loading or exporting a finished run."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def export(folder: Path, to: Path, dtype: str, control: str | None = None, *, tr
     controls = policy.tuner.controls
     if controls is not None:
         if control is None:
-            raise ControlError(f"{folder} has a class to choose: --control {', '.join(controls.names)} or {NO_CLASS}.")
+            raise ControlError(f"{folder} has classes; choose one with --control {', '.join(controls.names)} or {NO_CLASS}.")
         return export_class(policy, control, to, getattr(torch, dtype))
     if control is not None:
         raise ControlError(f"{folder} has no classes; leave --control out.")

@@ -1,4 +1,4 @@
-"""Data sets: one source, one file; everything reaches the frame as records."""
+"""Data sets. Each source reads its own format and yields records."""
 
 from __future__ import annotations
 

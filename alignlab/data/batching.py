@@ -64,7 +64,7 @@ def plan(
 
 
 def in_order(groups: Sequence[EncodedGroup], batch_groups: int) -> list[list[int]]:
-    """Batches for looking without learning: groups sorted by length, longest first."""
+    """Batches for passes without gradients: groups sorted by length, longest first."""
     order = sorted(range(len(groups)), key=lambda index: (-groups[index].length, index))
     return [order[begin : begin + batch_groups] for begin in range(0, len(order), batch_groups)]
 

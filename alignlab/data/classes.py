@@ -22,8 +22,8 @@ _UNKNOWN, _ON_A_CUT, _CONFLICT = "of no class", "score on a cut between classes"
 @dataclass(frozen=True)
 class Classes:
     """`names`, best first where there is an order. `of`: the class of a response, or the reason why it has none. `edges`:
-    scores that part a class from the next, falling. `attributes`: what the responses of a class have, where classes are made
-    of attributes."""
+    scores between a class and the next, falling. `attributes`: what the responses of a class have, where classes are made of
+    attributes."""
 
     names: tuple[str, ...]
     of: Callable[[Response], str]

@@ -39,7 +39,7 @@ class DataConfig:
         return getattr(self, "unusable_pairs", "drop") == "drop"
 
     def expected(self, split: str) -> int | None:
-        """About how many records a training split has, for estimates; None where nobody has counted them."""
+        """About how many records a training split has, for estimates; None where that is not known."""
         records = self.counted(split)
         if records is None:
             return None
@@ -50,7 +50,7 @@ class DataConfig:
         return (records + 1) // 2 if split in HALVES or self.part else records
 
     def counted(self, split: str) -> int | None:
-        """How many there are to read, before any limit; None where nobody knows."""
+        """The number of records before any limit; None where that is not known."""
         del split
         return None
 
@@ -67,13 +67,13 @@ class ToyConfig(DataConfig):
     length_cues: bool
 
     def counted(self, split: str) -> int | None:
-        """What the grammar is asked for."""
+        """The number of records that the grammar writes."""
         return self.corpus if split == "corpus" else self.pairs
 
 
 @dataclass
 class ToyClassesConfig(ToyConfig):
-    """Stories of the embedded world and what they are `told` to be: mood | length | both."""
+    """Stories of the embedded world, labelled by what `told` says: mood | length | both."""
 
     told: Annotated[str, one_of("mood", "length", "both")]
 
@@ -177,12 +177,13 @@ class JsonlConfig(FilesConfig):
     unusable_pairs: Annotated[str, one_of("error", "drop")]
 
     def check(self, where: str) -> None:
-        """Raises ConfigError for columns that are none, and for files that are partly in both splits."""
+        """Raises ConfigError for an unknown key of `columns`, a column named twice, and files that are partly in both
+        splits."""
         from alignlab.data.rows import COLUMNS
 
         for key in self.columns:
             if key not in COLUMNS:
-                raise ConfigError(f"data.columns.{key}: nothing of this name is looked for; choose of {', '.join(COLUMNS)}.")
+                raise ConfigError(f"data.columns.{key} is not known; choose one of {', '.join(COLUMNS)}.")
         if len(set(self.columns.values())) < len(self.columns):
             raise ConfigError(f"data.columns={dict(self.columns)} names one column twice; give each its own.")
         super().check(where)
@@ -197,8 +198,8 @@ class JsonlConfig(FilesConfig):
 
 @dataclass
 class TextClassificationConfig(FilesConfig):
-    """Texts and what they are told to be. `text`, `second`, `label`: names of columns. `task`: classes | number. `labels`: the
-    classes in their order. `test_share`: share of the rows of a single file that is held out, drawn with `split_seed`."""
+    """Texts with a label each. `text`, `second`, `label`: names of columns. `task`: classes | number. `labels`: the classes in
+    their order. `test_share`: share of the rows of a single file that is held out, drawn with `split_seed`."""
 
     test_share: Annotated[float | None, number(above=0, below=1, note="a share of the rows")]
     split_seed: Annotated[int, random_seed()]
@@ -209,7 +210,7 @@ class TextClassificationConfig(FilesConfig):
     labels: list[str] | None
 
     def check(self, where: str) -> None:
-        """Raises ConfigError for labels that are not classes, and for a single file that is not to be shared out."""
+        """Raises ConfigError for fewer than two different labels, and for a single file without a test share."""
         super().check(where)
         if self.labels is not None and (self.task == "number" or len(set(self.labels)) < max(2, len(self.labels))):
             raise ConfigError(f"data.labels={self.labels} must name at least two classes, each once; or null.")
@@ -227,8 +228,8 @@ class TextClassificationConfig(FilesConfig):
 
 @dataclass
 class ClassesConfig:
-    """What tells the classes of a control apart. `by`: pairs (chosen, rejected) | labels | scores (cut at quantiles of the
-    training split into `bins`) | attributes (those named, crossed). `names`: the classes, best first; null = as found."""
+    """How the classes of a control are made. `by`: pairs (chosen, rejected) | labels | scores (cut at quantiles of the training
+    split into `bins`) | attributes (those named, crossed). `names`: the classes, best first; null = as found."""
 
     by: Annotated[str, one_of("pairs", "labels", "scores", "attributes")]
     names: list[str] | None
@@ -236,7 +237,8 @@ class ClassesConfig:
     attributes: list[str]
 
     def check(self, where: str) -> None:
-        """Raises ConfigError for classes that cannot be told apart."""
+        """Raises ConfigError for too few names, a name given twice, names that do not match the bins, and missing
+        attributes."""
         if self.names is not None and len(set(self.names)) < max(2, len(self.names)):
             raise ConfigError(f"{where}.names={self.names} must name at least two classes, each once.")
         if self.by == "pairs" and len(self.names or ()) != 2:

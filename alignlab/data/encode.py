@@ -73,9 +73,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the rows of a split under one view. `read` counts records, the others groups; `made`: how many, where the
-    view makes several of a record. `cut` (prompts), `shortened` (responses), `ended` (responses cut to fit, their EOS with the
-    end), `moved` and `notes` (what was changed in rows, or is remarkable in them) count among the kept."""
+    """How many rows of a split were kept, dropped and changed under one view, and why. `read` counts records, the others
+    groups; `made`: how many, where the view makes several of a record. `cut` (prompts), `shortened` (responses), `ended`
+    (responses cut to fit, their EOS with the end), `moved` and `notes` (what was changed in rows, or is remarkable in them)
+    count among the kept."""
 
     read: int
     kept: int

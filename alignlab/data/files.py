@@ -45,7 +45,7 @@ def find(root: Path, pattern: str) -> Found:
     Passed over are hidden files and backups, other endings, pipes and devices, and further forms of the same name.
     """
     if not root.is_dir() or is_saved(root):
-        return Found((root,)) if root.is_file() or root.is_dir() else Found((), (f"{root.name} (no regular file)",))
+        return Found((root,)) if root.is_file() or root.is_dir() else Found((), (f"{root.name} (not a regular file)",))
     chosen: dict[str, Path] = {}
     passed: list[str] = []
     for path in sorted(root.glob(pattern)):
@@ -94,7 +94,7 @@ def _rows_of(file: Path) -> Iterator[Row]:
         if file.is_dir():
             yield from _saved(file)
         elif not file.is_file():
-            raise DataError(f"{file.name}: is no regular file; give one that is.")
+            raise DataError(f"{file.name}: is not a regular file; give one that is.")
         elif form in (".csv", ".tsv"):
             yield from _cells(file, form)
         elif form == ".parquet":
@@ -116,7 +116,7 @@ def _unread(path: Path) -> str | None:
     if path.is_dir():
         return None if is_saved(path) else "a folder"
     if not path.is_file():
-        return "no regular file"
+        return "not a regular file"
     return None if form_of(path) else "no form of data"
 
 

@@ -68,7 +68,7 @@ def text_classification(config: TextClassificationConfig) -> Source:
 
 
 def _content(record: Record) -> tuple[Any, ...]:
-    """What makes a record the same as another."""
+    """The fields by which two records count as the same."""
     return record.prompt, record.second, tuple((each.text, each.label, each.score) for each in record.responses)
 
 
@@ -165,7 +165,7 @@ def _labels(config: TextClassificationConfig) -> LabelSet:
     found = {record.responses[0].text for record in _texts(config, "train").records}
     named = tuple(config.labels or sorted(found))
     if len(named) < 2:
-        raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier tells at least two apart.")
+        raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier needs at least two.")
     return LabelSet(named)
 
 

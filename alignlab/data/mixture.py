@@ -23,9 +23,9 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 @dataclass
 class MixtureConfig(DataConfig):
-    """`sources`: configs of the data group by name, which is the task of their records: +data@data.sources.NAME=SHEET. A
-    source's own max_tokens, too_long, limits and flipped hold for its records, the mixture's for all. `weights`: the share
-    that a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`.
+    """`sources`: configs of the data group by name, which is the task of their records: +data@data.sources.NAME=CHOICE. A
+    source's own max_tokens, too_long, limits and flipped hold for its records, the mixture's for all. `weights`: the share that
+    a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`.
     """
 
     sources: dict[str, Any]
@@ -33,12 +33,13 @@ class MixtureConfig(DataConfig):
     cap: Annotated[int | None, number(minimum=1)]
 
     def check(self, where: str) -> None:
-        """Raises ConfigError for sources that are none, weights without a meaning, and what only the whole can be asked for."""
+        """Raises ConfigError for sources that are not data configs, weights that do not fit them, and keys that only the
+        mixture takes."""
         del where
         if not self.sources:
             raise ConfigError("data.sources is empty; add data sets by name: +data@data.sources.NAME=toy.")
         if self.limit is not None or self.test_limit is not None:
-            raise ConfigError("data.limit and data.test_limit are the sources' own; set data.sources.NAME.limit instead.")
+            raise ConfigError("data.limit and data.test_limit belong to the sources; set data.sources.NAME.limit instead.")
         for name, source in self.tasks().items():
             if not NAME.fullmatch(name):
                 raise ConfigError(f"data.sources: {name!r} is no name for a task; use letters, digits, '.', '_' and '-'.")
@@ -108,7 +109,7 @@ def build(config: MixtureConfig) -> Source:
 
 
 def offers(config: MixtureConfig) -> frozenset[str]:
-    """What all sources offer."""
+    """The capabilities that all sources provide."""
     from alignlab.data import SOURCES
 
     return frozenset.intersection(*(SOURCES[config.name].provides(config) for config in config.tasks().values()))

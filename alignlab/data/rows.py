@@ -1,4 +1,4 @@
-"""What a row says: pairs, single answers and conversations, as texts or lists of messages, under the names that people use."""
+"""Rows to records: pairs, single answers and conversations, as texts or lists of messages, under the usual column names."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ Answer = tuple[tuple[Turn, ...], str]
 
 @dataclass
 class Reader:
-    """Rows to records. `columns`: what is looked for -> the column that has it, before the usual names (COLUMNS). `answers`: of
-    a conversation, the `last` answer is the response, or `all` of them, each a record. `frame`: how a plain text writes a
-    question. `notes`: what was changed in rows that were kept."""
+    """Rows to records. `columns`: field -> column, read before the usual names (COLUMNS). `answers`: of a conversation, the
+    `last` answer is the response, or `all` of them, each a record. `frame`: how a plain text writes a question. `notes`: what
+    was changed in rows that were kept."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     answers: str = "last"

@@ -1,4 +1,4 @@
-"""What every data set is once it is read: named splits of records, and the words it offers to methods and suites."""
+"""Data sets as named splits of records, with the capabilities that they provide to methods and suites."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Split:
 
 
 class Verdict(Protocol):
-    """What an exact oracle says of a response."""
+    """The scores that an exact oracle gives a response."""
 
     @property
     def reward(self) -> float:
-        """How much the response has of what is to be aligned, in [-1, 1]."""
+        """The quantity that training should raise, such as cheerfulness, in [-1, 1]."""
 
     @property
     def capability(self) -> float:
@@ -58,11 +58,11 @@ class Verdict(Protocol):
 
     @property
     def consistency(self) -> float:
-        """How far the response keeps to one side of what is to be aligned, in [0, 1]."""
+        """How far the response keeps to one sign of the reward, in [0, 1]."""
 
     @property
     def attributes(self) -> Mapping[str, str]:
-        """What else can be named of it, as in the data's responses."""
+        """Further properties by name, as in the data's responses."""
 
 
 Judge = Callable[[str, str], Verdict]
@@ -81,8 +81,8 @@ class Mixing:
 @dataclass(frozen=True)
 class Source:
     """A data set. Splits are read when they are asked for, once. `evaluation_prompts`: evaluation prompts other than the test
-    split's. `labels`: what its texts can be told to be, where that is a closed set, or a number; may read the training split.
-    `mixing`: of a mixture, whose records have tasks."""
+    split's. `labels`: the classes that its texts can have, where that is a closed set, or a number; may read the training
+    split. `mixing`: of a mixture, whose records have tasks."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
@@ -109,7 +109,7 @@ class Source:
 
 def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
     """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
-    config says. Raises ConfigError for a source that is not there and for weights without a meaning."""
+    config says. Raises ConfigError for an unknown source and for a weight that is not a positive number."""
     whole = source.split(split)
     if wanted is None:
         return whole, source.mixing
@@ -140,7 +140,7 @@ def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, f
 
 
 def check_weights(where: str, weights: Mapping[str, float], known: Iterable[str]) -> None:
-    """Raises ConfigError for a source that is not there, and for a weight that is not a positive number."""
+    """Raises ConfigError for an unknown source and for a weight that is not positive."""
     if not weights:
         raise ConfigError(f"{where}: no source is named; known are {', '.join(known) or 'none'}.")
     for name, weight in weights.items():

@@ -89,6 +89,6 @@ def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) 
     if classes is None:
         return [Point(strength, control.name) for strength in control.strengths]
     if control.strengths and len(classes) != 2:
-        raise ConfigError(f"control.strengths lie between two classes, and there are {', '.join(classes)}; set them to [].")
+        raise ConfigError(f"control.strengths mix two classes, and there are {', '.join(classes)}; set control.strengths=[].")
     alone = [Point(1.0, name, name) for name in (*classes, NO_CLASS)]
     return alone + [Point(strength, "/".join(classes)) for strength in control.strengths]

@@ -1,4 +1,4 @@
-"""Between the classes of a control: how far apart are they, in reward and in likelihood?"""
+"""Metrics between the classes of a control: differences in reward and in likelihood."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ROWS_PER_PASS = 64
 
 
 class BetweenClasses:
-    """What can be said of two classes only together. Held-out items are single responses with their class."""
+    """Metrics that compare classes. Held-out items are single responses with their class."""
 
     def __init__(self, context: EvaluationContext) -> None:
         if context.classes is None or context.held_out_items is None:
-            raise ConfigError(f"evaluation suite classes needs classes; data={context.source.name} was not asked for any.")
+            raise ConfigError(f"evaluation suite classes needs classes; data={context.source.name} has none here.")
         self._context = context
         self._names = context.classes.names
         self._groups = _spread(context.held_out_items.groups, context.config.pairs)

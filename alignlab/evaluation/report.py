@@ -1,4 +1,4 @@
-"""The results of a run: rows, report.json, and a table for the person at the keyboard."""
+"""The results of a run: rows, report.json, and a table for the terminal."""
 
 from __future__ import annotations
 

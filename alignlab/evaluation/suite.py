@@ -95,7 +95,7 @@ class Suite(Protocol):
 
 @runtime_checkable
 class SuiteAcross(Suite, Protocol):
-    """A suite that also has something to say of all points together."""
+    """A suite that also has metrics over all points together."""
 
     def across(self, points: Sequence[Point]) -> list[Measurement]:
         """Metrics that need more than one point."""
@@ -136,8 +136,8 @@ def sweep(
 
 @dataclass(frozen=True)
 class Validated:
-    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for what a suite
-    says of several classes together."""
+    """A suite and its rows. It is asked at the first point: strength 1, or the first class; all points are for metrics that
+    compare classes."""
 
     suite: str
     config: EvaluationConfig

@@ -33,8 +33,8 @@ ENDLESS = "no finite likelihood"
 
 
 class Toy:
-    """Stories of the embedded world, by its exact oracle: what they have of what is to be aligned, and whether they still do
-    what the prompt asked for."""
+    """Stories of the embedded world, by its exact oracle: reward, and capability, the share of four checks that a story
+    passes."""
 
     def __init__(self, context: EvaluationContext) -> None:
         if context.source.judge is None:
@@ -58,8 +58,8 @@ class Toy:
 
 
 class PreferenceSuite:
-    """Held-out pairs: does the model prefer what people preferred? Accuracy with ties as one half: of log p(chosen) >
-    log p(rejected), and of the same relative to `off`, which is the tuned backbone where a stage moved it."""
+    """Accuracy on held-out pairs, ties counting one half: of log p(chosen) > log p(rejected), and of the same relative to
+    `off`, which is the trained backbone where a stage trained it."""
 
     def __init__(self, context: EvaluationContext) -> None:
         if context.held_out is None:
@@ -155,8 +155,8 @@ def _read_again(codec: Codec, prompt: str, text: str, context: int) -> Encoded |
 
 
 class Classification:
-    """Held-out texts: does the model tell what they are? Every class is scored, by a classifier's head or by the likelihood
-    of its name (no string is compared); ties go to the first class."""
+    """Accuracy on held-out texts with labels. Every class is scored, by a classifier's head or by the likelihood of its name
+    (no string is compared); ties go to the first class."""
 
     def __init__(self, context: EvaluationContext) -> None:
         if context.labels is None or context.held_out_labels is None:

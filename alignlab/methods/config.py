@@ -8,7 +8,7 @@ from alignlab.training.config import FitConfig
 
 
 class MethodConfig:
-    """What the config of a method says before torch is there; its dataclass adds the fields."""
+    """The base of all methods' configs: what a plan needs without torch. Each method's dataclass adds the fields."""
 
     def fits(self) -> dict[str, FitConfig]:
         """The stages that train, in order."""

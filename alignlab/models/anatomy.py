@@ -57,7 +57,7 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, module in text.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return ".".join(filter(None, (within, name))), module
-    raise ModelError(f"a {type(model).__name__} has no list of {depth} blocks, so its layers cannot be told apart.")
+    raise ModelError(f"a {type(model).__name__} has no list of {depth} blocks, so its layers have no numbers.")
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -366,7 +366,7 @@ def _cut(name: str, model: PreTrainedModel, batch: Batch, right_TV: Tensor) -> C
         if not found:
             return cut
         objections.append(f"{cut.name}: {found}")
-    raise ModelError(f"model={name} cannot be used: its logits are not to be had by {'; by '.join(objections)}.")
+    raise ModelError(f"model={name} cannot be used: its logits cannot be computed by {'; by '.join(objections)}.")
 
 
 @contextmanager

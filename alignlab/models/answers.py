@@ -152,7 +152,7 @@ def respond(
 ) -> list[str]:
     """See `Policy.respond`."""
     if not policy.backbone.model.can_generate():
-        raise ModelError(f"model={policy.backbone.name} writes no text; ask a classifier to classify.")
+        raise ModelError(f"model={policy.backbone.name} writes no text; call classify.")
     with policy.tuner.off():
         objection = policy.backbone.cache_objection
     if objection:
@@ -195,7 +195,7 @@ def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[f
     encoded = codec.texts(texts)
     strengths = checked_strengths(strength, len(texts))
     if labels is None or not labels.names:
-        raise ModelError(f"model={policy.backbone.name} tells a number of a text, and no classes; its class_scores hold it.")
+        raise ModelError(f"model={policy.backbone.name} predicts a number, not classes; read its class_scores.")
     for place, each in enumerate(encoded):
         if len(each.ids) > policy.room:
             raise ConfigError(f"text {place} has {len(each.ids)} tokens, but the model has room for {policy.room}; shorten it.")
@@ -303,7 +303,7 @@ class _InAnswer(StopStringCriteria):
         try:
             super().__init__(backbone.codec.tokenizer, list(stop))
         except ValueError as error:
-            raise ConfigError(f"no token of this tokenizer ends any of stop={list(stop)}; choose texts it says.") from error
+            raise ConfigError(f"no token of this tokenizer ends any of stop={list(stop)}; choose other texts.") from error
         self._begin = begin
 
     def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pretrained weights, their tokenizer and their template: what everything else is built on."""
+"""Loads pretrained weights, their tokenizer and their template."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def _keep(kept: dict[int, Tensor], layer: int) -> Callable[..., None]:
 
 
 def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: LabelSet | None = None) -> Backbone:
-    """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random". `labels`: what its texts
-    can be told to be, which decides the width of a classifier's head.
+    """A backbone with pretrained weights, or with new ones drawn from `seed` where start is "random". `labels`: the classes of
+    its texts, which decide the width of a classifier's head.
 
     What it can do is tried at once. Raises ModelError for anything but safetensors, for missing files, for weights that are
     missing in them, and for a model that does not run.

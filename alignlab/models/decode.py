@@ -1,4 +1,5 @@
-"""Generation with a dial: one loop, inside transformers' `generate`, for policies and for models that peft loaded.
+"""Generation at a strength or under a class: one loop, inside transformers' `generate`, for policies and for models that PEFT
+loaded.
 
 model.generate(**inputs, custom_generate=at_strength(model, [0.0, 1.0, 1.5]), do_sample=True, min_new_tokens=20)
 
@@ -87,11 +88,11 @@ def decoding(
         if generation_config.num_beams and generation_config.num_beams > 1:
             if len(asked) > 1 or asked[0].weight != 1.0:
                 raise ControlError(
-                    "beam search follows one pass, and here passes are mixed; ask at an end of the dial or for one class, the"
+                    "beam search follows one pass, and here passes are mixed; ask at strength 0 or 1 or for one class, the"
                     " same for all prompts, or set num_beams=1."
                 )
             if streamer is not None:
-                raise ControlError("beams are chosen between at the end, so nothing can be streamed; leave the streamer out.")
+                raise ControlError("beam search has its text only at the end, so it cannot stream; leave the streamer out.")
             return search.beams(tuner, asked[0], given)
         with Streams(model, tuner, asked, len(input_ids), input_ids.device, source) as streams:
             return search.steps(streams, streamer, uniform_BT, top_p)
@@ -213,8 +214,8 @@ class _Stream:
 class Streams:
     """Runs all passes of a mixture side by side. Where rows of a pass may differ in their setting, it is a single pass.
 
-    A context: the tuner is turned inside. `step` feeds new tokens of every text and returns the mixed logits. `source`: ids and
-    mask, B,S, of what an encoder reads, once per row and at the row's setting; None for a model without an encoder.
+    A context manager: the tuner is set inside. `step` feeds new tokens of every text and returns the mixed logits. `source`:
+    ids and mask, B,S, of what an encoder reads, once per row and at the row's setting; None for a model without an encoder.
     """
 
     def __init__(
@@ -263,12 +264,12 @@ class Streams:
             output = self._model(**given, **{self._cache_name: stream.cache}, use_cache=True, **self._last_only)
         stream.cache = getattr(output, self._cache_name, None)
         if stream.cache is None:
-            raise ModelError(f"a {type(self._model).__name__} hands out no cache for passes side by side; use another model.")
+            raise ModelError(f"a {type(self._model).__name__} gives no cache for passes side by side; use another model.")
         logits_RV: Tensor = output.logits[:, -1].float()
         return logits_RV
 
     def _text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:
-        """A model that goes on with its prompt."""
+        """Fields of a causal model, which continues its prompt."""
         ids_RT, mask_RT = stream.fed(ids_RT, mask_RT)
         # A recurrent state has left padding behind with the prompt.
         seen = stream.cache is not None and self._cache_name == "cache_params"
@@ -276,7 +277,7 @@ class Streams:
         return {**given, "position_ids": _positions(mask_RT)[:, -ids_RT.shape[1] :]} if self._takes_positions else given
 
     def _beside_text(self, stream: _Stream, ids_RT: Tensor, mask_RT: Tensor) -> dict[str, Any]:
-        """A model that writes beside what its encoder has read."""
+        """Fields of an encoder-decoder model, whose decoder starts a new text."""
         if stream.encoded is None:
             assert self._source is not None
             source = self._source if stream.mixed_R is None else tuple(each[stream.mixed_R[0]] for each in self._source)
@@ -293,7 +294,7 @@ class Streams:
 
 
 def _laid(passes: Sequence[WeightedPass], texts: int, together: bool, device: torch.device) -> list[_Stream]:
-    """The rows of each pass. Rows of weight 0 do not run, so a text at an end of the dial costs one row."""
+    """The rows of each pass. Rows of weight 0 do not run, so a text at strength 0 or 1 costs one row."""
     if len(passes) == 1 and passes[0].weight == 1.0:
         return [_Stream(None, passes[0].setting, [passes[0].prefix] * texts)]
     every = torch.arange(texts, device=device)
@@ -393,8 +394,8 @@ def _refuse(config: GenerationConfig, inputs_tensor: Tensor | None, given: dict[
     mode = config.get_generation_mode()
     if mode not in OFFERED:
         raise ControlError(
-            f"a dial decodes by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so leave"
-            " assistants and other ways of searching out."
+            f"at a strength, decoding is by argmax, by a draw or with beams; {mode.value.replace('_', ' ')} is not offered, so"
+            " leave assistants and other ways of searching out."
         )
     cache = given.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:

@@ -151,7 +151,7 @@ class Seq2seq(Kind):
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Raises ModelError: which of its two stacks is meant is not defined."""
-        raise ModelError(f"hidden states by layer are read of causal models, and model={backbone.name} has two stacks.")
+        raise ModelError(f"only causal models give hidden states by layer, and model={backbone.name} has two stacks.")
 
 
 def _first_token(backbone: Backbone) -> int:
@@ -249,8 +249,8 @@ class Masked(Kind):
         return logits_KV
 
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
-        """Raises ModelError: a masked model is pretrained, and not read."""
-        raise ModelError(f"model={backbone.name} is pretrained here (model.kind=masked); hidden states are not read of it.")
+        """Raises ModelError: hidden states of a masked model are not defined."""
+        raise ModelError(f"model={backbone.name} is of kind masked, which is for pretraining and has no hidden states to read.")
 
 
 class Spans(Seq2seq):
@@ -260,7 +260,7 @@ class Spans(Seq2seq):
         """Raises ModelError for a tokenizer without sentinels."""
         del labels
         if "<extra_id_0>" not in tokenizer.get_vocab():
-            raise ModelError("model.kind=spans needs a tokenizer with sentinels, <extra_id_0> and on.")
+            raise ModelError("model.kind=spans needs a tokenizer with sentinels, such as <extra_id_0>.")
         return SpanCodec(tokenizer, template)
 
 
@@ -337,7 +337,7 @@ class LabelCodec(Codec):
         try:
             return float(response)
         except ValueError as error:
-            raise DataError(f"{row}: {response!r} is no number, and this task asks for one.") from error
+            raise DataError(f"{row}: {response!r} is not a number, and this task needs one.") from error
 
 
 class Classifier(Kind):

@@ -6,6 +6,7 @@ call its methods, and a run is checked against the capabilities that it provides
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from alignlab.records import Batch, LabelSet
 
 
-class Kind:
+class Kind(ABC):
     """How text, batches and weights of one kind of backbone fit together. It has no state.
 
     Shapes: R rows, T time, K target tokens, D width, V vocabulary, L layers, C classes.
@@ -37,9 +38,9 @@ class Kind:
     apart = ""
     """Why the texts of a batch are not laid into a single row; empty where the probes decide."""
 
+    @abstractmethod
     def codec(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet | None) -> Codec:
-        """Text to ids. `labels`: what the texts of the data can be told to be, None where that is not a closed set."""
-        raise NotImplementedError
+        """Text to ids. `labels`: the classes that the texts of the data can have, None where that is not a closed set."""
 
     def choices(self, labels: LabelSet) -> View:
         """How a record is seen where its likeliest label is looked for (`Policy.label_scores`): its text with each label as
@@ -50,14 +51,14 @@ class Kind:
 
         return view
 
+    @abstractmethod
     def layout(self, backbone: Backbone, batch: Batch, packing: str) -> Layout:
         """The rows of a forward pass, and where in them the target tokens are predicted. `packing`: which batches are laid into
         a single row where the backbone can: off | pairs (those whose members share a prefix) | all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hidden(self, backbone: Backbone, layout: Layout) -> Tensor:
-        """What `head` makes logits of, at each of K positions that predict a target token, K,D."""
-        raise NotImplementedError
+        """Input of `head` at each of K positions that predict a target token, K,D. Raises ModelError where there are none."""
 
     def head(self, backbone: Backbone, hidden_KD: Tensor) -> Tensor:
         """Logits, K,V. By default `hidden` gives logits already."""
@@ -65,7 +66,7 @@ class Kind:
         return hidden_KD
 
     def outputs(self, backbone: Backbone, layout: Layout) -> Tensor:
-        """What a pass says, row after row: logits K,V, or class scores R,C."""
+        """Outputs of a pass, row after row: logits K,V, or class scores R,C."""
         return self.head(backbone, self.hidden(backbone, layout))
 
     def class_scores(self, backbone: Backbone, layout: Layout) -> Tensor:
@@ -74,13 +75,13 @@ class Kind:
         raise ModelError(f"model={backbone.name} predicts tokens and has no class scores; take model.kind=classifier.")
 
     def class_loss(self, scores_RC: Tensor, batch: Batch) -> Loss:
-        """The batch's share of the step's loss over classes; asked only where `scores_classes`."""
-        raise NotImplementedError
+        """The batch's share of the step's loss over classes; called where `scores_classes`; else raises ModelError."""
+        raise ModelError("this kind of backbone has no class scores to train; take model.kind=classifier.")
 
+    @abstractmethod
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Outputs of blocks `layers` (1 = the first) at the target tokens themselves, L,K,D. Raises ModelError where a kind
         has no such states."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

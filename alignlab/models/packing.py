@@ -1,9 +1,9 @@
 """How a batch is laid into rows of a forward pass: one row per member, or all members in a single row without padding.
 
-In a single row each common prefix stands once, and attention knows who sees whom by segments: a run of tokens that ask (Q) and
-the tokens they see (K), the last Q of which are the askers themselves. A prefix sees itself, the tail of a member sees its
-group's prefix and itself. Linear layers run on the real tokens only, and attention costs the sum of Q x K instead of rows x
-time x time. Segments of like size are computed together.
+In a single row each common prefix stands once. Segments say which tokens attend to which: a run of queries (Q) and the tokens
+they attend to (K), the last Q of which are the queries themselves. A prefix sees itself, the tail of a member sees its group's
+prefix and itself. Linear layers run on the real tokens only, and attention costs the sum of Q x K instead of rows x time x
+time. Segments of like size are computed together.
 
 Shapes: G groups, M members, R rows, T time, K scored tokens (all response tokens of the batch). In attention: N tokens of the
 batch, S segments of a chunk, Q askers, K seen, H heads, D width of a head.

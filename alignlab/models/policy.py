@@ -1,4 +1,4 @@
-"""A backbone that carries a tuner: the verbs that objectives, suites and users call, and the contexts that steer them.
+"""A backbone with a tuner: the methods that objectives, suites and users call, and the contexts that set strength and class.
 
 Log-probabilities are computed here and nowhere else; the head runs on response positions only. Shapes: G groups, M members,
 R rows, K tokens that are scored, D width, V vocabulary, C classes.
@@ -113,7 +113,7 @@ class Policy:
     def controls(self) -> Controls:
         """The classes between which the tuner chooses. Raises ControlError where it has none."""
         if self.tuner.controls is None:
-            raise ControlError("this tuner has a strength and no classes; ask with strength= instead of control=.")
+            raise ControlError("this tuner has a strength and no classes; give strength= instead of control=.")
         return self.tuner.controls
 
     @property
@@ -165,8 +165,8 @@ class Policy:
         return self.class_scores(batch)[:, 0] if self.backbone.kind.scores_classes else self.logprobs(batch).total_GM
 
     def class_scores(self, batch: Batch) -> Tensor:
-        """Scores of the classes of each text before softmax, or the number that it is told to be: groups x members x classes,
-        fp32. Raises ModelError where the backbone is no classifier."""
+        """Scores of the classes of each text before softmax, or one predicted number: groups x members x classes, fp32. Raises
+        ModelError where the backbone is no classifier."""
         groups, members, _ = batch.ids_GMT.shape
         total_RC = torch.zeros((), device=batch.ids_GMT.device)
         for layout, weighted in self._placed(batch):

@@ -1,4 +1,4 @@
-"""How a tuner is steered: a strength, or classes of answers, as weighted forward passes.
+"""A strength, or classes of answers, as weighted forward passes.
 
 Shapes: B texts, R rows of a pass, T time.
 """
@@ -58,7 +58,7 @@ class HasStrength(Protocol):
     """Whether a new one leaves every log-probability as it is without the tuner."""
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
-        """The passes whose weighted logits make this strength; raises ControlError for one it cannot honour."""
+        """The passes whose weighted logits make this strength; raises ControlError for one it cannot apply."""
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Sets the tuner for the passes inside; at 1.0 nothing is touched."""
@@ -117,8 +117,8 @@ def checked_strengths(strength: float | Iterable[float], count: int | None = Non
 
 @dataclass(frozen=True)
 class Controls:
-    """The classes, best first where there is an order, and the prefix that each puts into a text (empty where a class is told
-    by the setting alone). `reserved`: ids that stand for a prefix and are never generated. `template`: the hash of the one that
+    """The classes, best first where there is an order, and the prefix that each puts into a text (empty where the setting alone
+    says the class). `reserved`: ids that stand for a prefix and are never generated. `template`: the hash of the one that
     prompts were written with in training."""
 
     names: tuple[str, ...]
@@ -165,7 +165,7 @@ class Controls:
         """s z(first class) + (1 - s) z(second class), one pass at exactly 0 and 1. Raises ControlError for more classes."""
         if len(self.names) != 2:
             raise ControlError(
-                f"a strength lies between two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
+                f"a strength mixes two classes, and here are {', '.join(self.names)}; ask for one by name (control=)."
             )
         first, second = self.names
         if not isinstance(strength, Tensor) and strength in (0.0, 1.0):

@@ -47,7 +47,7 @@ ANCHORS = ("\n", ":", "a")
 
 
 class Codec:
-    """A tokenizer and a template. Special tokens are added here and by nobody else.
+    """A tokenizer and a template. Only this class adds special tokens.
 
     A model is asked with the very ids that it was trained on: the ids of a prompt are the same alone and in front of every
     response. White space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore
@@ -85,9 +85,9 @@ class Codec:
         self._kept: dict[str, int] = {}
 
     def texts(self, texts: Sequence[Text]) -> list[Encoded]:
-        """Ids of texts whose class is to be told. Raises ModelError where no head does that."""
+        """Ids of texts to classify. Raises ModelError where no head does that."""
         del texts
-        raise ModelError("this model predicts tokens and tells no classes apart; ask it to respond, or take a classifier.")
+        raise ModelError("this model predicts tokens and no classes; call respond, or take a classifier.")
 
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each prompt as the model reads it, BOS included where the template asks for it."""

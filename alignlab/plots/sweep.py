@@ -110,7 +110,7 @@ def draw_frontier(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) ->
     """The first metric against the second, a line per setting over its strengths, with both intervals."""
     figure, drawn = panels(1, WIDTH * 1.4, HEIGHT * 1.2)
     _frontier(frame, drawn[0], metrics)
-    legend(figure, drawn[0], f"along the dial, the large point is strength 1\n{BAND.replace('band', 'bars')}")
+    legend(figure, drawn[0], f"over strength, the large point is strength 1\n{BAND.replace('band', 'bars')}")
     return saved(figure, path)
 
 
@@ -119,7 +119,7 @@ def draw_sweep(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Pa
     figure, drawn = panels(len(metrics) + 1)
     _along(frame, drawn[:-1], metrics)
     _frontier(frame, drawn[-1], metrics)
-    legend(figure, drawn[0], f"{BAND}; right: along the dial, the large point is strength 1")
+    legend(figure, drawn[0], f"{BAND}; right: over strength, the large point is strength 1")
     return saved(figure, path)
 
 

@@ -142,7 +142,7 @@ def over_strengths(frame: pd.DataFrame) -> pd.DataFrame:
     strengths = frame.groupby("control")["strength"].transform("nunique")
     measured = frame if with_classes.empty else frame[strengths > 1]
     if measured.empty:
-        raise ConfigError("these runs were measured under classes, not along a dial; repeat one with control.strengths=[...].")
+        raise ConfigError("these runs were measured under classes, not at strengths; repeat one with control.strengths=[...].")
     return measured
 
 

@@ -54,7 +54,7 @@ class WandbTracker:
         try:
             action(self._run)
         except Exception as error:  # an outage of a tracker must not stop a training
-            log.warning("W&B stopped working (%s); the run goes on, its ledger is complete.", error)
+            log.warning("W&B stopped working (%s); the run continues, and its own files are complete.", error)
             self._run = None
 
 
@@ -76,7 +76,7 @@ def open_run(config: WandbConfig, identity: Identity) -> Tracker:
             wandb.teardown()  # it still has the run open that it could not start
             return WandbTracker(_start(config, identity, "offline"))
     except Exception as error:
-        log.warning("W&B could not start (%s); the run goes on with its ledger alone.", error)
+        log.warning("W&B could not start (%s); the run continues without it.", error)
         return NoTracker()
 
 

@@ -1,4 +1,4 @@
-"""The stage that trains nothing: it measures hidden states, and leaves a profile of them, or the states themselves."""
+"""The stage that only measures hidden states, and writes a profile of them, or the states themselves."""
 
 from __future__ import annotations
 

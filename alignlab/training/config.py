@@ -88,7 +88,7 @@ class ValidationConfig:
 
 @dataclass
 class TrainerConfig:
-    """The machine's side of training. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
+    """How training uses a machine. `device`: auto | cpu | cuda. `micro_batch`: groups per forward pass, null = all that a
     process has of a batch. `packing`: which batches are laid into one row without padding, each prompt that members share once,
     where the backbone can: pairs (groups with something to share) | all | off. `gradient_checkpointing`: blocks keep no
     activations and are computed again for the gradient. `pass_gib`: GiB that a pass without gradients (decoding, scoring,

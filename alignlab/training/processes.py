@@ -1,7 +1,7 @@
-"""The processes that train one run together, as torchrun starts them, and the signal that asks them to leave (`Preemption`).
+"""The processes that train one run together, as torchrun starts them, and the signal that asks them to stop (`Preemption`).
 
-Process 0 is the main process: it alone writes, and after the last stage it continues alone. With a single process nothing here
-costs anything.
+Process 0 is the main process: it alone writes, and after the last stage it continues alone. With a single process these
+functions return at once.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def gathered(own: T) -> list[T]:
     try:
         dist.all_gather_object(objects, own, group=_group[0])
     except RuntimeError as error:
-        raise ProcessError("another process of this run has ended; look at what it said.") from error
+        raise ProcessError("another process of this run has ended; look at its output.") from error
     return objects
 
 
@@ -185,10 +185,10 @@ def wait_for_the_end() -> None:
 
 
 class Preemption:
-    """Whether this process was asked to leave by a signal, and what it does then.
+    """Whether a signal has asked this process to stop, and what it does then.
 
-    In training it leaves with the checkpoint of the step it is in, anywhere else at once. It leaves by SystemExit, so that
-    everything that is open is closed on the way.
+    In training it finishes its step, saves a checkpoint and stops; elsewhere it stops at once. It raises SystemExit, so that
+    open files and trackers are closed.
     """
 
     def __init__(self) -> None:

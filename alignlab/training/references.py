@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -44,17 +45,18 @@ Batching = Sequence[Sequence[int]]
 """Numbers of the groups of each batch."""
 
 
-class Reference:
+class Reference(ABC):
     """A model whose log-probabilities of all rows are computed once, before the stage begins."""
 
     def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
-        """Raises ConfigError where it cannot read these rows; no weights yet. The policy itself reads them all."""
+        """Raises ConfigError where it cannot read these rows; no weights yet."""
+        del codec, groups  # the policy itself reads them all
 
+    @abstractmethod
     def added(
         self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
     ) -> list[EncodedGroup]:
-        """The groups with their reference."""
-        raise NotImplementedError
+        """The groups, each with its reference log-probabilities in nats. `trained_in`: the batches of the training."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ class SecondModel:
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
 
     def cache_key(self) -> str:
-        """The same for every run: its weights follow from the stage that trains it."""
+        """A constant, since the key of the stage that trains it covers its weights."""
         return "second model"
 
     def hold(self, weights: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -251,9 +253,7 @@ class SecondModel:
     def inside(self) -> Iterator[None]:
         """Every pass inside is the second model's, the tuner being off. Raises ConfigError where it was not trained."""
         if not self._weights:
-            raise ConfigError(
-                "the second model was not trained in this run; its stage must stand before the one that needs it."
-            )
+            raise ConfigError("the second model was not trained in this run; its stage must come before the one that needs it.")
         with _in_place(self._weights):
             yield
 

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 
 class Unsharded(TrainerCallback):
-    """A module as it is before it is sharded in place.
+    """Gives a module back its own parameters after it was sharded in place.
 
     Sharding replaces the first parameters by others. A tuner still refers to the first ones, which are empty while their
     values are sharded, and are back in place with all values when they are saved and when the training is over.

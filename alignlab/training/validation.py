@@ -96,8 +96,8 @@ class ValidatedTrainer(FitTrainer):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, passes have no gradient and no dropout. Afterwards the modes of all modules and every random generator are what
-    they were, so that training continues as if nothing had been measured."""
+    """Inside, passes have no gradient and no dropout. Afterwards the modes of all modules and every random generator are
+    restored, so that training continues with the same bits."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

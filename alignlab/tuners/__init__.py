@@ -74,7 +74,7 @@ CONTROLS = Registry(
     {
         **dict.fromkeys(("trained", "dial", "grid"), _STRENGTHS),
         "text": Entry(FormConfig, _form, requires=_classed_by, provides=capabilities("classes")),
-        "prefixes": Entry(PrefixFormConfig, _form, requires=_classed_by, provides=capabilities("classes", "classes in words")),
+        "prefixes": Entry(PrefixFormConfig, _form, requires=_classed_by, provides=capabilities("classes", "classes as text")),
         "token": Entry(EmbeddedFormConfig, _form, requires=_classed_by, provides=_LEARNED),
         "soft_prompt": Entry(EmbeddedFormConfig, _form, requires=_classed_by, provides=_LEARNED),
         "lora": Entry(LoraFormConfig, _form, requires=_classed_by, provides=_LEARNED),

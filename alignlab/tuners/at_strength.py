@@ -1,4 +1,4 @@
-"""The strength, or the class, of a model that PEFT loaded, without a run or a policy around it."""
+"""Sets the strength, or the class, of a model that PEFT loaded, without a run or a policy."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def at_strength(
     single pass does. `template`: what wrote the prompts, a policy's codec or its `template_hash`; a control is asked in the
     template that it was trained with (a Policy is checked when it is made). A streamer needs a single prompt.
 
-    Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for strengths
-    that are not finite or of another number than the prompts.
+    Raises ModelError for an adapter without a strength and for a template other than the control's, and ControlError for
+    strengths that are not finite or of another number than the prompts.
     """
     tuner, values = _tuner_for(model, template), checked_strengths(strength)
 
@@ -56,8 +56,8 @@ def at_class(
     """The same for a control: one class, or one per prompt; a class is a name, or a mapping from names to weights that add up
     to 1. The prompts hold no control: each stream puts in its own.
 
-    Raises ModelError for an adapter without a dial and for a template other than the control's, and ControlError for an adapter
-    without classes and for an unknown class.
+    Raises ModelError for an adapter without a strength and for a template other than the control's, and ControlError for an
+    adapter without classes and for an unknown class.
     """
     tuner = _tuner_for(model, template)
     controls = tuner.controls

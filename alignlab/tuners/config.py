@@ -1,4 +1,4 @@
-"""The configs of the `tuner` and `control` groups: what is learned, at which rates, and how classes are told. No torch here."""
+"""The configs of the `tuner` and `control` groups: what is learned, at which rates, and the form of classes. No torch here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class LayersConfig:
 class TunerConfig:
     """Rates are AdamW learning rates: `likelihood_rate` for objectives on log-probabilities, `preference_rate` for pairs.
 
-    They stand with the tuner because what moves decides the rate: RED and LoRA differ by a factor of ten under one loss.
+    They are in the tuner's config because they depend on the trained parameters: RED and LoRA differ by a factor of ten under
+    one loss.
     """
 
     name: str
@@ -185,7 +186,7 @@ class ControlTunerConfig(TunerConfig):
 
 @dataclass
 class StrengthConfig:
-    """`strengths`: where the dial is read; 0 is the backbone, 1 the trained model. `figure`: draw dial.png."""
+    """`strengths`: those that are evaluated; 0 is the backbone, 1 the trained model. `figure`: draw dial.png."""
 
     name: str
     strengths: Annotated[list[float], number(unique=True, least=1)]
@@ -210,7 +211,7 @@ class FormConfig:
 
     @property
     def form(self) -> str:
-        """How a class is told to the model."""
+        """The form in which the model gets a class."""
         return self.name
 
     def phrase_of(self, name: str) -> str:

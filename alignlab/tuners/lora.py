@@ -59,7 +59,7 @@ class LoraTuner(PeftTuner):
 
     @contextmanager
     def edited(self, strength: Strength) -> Iterator[None]:
-        """The update times the strength; what else a variant does, a magnitude for one, is there or is not."""
+        """The update times the strength. Raises ControlError for a variant such as DoRA at a strength other than 0 and 1."""
         variants = [layer for layer in self.layers if getattr(layer, "lora_variant", None)]
         if variants and strength == 0.0:
             with temporarily("_disable_adapters", True, self.layers):
@@ -87,7 +87,7 @@ class LoraTuner(PeftTuner):
 
     def _shared_by_rows(self) -> str:
         if any(getattr(layer, "lora_variant", None) for layer in self.layers):
-            return "a variant of LoRA, such as DoRA, is there or is not, for all rows"
+            return "a variant of LoRA, such as DoRA, is on or off for all rows"
         if any(isinstance(layer, ParamWrapper) for layer in self.layers):
             return "a LoRA on a bare parameter changes the weight that all rows share"
         return super()._shared_by_rows()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -165,8 +166,8 @@ def _with_originals(module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
                 yield module.trainable_tokens_delta[name], module.trainable_tokens_original[name]
 
 
-class PeftTuner:
-    """A PEFT adapter; each kind adds its `edited`. `beside`: what PEFT trains beside the edit, which follows the strength.
+class PeftTuner(ABC):
+    """A PEFT adapter; each tuner adds its `edited`. `beside`: what PEFT trains beside the edit, which follows the strength.
 
     `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they may differ.
     """
@@ -234,9 +235,9 @@ class PeftTuner:
         strength = _one(setting, self.one_strength)
         return nullcontext() if strength == 1.0 else both(self.edited(strength), self.beside.at(strength))
 
+    @abstractmethod
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
-        """The edit scaled; never called for 1.0, where nothing is touched."""
-        raise NotImplementedError
+        """The edit at a setting, without what PEFT trains beside it. `at` above never calls it for 1.0."""
 
     def _shared_by_rows(self) -> str:
         if self.beside.names:
@@ -282,7 +283,9 @@ class PeftTuner:
         expected = get_peft_model_state_dict(self.module, save_embedding_layers=False)
         differing = sorted(tensors.keys() ^ expected.keys())
         if differing:
-            raise ModelError(f"{folder} holds other tensors than this adapter has, {differing[0]} for one; it is another's.")
+            raise ModelError(
+                f"{folder} holds other tensors than this adapter has, {differing[0]} for one; give the folder of this adapter."
+            )
         set_peft_model_state_dict(self.module, tensors)
 
 

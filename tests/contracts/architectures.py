@@ -334,12 +334,12 @@ ARCHITECTURES: Mapping[str, Row] = {
     ),
 }
 
-SHARED = "so its layers cannot be told apart"
+SHARED = "so its layers have no numbers"
 NO_PLACE = "has no place for"
 AT_ONCE = "every token of a text is read at once"
 BESIDE = "each row has a source of its own"
 STATE = "logits differ from those of rows alone"
-NO_CACHE = "hands out no cache"
+NO_CACHE = "gives no cache"
 FUSED = "is incompatible with Mamba-based models"
 ROUTER = "does not run with this tuner in it"
 

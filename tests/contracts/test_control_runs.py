@@ -67,7 +67,7 @@ def test_an_exported_class_answers_like_the_tuned_model(form: str, tmp_path: Pat
 def test_an_export_without_a_class_says_which_there_are(tmp_path: Path) -> None:
     run(composed(tmp_path, "coh", "evaluation=off"))
 
-    with pytest.raises(ControlError, match="has a class to choose: --control good, bad or none"):
+    with pytest.raises(ControlError, match="has classes; choose one with --control good, bad or none"):
         export(tmp_path / "run", tmp_path / "plain", "float32")
 
 

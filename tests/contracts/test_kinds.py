@@ -217,11 +217,11 @@ def test_pairs_of_texts_are_classified_as_the_tokenizer_joins_them() -> None:
 def test_texts_that_cannot_be_classified_are_refused_in_a_sentence() -> None:
     classifier, seq2seq = attached(CLASSIFIER, "lora"), attached(SEQ2SEQ, "lora")
 
-    with pytest.raises(ModelError, match="predicts tokens and tells no classes apart"):
+    with pytest.raises(ModelError, match="predicts tokens and no classes"):
         seq2seq.classify(["Tom."])
     with pytest.raises(DataError, match="text 1: the text is empty"):
         classifier.classify(["Tom.", " "])
-    with pytest.raises(DataError, match="text 0: has one text, and others beside it have two"):
+    with pytest.raises(DataError, match="text 0: has one text where others have two"):
         classifier.classify(["Tom.", ("Tom.", "Anna.")])
     with pytest.raises(DataError, match=r"'Tom\.' is a single text; give a list"):
         classifier.classify("Tom.", strength=[1.0] * 4)
@@ -237,7 +237,7 @@ def test_a_head_of_one_number_is_not_asked_for_classes() -> None:
     policy = attached(CLASSIFIER, "lora")
     policy.backbone.codec.labels = LabelSet(())
 
-    with pytest.raises(ModelError, match="tells a number of a text, and no classes"):
+    with pytest.raises(ModelError, match="predicts a number, not classes"):
         policy.classify(["Tom."])
 
 

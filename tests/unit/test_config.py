@@ -151,11 +151,11 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
     [
         (
             ["method=pretrain", "data=hh_rlhf"],
-            "method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full, model=local, control=dial offers;",
+            "method=pretrain needs corpus, which none of data=hh_rlhf, tuner=full, model=local, control=dial provides;",
         ),
         (
             ["method=pretrain", "tuner=lora"],
-            "method=pretrain needs every weight, which none of data=toy, tuner=lora, model=local, control=dial offers;",
+            "method=pretrain needs every weight, which none of data=toy, tuner=lora, model=local, control=dial provides;",
         ),
         (["method=dpo", "method.loss=ipo", "method.smoothing=0.1"], "method.smoothing has no meaning for method.loss=ipo"),
         (["method=dpo", "method.loss=robust", "method.smoothing=0.5"], "method.smoothing must be below 0.5"),
@@ -223,7 +223,7 @@ def test_a_method_on_pairs_refuses_a_file_of_single_responses(composed: Compose,
     said = refused(composed, "method=dpo", *words)
 
     assert said.startswith(
-        "method=dpo needs pairs, which none of data=jsonl, tuner=lora, model=local, control=dial offers; try data=toy"
+        "method=dpo needs pairs, which none of data=jsonl, tuner=lora, model=local, control=dial provides; try data=toy"
     )
 
 

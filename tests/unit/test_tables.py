@@ -184,5 +184,5 @@ def test_differences_against_no_single_run_are_refused(against: dict[str, list[s
 
 
 def test_runs_under_classes_are_not_drawn_along_a_dial() -> None:
-    with pytest.raises(ConfigError, match="measured under classes, not along a dial"):
+    with pytest.raises(ConfigError, match="measured under classes, not at strengths"):
         over_strengths(with_classes()[lambda rows: rows["method.name"] == "meet"])

@@ -1,1 +1,1 @@
-"""A small world of stories with an exact oracle: `grammar` writes, `oracle` judges, `world` yields records."""
+"""A small world of stories with an exact oracle: `stories` writes and judges them, `world` yields records."""

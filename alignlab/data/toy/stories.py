@@ -1,6 +1,6 @@
 """The stories of the toy world: the grammar that writes one of a given mood and length, and the exact oracle that judges it.
 
-Strong feelings pull against the task: they drift to other objects and spill over into extra sentences.
+Strong feelings lower the capability: they name other objects and add extra sentences.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Verdict:
 
     @property
     def mood(self) -> str:
-        """The side that the reward is on: 'cheerful', 'gloomy', or 'neutral' at exactly 0."""
+        """The sign of the reward: 'cheerful', 'gloomy', or 'neutral' at exactly 0."""
         return "cheerful" if self.reward > 0 else "gloomy" if self.reward < 0 else "neutral"
 
     @property

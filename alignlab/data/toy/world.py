@@ -1,4 +1,5 @@
-"""The toy world as data sets: preference pairs, text to pretrain on, labelled stories, and prompts no training ever saw."""
+"""The toy world as data sets: preference pairs, text to pretrain on, labelled stories, and prompts that are in no training
+text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No stage: what is there is measured as it is, a backbone or two checkpoints mixed at the logits."""
+"""A method without stages, to evaluate a backbone, or two checkpoints mixed at the logits."""
 
 from __future__ import annotations
 

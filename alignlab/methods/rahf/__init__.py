@@ -1,4 +1,5 @@
-"""RAHF (arXiv 2312.15997): hidden states move to where preference points. Rows, LoRRA among them, are lists of its stages."""
+"""RAHF (arXiv 2312.15997): a LoRA moves hidden states by a direction of preference. Rows, LoRRA among them, are lists of its
+stages."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def requires(config: RahfConfig) -> frozenset[str]:
     always = {"pairs", "token likelihood", "hidden states", "text in front of prompts"}
     if "fit" in config.stages:
         return frozenset({*always, "blocks in place"})
-    return frozenset({*always, "classes in words"} if "instruct" in config.stages else always)
+    return frozenset({*always, "classes as text"} if "instruct" in config.stages else always)
 
 
 def provides(config: RahfConfig) -> frozenset[str]:

@@ -78,7 +78,7 @@ class RahfConfig(MethodConfig):
         del where
         for stage in ("instruct", "fit"):
             if getattr(self, stage).loss_on != "response":
-                raise ConfigError(f"method.{stage}.loss_on must be response: what is compared stands behind different prompts.")
+                raise ConfigError(f"method.{stage}.loss_on must be response: the compared passes have different prompts.")
         self._check_stages()
         self._check_data()
 
@@ -135,9 +135,9 @@ class RahfConfig(MethodConfig):
                 "stage dispreferred trains a second model that no later stage reads; set method.direction_source=models."
             )
         if self.cached and "shift" not in self.stages:
-            raise ConfigError("method.cached=true keeps what stage shift sees; add it to method.stages.")
+            raise ConfigError("method.cached=true keeps the states of stage shift; add it to method.stages.")
         if self.update is not None and "preferred" not in self.stages:
-            raise ConfigError("method.update is how preferred and dispreferred are trained, which method.stages does not have.")
+            raise ConfigError("method.update trains preferred and dispreferred, and method.stages has neither; set it to null.")
 
     def _check_data(self) -> None:
         if self.part is not None:

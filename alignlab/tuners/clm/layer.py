@@ -162,7 +162,7 @@ class Rows:
 def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets every CLM layer below `module`: 0 leaves the new blocks out, 1 runs them, a tensor says it per row.
 
-    Numbers in between, and beyond, mix the blocks' output with their input (not the paper's dial, which mixes logits).
+    Numbers in between, and beyond, mix the blocks' output with their input (not the paper's strength, which mixes logits).
     Raises ControlError for a setting that is not finite or not of shape (rows,), and where there is no CLM layer.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, ClmLayer)]

@@ -165,7 +165,7 @@ class ControlModel(BaseTuner):
 
 
 class ControlTuner(PeftTuner):
-    """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no dial)."""
+    """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no strength)."""
 
     starts_as_base = False
 
@@ -187,12 +187,13 @@ class ControlTuner(PeftTuner):
 
         Raises ControlError for rows with and without a class where something was.
         """
-        chosen: AbstractContextManager[None] = (
-            temporarily("setting", setting, self.layers) if self.config.form == "lora" else nullcontext()
-        )
         if not self.beside.names:
-            return chosen
-        return both(chosen, self.beside.at(float(_classed(setting, self.one_strength))))
+            return self.edited(setting)
+        return both(self.edited(setting), self.beside.at(float(_classed(setting, self.one_strength))))
+
+    def edited(self, setting: Strength) -> AbstractContextManager[None]:
+        """The class of each row of a LoRA; the other forms are in the text."""
+        return temporarily("setting", setting, self.layers) if self.config.form == "lora" else nullcontext()
 
     def save(self, folder: Path) -> None:
         """Beside the small tensors, which weights they were tuned with."""

@@ -256,7 +256,7 @@ def _per_row(strength_B: Tensor, output: Tensor) -> Tensor:
 def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets the strength of every RED edit below `module`, and puts the old ones back on leaving, errors included.
 
-    0 is the backbone, 1 the trained model, other values inter- and extrapolate (our dial; the paper has none).
+    0 is the backbone, 1 the trained model, other values inter- and extrapolate (our choice; the paper has no strength).
     With gradient checkpointing the backward pass runs the layers again: keep it inside the context.
 
     Raises:

@@ -87,7 +87,7 @@ def test_other_names_of_columns_are_given_and_refusals_list_what_there_is(tmp_pa
 
 @pytest.mark.parametrize(
     ("columns", "sentence"),
-    [({"promt": "q"}, r"data\.columns\.promt: nothing of this name"), ({"prompt": "q", "chosen": "q"}, "one column twice")],
+    [({"promt": "q"}, r"data\.columns\.promt is not known"), ({"prompt": "q", "chosen": "q"}, "one column twice")],
 )
 def test_columns_that_mean_nothing_are_refused(tmp_path: Path, columns: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
@@ -264,7 +264,7 @@ def test_backups_pipes_and_further_forms_are_named_and_not_read(tmp_path: Path) 
         "train.jsonl.bak (hidden or a backup)",
         "train_notes.md (no form of data)",
         "train_more (a folder)",
-        "train_pipe.jsonl (no regular file)",
+        "train_pipe.jsonl (not a regular file)",
     }
 
 
@@ -272,7 +272,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
 
     assert find(tmp_path / "rows.jsonl", "train*").files == ()
-    with pytest.raises(ConfigError, match=r"passed over: rows.jsonl \(no regular file\)"):
+    with pytest.raises(ConfigError, match=r"passed over: rows.jsonl \(not a regular file\)"):
         config(tmp_path / "rows.jsonl").check("data")
 
 

@@ -208,7 +208,7 @@ def test_a_file_behind_any_source_changes_the_fingerprint(composed: Compose, tmp
             "data.cap bounds what is mixed by size, and data.weights says the shares",
         ),
         (["data.cap=0"], "data.cap=0 must be at least 1, or null."),
-        (["data.limit=5"], "data.limit and data.test_limit are the sources' own; set data.sources.NAME.limit instead."),
+        (["data.limit=5"], "data.limit and data.test_limit belong to the sources; set data.sources.NAME.limit instead."),
         (["+data@data.sources.c=mixture"], "data.sources.c is a mixture itself; name its sources beside the others."),
         (
             ["data.sources.a.flipped=2"],

@@ -247,5 +247,5 @@ def test_classes_of_attributes_have_no_order_and_so_no_gap() -> None:
 def test_without_classes_the_suite_is_refused() -> None:
     made = EvaluationContext(Told(), Source("made", {}), None, EVALUATION)  # type: ignore[arg-type]
 
-    with pytest.raises(ConfigError, match="evaluation suite classes needs classes; data=made was not asked for any"):
+    with pytest.raises(ConfigError, match="evaluation suite classes needs classes; data=made has none here"):
         BetweenClasses(made)

@@ -35,7 +35,7 @@ def test_three_classes_are_measured_alone() -> None:
 
 
 def test_strengths_between_three_classes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"lie between two classes, and there are good, bad, dull; set them to \[\]"):
+    with pytest.raises(ConfigError, match=r"mix two classes, and there are good, bad, dull; set control.strengths=\[\]"):
         points(form([0.5]), ("good", "bad", "dull"))
 
 

@@ -108,7 +108,7 @@ def test_a_second_model_that_was_never_trained_is_refused(llama: Backbone) -> No
     policy, untrained = attached("lora", llama), Models(SecondModel())
     batch = batch_of(PLAIN)
 
-    with pytest.raises(ConfigError, match="the second model was not trained in this run; its stage must stand before"):
+    with pytest.raises(ConfigError, match="the second model was not trained in this run; its stage must come before"):
         untrained(policy, batch, LAYERS)
 
 

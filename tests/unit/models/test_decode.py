@@ -136,7 +136,7 @@ def test_a_model_that_hands_out_no_cache_is_refused() -> None:
         **SMALL,
     )
 
-    with pytest.raises(ModelError, match=r"cannot generate here: .*a RecurrentGemmaForCausalLM hands out no cache"):
+    with pytest.raises(ModelError, match=r"cannot generate here: .*a RecurrentGemmaForCausalLM gives no cache"):
         other(gemma).respond(PROMPTS, sampling=GREEDY, seed=0)
 
 

@@ -136,7 +136,7 @@ def test_a_tracker_that_breaks_says_so_once_and_never_stops_a_run(heard: pytest.
 
     assert run.calls == 1
     assert [record.message for record in heard.records] == [
-        "W&B stopped working (gone); the run goes on, its ledger is complete."
+        "W&B stopped working (gone); the run continues, and its own files are complete."
     ]
 
 
@@ -151,9 +151,7 @@ def test_a_tracker_that_cannot_start_leaves_the_run_without_one(
     tracker = open_run(config("offline"), identity(tmp_path))
 
     assert isinstance(tracker, NoTracker)
-    assert [record.message for record in heard.records] == [
-        "W&B could not start (no service); the run goes on with its ledger alone."
-    ]
+    assert [record.message for record in heard.records] == ["W&B could not start (no service); the run continues without it."]
 
 
 @pytest.mark.parametrize(("logged_in", "mode"), [(True, "online"), (False, "offline")])

@@ -169,7 +169,7 @@ def test_training_that_fails_leaves_the_backbone_and_no_second_model(through: Up
 
 
 def test_one_that_was_never_trained_is_refused() -> None:
-    with pytest.raises(ConfigError, match="its stage must stand before the one that needs it"), SecondModel().inside():
+    with pytest.raises(ConfigError, match="its stage must come before the one that needs it"), SecondModel().inside():
         pass
 
 
