@@ -48,7 +48,7 @@ def run(raw: DictConfig) -> float | None:
     if config.plan:
         show_plan("of one job", [plan_job(config, HydraConfig.get().overrides.task)], console(), whole=True)
         return None
-    with processes.joined(config.trainer.device), processes.Preemption().heeded(lambda: None):
+    with processes.joined(config.trainer.device):
         return _once(config)
 
 
@@ -57,7 +57,8 @@ def _once(config: RunConfig) -> float | None:
     if done is None:
         from alignlab.planning import make_plan
 
-        planned = make_plan(config)  # bad data ends here, with nothing written
+        with processes.Preemption().heeded(lambda: None):
+            planned = make_plan(config)  # bad data ends here, with nothing written
         lock = folder_of(config) / LOCK
         with _alone_at(lock) if processes.is_main_process() else nullcontext():
             done = processes.by_main_process(lambda: finished(config))

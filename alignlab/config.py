@@ -310,8 +310,9 @@ def portable(config: RunConfig) -> dict[str, Any]:
     folder; the accounts of a cluster are not the run's."""
     folder = folder_of(config)
     plain = {key: value for key, value in config.plain.items() if key != "launch"}
-    for group in (*WITH_FILES, "paths"):
+    for group in WITH_FILES:
         plain[group] = _portable(plain[group], folder)
+    plain["paths"] = {name: place and _from(Path(place), folder) for name, place in plain["paths"].items()}
     return {**plain, "folder": None if config.folder is None else "."}
 
 
@@ -327,13 +328,18 @@ def portable_place(value: str, folder: Path) -> str:
     prefix, colon, place = value.rpartition(":")
     if not _is_place(place) or not Path(place).expanduser().exists():
         return value
-    path, here, home = Path(place).expanduser().absolute(), folder.absolute(), Path.home()
+    return f"{prefix}{colon}{_from(Path(place), folder)}"
+
+
+def _from(place: Path, folder: Path) -> str:
+    """A path as a folder reaches it, or from the home folder."""
+    path, here, home = place.expanduser().absolute(), folder.absolute(), Path.home()
     common = Path(os.path.commonpath([path, here]))
     if common.is_relative_to(home) or (not path.is_relative_to(home) and common != Path(common.anchor)):
         path = Path(os.path.relpath(path, here))
     elif path.is_relative_to(home):
         path = Path("~") / path.relative_to(home)
-    return f"{prefix}{colon}{path.as_posix()}"
+    return path.as_posix()
 
 
 def found_place(value: str, folder: Path) -> str:

@@ -229,7 +229,13 @@ def test_a_run_that_moves_with_its_model_loads_and_names_no_home(tmp_path: Path,
     home = tmp_path / "home" / "lovelace"
     shutil.copytree(EMBEDDED / "tiny", home / "models" / "mine")
     monkeypatch.setenv("HOME", str(home))
-    local = ("model=local", f"model.path={home}/models/mine", "tuner=lora", "model.template.format='{prompt}'")
+    local = (
+        "model=local",
+        f"paths.runs={home}/not/yet",
+        f"model.path={home}/models/mine",
+        "tuner=lora",
+        "model.template.format='{prompt}'",
+    )
     run(composed(home / "work", "sft", *SHORT, *local))
     shutil.move(home, tmp_path / "elsewhere")
 
