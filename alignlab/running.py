@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 LABELS = "labels.json"
-"""File of a run with what its texts are told to be, likewise."""
+"""File of a run with the labels of its texts, likewise."""
 WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
 """Keys of the trainer's config that change what is written, and not what is computed."""
 

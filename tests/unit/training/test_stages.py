@@ -1,4 +1,4 @@
-"""A stage that learns: what it prepares, how it goes on after a stop, and when it gives up."""
+"""A stage that learns: what it prepares, how it is resumed after a stop, and when it gives up."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_an_unknown_key_of_the_trainer_is_refused(tmp_path: Path) -> None:
         stage().check(stage().prepare(SOURCE, CODEC, LIMITS), session.trainer, Shape(2, 8))
 
 
-def test_every_number_of_the_sheet_reaches_the_trainer(tmp_path: Path) -> None:
+def test_every_number_of_the_config_reaches_the_trainer(tmp_path: Path) -> None:
     session = session_in(tmp_path, micro_batch=2, extra={"adam_beta2": 0.95})
 
     made = arguments(fit_config(batch=8, warmup_fraction=0.25), session, tmp_path, 10)
