@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.statistics import Measurement, bootstrap, share
+from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, share
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.answers import scored
 from alignlab.records import EncodedGroup, Example
@@ -40,14 +39,16 @@ class Toy:
     def measure(self, point: Point) -> list[Measurement]:
         """Mean reward in [-1, 1], mean capability in [0, 1], the mean share of mood words on their story's side, and for a
         class made of attributes the share of stories that have them all."""
-        verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._context.answers(point), strict=True)]
+        prompts, texts = self._context.answers(point)
+        names = item_names(prompts)
+        verdicts = [self._judge(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         wanted = self._context.classes.attributes.get(point.control, {}) if self._context.classes else {}
         obeyed = [float(all(verdict.attributes.get(key) == value for key, value in wanted.items())) for verdict in verdicts]
         return [
-            bootstrap("reward", [verdict.reward for verdict in verdicts]),
-            bootstrap("capability", [verdict.capability for verdict in verdicts]),
-            bootstrap("consistency", [verdict.consistency for verdict in verdicts]),
-            *([share("obedience", obeyed)] if wanted else []),
+            bootstrap("reward", [verdict.reward for verdict in verdicts], names=names),
+            bootstrap("capability", [verdict.capability for verdict in verdicts], names=names),
+            bootstrap("consistency", [verdict.consistency for verdict in verdicts], names=names),
+            *([share("obedience", obeyed, names)] if wanted else []),
         ]
 
 
@@ -60,6 +61,7 @@ class PreferenceSuite:
             raise ConfigError(f"evaluation suite preference needs pairs; data={context.source.name} has none.")
         self._policy = context.policy
         self._groups = context.held_out.groups[: context.config.pairs]
+        self._items = group_names(self._groups)
         self._base_N: Tensor | None = None
 
     def measure(self, point: Point) -> list[Measurement]:
@@ -73,10 +75,10 @@ class PreferenceSuite:
         reward_N = margin_N - self._base_N
         tasks = [group.task for group in self._groups]
         return [
-            share("accuracy", _wins(margin_N)),
-            share("accuracy_per_token", _wins(per_token_N)),
-            share("reward_accuracy", _wins(reward_N)),
-            bootstrap("reward_margin", reward_N.tolist()),
+            share("accuracy", _wins(margin_N), self._items),
+            share("accuracy_per_token", _wins(per_token_N), self._items),
+            share("reward_accuracy", _wins(reward_N), self._items),
+            bootstrap("reward_margin", reward_N.tolist(), names=self._items),
             *_of_each("accuracy", _wins(margin_N), tasks),
             *_of_each("reward_accuracy", _wins(reward_N), tasks),
         ]
@@ -99,22 +101,25 @@ class Fluency:
         its 4-grams that it had already used, and length in words."""
         prompts, texts = self._context.answers(point)
         words = [text.split() for text in texts]
+        names = item_names(prompts)
         nats = self._nats_per_token(prompts, texts)
-        perplexity = [bootstrap("perplexity", nats, show=math.exp)] if nats else []
+        written = [name for name, text in zip(names, texts, strict=True) if text.strip()]
+        perplexity = [bootstrap("perplexity", nats, "exp", written)] if nats else []
         return [
             *perplexity,
-            bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words]),
-            bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words]),
-            bootstrap("words", [float(len(text)) for text in words]),
+            bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words], names=names),
+            bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words], names=names),
+            bootstrap("words", [float(len(text)) for text in words], names=names),
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
-        """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none."""
+        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none."""
         policy = self._context.policy
         pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
         encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
         groups = [
-            EncodedGroup(str(number), (replace(example, ids=example.ids[:-1]),)) for number, example in enumerate(encoded)
+            EncodedGroup(str(number), (replace(example, ids=example.ids[: -policy.backbone.codec.end_tokens]),))
+            for number, example in enumerate(encoded)
         ]
         if not groups:
             return []
@@ -136,6 +141,7 @@ class Classification:
         self._groups = context.held_out_labels.groups[: context.config.pairs]
         labels = {record.row: record.responses[0].text for record in context.source.split("test").records}
         self._labels = [labels[group.row] for group in self._groups]
+        self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
         """Of classes: accuracy, and nats of the right one, normalised over the classes. Of a number: its squared error."""
@@ -143,10 +149,13 @@ class Classification:
             scores_NC = self._scores()
         if not self._names:
             numbers = torch.tensor([float(text) for text in self._labels])
-            return [bootstrap("squared_error", (scores_NC[:, 0] - numbers).square().tolist())]
+            return [bootstrap("squared_error", (scores_NC[:, 0] - numbers).square().tolist(), names=self._items)]
         right_N = torch.tensor([self._names.index(name) for name in self._labels])
         nats_N = F.cross_entropy(scores_NC, right_N, reduction="none")
-        return [share("accuracy", (scores_NC.argmax(-1) == right_N).float().tolist()), bootstrap("nats", nats_N.tolist())]
+        return [
+            share("accuracy", (scores_NC.argmax(-1) == right_N).float().tolist(), self._items),
+            bootstrap("nats", nats_N.tolist(), names=self._items),
+        ]
 
     @torch.inference_mode()
     def _scores(self) -> Tensor:
@@ -158,6 +167,11 @@ class Classification:
             for place, scores_C in zip(places, self._policy.label_scores(batch).float().cpu(), strict=True):
                 rows[place] = scores_C
         return torch.stack(rows)
+
+
+def group_names(groups: Sequence[EncodedGroup]) -> list[str]:
+    """Names of groups as items, by the ids of their prompts and responses, which a control in front of them does not change."""
+    return item_names([[member.ids[member.head :] for member in group.members] for group in groups])
 
 
 def _of_each(metric: str, values: Sequence[float], tasks: Sequence[str | None]) -> list[Measurement]:
