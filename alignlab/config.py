@@ -284,7 +284,9 @@ def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tup
     if evaluation.suites:
         evaluation.sampling()
     missing = {name: sorted(SUITES[name].requires(evaluation) - offered) for name in evaluation.suites}
-    left_out = {name: f"needs {' and '.join(words)}, which this run does not have" for name, words in missing.items() if words}
+    left_out = {
+        name: f"needs {' and '.join(lacking)}, which this run does not have" for name, lacking in missing.items() if lacking
+    }
     return tuple(name for name in evaluation.suites if name not in left_out), left_out
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -52,8 +53,10 @@ STORAGE = {
     errno.EROFS: "the disk cannot be written",
 }
 """Errors that come from the disk, and not from the code."""
-FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
-"""What libraries say that lose the number of the error: safetensors, and torch.save."""
+FULL = ("No space left on device", "PytorchStreamWriter failed writing")
+"""What torch.save says of a full disk; the number of the error is lost."""
+NUMBERED = re.compile(r"\(os error (\d+)\)")
+"""How safetensors writes the number of an error."""
 BEAT_SECONDS = 10.0
 """Between two counts of a living run."""
 SILENT_SECONDS = 60
@@ -256,7 +259,9 @@ def storage_error(error: BaseException, where: Path | str | None = None) -> Stor
     link: BaseException | None = None if isinstance(error, AlignlabError) else error
     while link is not None:
         number = link.errno if isinstance(link, OSError) else None
-        if any(word in str(link) for word in FULL):
+        if written := NUMBERED.search(str(link)):
+            number = int(written[1])
+        elif any(word in str(link) for word in FULL):
             number = errno.ENOSPC
         if number in STORAGE:
             named = getattr(link, "filename", None) or where or "a file"

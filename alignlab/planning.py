@@ -50,10 +50,10 @@ class Plan:
 
     `works`: the rows of each stage. `points`: where the result is measured. `learned`: parameters of the tuner; `parameters`:
     of the backbone. `rows`: how batches should be laid into rows; it is decided when there are weights to try. `classes`,
-    `control`: of a control, and how its classes are told to the model. `labels`: the label set of the data, if it has one.
-    `held_out`, `held_out_items`, `held_out_labels`: pairs, responses and labelled texts of the test split, for the suites.
-    `decoding`: what sampling the evaluation's texts takes at once, and the weights beside it, in bytes; None where no suite
-    samples any. `validated`: what is measured while it trains. `fed`: one row as the first stage reads it.
+    `control`: of a control, and the form of its classes. `labels`: the label set of the data, if it has one. `held_out`,
+    `held_out_items`, `held_out_labels`: pairs, responses and labelled texts of the test split, for the suites. `decoding`: what
+    sampling the evaluation's texts takes at once, and the weights beside it, in bytes; None where no suite samples any.
+    `validated`: what is measured while it trains. `fed`: one row as the first stage reads it.
     """
 
     config: RunConfig
@@ -342,7 +342,7 @@ def _short(text: str) -> str:
 
 
 def _classes(plan: Plan) -> str:
-    """How each class is told to the model."""
+    """The form of each class, with its rows, placeholder ids and edges."""
     assert plan.classes is not None
     edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
     placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""

@@ -1,4 +1,4 @@
-"""The words that everyone uses: what a data set yields, how a stage sees it, and what reaches the model.
+"""The records of data sets, the groups that stages make of them, and the batches that reach the model.
 
 `Record -> View -> Group -> Batch`. Shapes ride in the names: G groups, M members of a group, T time.
 """
@@ -55,7 +55,7 @@ class Response:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What a text can be told to be: one of `names`, or a number where there are no names."""
+    """The labels that a text can have: one of `names`, or a number where there are no names."""
 
     names: tuple[str, ...]
 
@@ -63,8 +63,8 @@ class LabelSet:
 @dataclass(frozen=True)
 class Record:
     """One record of text: a prompt and its responses. `row` says where it came from, for messages and lookups; `task`, which of
-    several sources it is from. `second`: a second source text, for tasks on pairs of texts; the response is then what is told
-    of both."""
+    several sources it is from. `second`: a second source text, for tasks on pairs of texts; the response is then the label of
+    both."""
 
     row: str
     prompt: str

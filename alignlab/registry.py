@@ -119,7 +119,7 @@ class Allowed:
 
     @property
     def bounds(self) -> str:
-        """The declared bounds in words."""
+        """The declared bounds as text."""
         low = f"above {self.above}" if self.above > -math.inf else f"at least {self.minimum}"
         high = f"below {self.below}" if self.below < math.inf else f"at most {self.maximum}"
         declared = (

@@ -147,7 +147,7 @@ class Validated:
     pairs: HeldOut | None = field(compare=False)
     items: HeldOut | None = field(compare=False)
     labels: LabelSet | None = field(default=None, compare=False)
-    told: HeldOut | None = field(default=None, compare=False)
+    texts: HeldOut | None = field(default=None, compare=False)
 
     def cache_key(self) -> str:
         """A hash of the records: what decides its numbers, besides the fields that are compared."""
@@ -159,7 +159,7 @@ class Validated:
     def measure(self, policy: Policy) -> Mapping[str, float]:
         """The suite's numbers for the policy as it is now; nothing is kept from one time to the next."""
         context = EvaluationContext(
-            policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.told
+            policy, self.source, self.pairs, self.config, self.classes, self.items, self.labels, self.texts
         )
         suite = SUITES[self.suite].build(context)
         found = suite.measure(self.points[0])
@@ -181,18 +181,18 @@ def validated(
     limits: Limits,
 ) -> Validated:
     """At most `rows` records of a source's `test` split, encoded for a suite. `choices`: how labels are scored."""
-    words = SUITES[suite].requires(config)
-    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in words else None
+    required = SUITES[suite].requires(config)
+    pairs = held_out(source.split("test"), pair, codec, limits) if "pairs" in required else None
     if classes:
         source = classed(source, classes)
         points = tuple(Point(1.0, name, name) for name in classes.names)
     else:
         points = (Point(1.0, control.name),)
-    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in words else None
-    told = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in words else None
+    items = held_out(source.split(LABELLED["test"]), labelled, codec, limits) if "classes" in required else None
+    texts = held_out(source.split("test"), choices, codec, limits) if choices and "label set" in required else None
     source.prompts()
     settled = replace(config, pairs=rows, prompts=rows)
-    return Validated(suite, settled, source, points, classes, pairs, items, labels, told)
+    return Validated(suite, settled, source, points, classes, pairs, items, labels, texts)
 
 
 def _row(point: Point, suite: str, measured: Measurement) -> Row:

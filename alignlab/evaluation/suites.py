@@ -164,8 +164,8 @@ class Classification:
         self._policy = context.policy
         self._names = context.labels.names
         self._groups = context.held_out_labels.groups[: context.config.pairs]
-        told = {record.row: record.responses[0].text for record in context.source.split("test").records}
-        self._told = [told[group.row] for group in self._groups]
+        labels = {record.row: record.responses[0].text for record in context.source.split("test").records}
+        self._labels = [labels[group.row] for group in self._groups]
         self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
@@ -173,9 +173,9 @@ class Classification:
         with point.set(self._policy):
             scores_NC = self._scores()
         if not self._names:
-            numbers = torch.tensor([float(text) for text in self._told])
+            numbers = torch.tensor([float(text) for text in self._labels])
             return [bootstrap("squared_error", (scores_NC[:, 0] - numbers).square().tolist(), names=self._items)]
-        right_N = torch.tensor([self._names.index(name) for name in self._told])
+        right_N = torch.tensor([self._names.index(name) for name in self._labels])
         nats_N = F.cross_entropy(scores_NC, right_N, reduction="none")
         return [
             share("accuracy", (scores_NC.argmax(-1) == right_N).float().tolist(), self._items),

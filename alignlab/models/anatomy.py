@@ -183,7 +183,7 @@ CUTS = (
 @dataclass(frozen=True)
 class Abilities:
     """`cut`: how logits are computed. `switch`: see `rotary_switch`. The others are objections, empty where there is none: to
-    rows side by side with padding that nobody is told of, to padding with zeros in the mask, and to all rows laid into one."""
+    rows side by side with padding and no mask, to padding with zeros in the mask, and to all rows laid into one."""
 
     cut: Cut
     unmasked: str = ""

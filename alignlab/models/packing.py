@@ -170,7 +170,7 @@ def can_share(batch: Batch) -> bool:
 
 
 def described(packing: str, objection: str, attention: str) -> str:
-    """How batches are laid into rows, in words. `objection`: to rows laid into one."""
+    """How batches are laid into rows, as a sentence. `objection`: to rows laid into one."""
     if packing == "off":
         return "one row per member, as trainer.packing=off asks"
     if objection:

@@ -96,7 +96,7 @@ def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
 
 
 def stores_transposed(model: nn.Module) -> bool:
-    """Whether the model's linear maps are GPT-2's Conv1D, which store their weight as in x out; PEFT has to be told."""
+    """Whether the model's linear maps are GPT-2's Conv1D, which store their weight as in x out; PEFT needs to know."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 

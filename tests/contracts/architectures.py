@@ -387,7 +387,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "lora plan": dict.fromkeys(("mamba", "falcon_h1"), FUSED),
     # The mixer reads the weight of dt_proj itself, so what is attached there works in the merged model only.
     "lora merge": {"jamba": "differs from the tuned one"},
-    # Its blocks are the same one again and again, so none of them can be told apart.
+    # Its blocks are the same one again and again, so none of them has a number.
     "red": {"albert": SHARED},
     "plan": {"albert": SHARED},
     # The shift becomes a bias, and these layers have none in their configuration.

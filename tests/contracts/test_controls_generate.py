@@ -30,7 +30,7 @@ GREEDY = Sampling(8, 0.0, 1.0)
 
 
 def generated(model: Any, **more: Any) -> Tensor:
-    """Ids that transformers' own generate puts behind the prompts, greedily unless told otherwise."""
+    """Ids that transformers' own generate puts behind the prompts, greedily unless given otherwise."""
     ids = torch.tensor([[CODEC.pad] * (WIDTH - len(prompt)) + list(prompt) for prompt in ENCODED])
     mask = torch.tensor([[0] * (WIDTH - len(prompt)) + [1] * len(prompt) for prompt in ENCODED])
     given = {"max_new_tokens": 8, "do_sample": False, **more}

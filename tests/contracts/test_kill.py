@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of a stage goes on where it was, and ends with the same bits."""
+"""A run that is killed in the middle of a stage is resumed from its last checkpoint, and ends with the same bits."""
 
 from __future__ import annotations
 

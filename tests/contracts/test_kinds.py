@@ -194,12 +194,12 @@ def test_texts_are_classified_each_at_its_strength_as_the_plain_model_tells_them
 
     found = policy.classify(texts, strength=strengths)
 
-    for text, strength, told in zip(texts, strengths, found, strict=True):
+    for text, strength, classes in zip(texts, strengths, found, strict=True):
         ids = policy.backbone.codec.tokenizer([text], return_tensors="pt")
         with torch.no_grad(), policy.tuner.at(strength):
             logits_C = policy.model(**ids).logits[0]
-        assert list(told) == ["cheerful", "gloomy", "neither"]
-        assert list(told.values()) == pytest.approx(logits_C.softmax(-1).tolist(), abs=1e-6)
+        assert list(classes) == ["cheerful", "gloomy", "neither"]
+        assert list(classes.values()) == pytest.approx(logits_C.softmax(-1).tolist(), abs=1e-6)
 
 
 def test_pairs_of_texts_are_classified_as_the_tokenizer_joins_them() -> None:
@@ -208,9 +208,9 @@ def test_pairs_of_texts_are_classified_as_the_tokenizer_joins_them() -> None:
     with torch.no_grad():
         expected_C = policy.model(**ids).logits[0].softmax(-1)
 
-    (told,) = policy.classify([("Tom was happy.", "Tom was sad.")])
+    (classes,) = policy.classify([("Tom was happy.", "Tom was sad.")])
 
-    assert list(told.values()) == pytest.approx(expected_C.tolist(), abs=1e-6)
+    assert list(classes.values()) == pytest.approx(expected_C.tolist(), abs=1e-6)
     assert policy.classify([]) == []
 
 

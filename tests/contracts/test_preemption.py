@@ -1,4 +1,4 @@
-"""A run that is told to leave saves at the very step it is in, and ends, when started again, with the same bits."""
+"""A run that is asked to leave saves at the very step it is in, and ends, when started again, with the same bits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Seen:
     state: str
     checkpoints: list[str]
     last: int
-    told: dict[str, int]
+    progress: dict[str, int]
     behind: dict[str, int] | None
 
 
@@ -68,14 +68,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(losses(run)) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    told = Ledger(run).read("progress.json") or {}
+    progress = Ledger(run).read("progress.json") or {}
     os.kill(first.pid, signal.SIGUSR2)
     exits = [first.wait(PATIENCE_SECONDS)]
     state = state_of(run).name
     kept = sorted(path.name for path in (run / "stages" / "fit").glob("checkpoint-*"))
     last, behind = max(losses(run)), Ledger(run).read("progress.json")
     exits.append(start(folder / "left").wait(PATIENCE_SECONDS))
-    return Seen(folder / "whole" / "run", run, exits, state, kept, last, told, behind)
+    return Seen(folder / "whole" / "run", run, exits, state, kept, last, progress, behind)
 
 
 def test_it_exits_with_the_status_that_asks_to_be_started_again(seen: Seen) -> None:
@@ -97,9 +97,9 @@ def test_started_again_it_ends_with_the_bits_and_the_losses_of_a_run_that_was_ne
 
 def test_while_it_trains_and_no_longer_it_writes_down_where_it_is(seen: Seen) -> None:
     assert seen.behind is None
-    assert seen.told["stage"] == "fit"
-    assert 0 <= seen.told["step"] <= seen.last
-    assert seen.told["steps"] == STEPS
+    assert seen.progress["stage"] == "fit"
+    assert 0 <= seen.progress["step"] <= seen.last
+    assert seen.progress["steps"] == STEPS
 
 
 def test_to_the_tracker_both_parts_are_one_run_and_the_first_neither_failed_nor_done(seen: Seen) -> None:

@@ -141,7 +141,7 @@ def composed_config(*words: str) -> Any:
         return parse(compose("run", list(words)))
 
 
-def test_the_fsdp_sheet_is_one_that_transformers_takes(tmp_path: Path) -> None:
+def test_the_fsdp_config_is_one_that_transformers_takes(tmp_path: Path) -> None:
     extra = composed_config("trainer=fsdp").trainer.extra
 
     made = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **extra)

@@ -55,7 +55,7 @@ class Ended:
         """The folders of the jobs that were really computed, in order; a finished run does not say its plan."""
         return re.findall(r"^folder +(\S+)", self.out, re.MULTILINE)
 
-    def told(self, words: str) -> tuple[str, str]:
+    def failure(self, words: str) -> tuple[str, str]:
         """Of a job that failed: its error, and the command that repeats it."""
         lines = self.out.splitlines()
         place = lines.index(f"failed: {words}")
@@ -129,8 +129,8 @@ def test_a_loss_that_is_not_finite_does_not_stop_later_jobs(runs: Path, first: E
 
 
 def test_each_failure_is_told_with_its_own_error(first: Ended) -> None:
-    assert re.match(r"stage fit: the loss is nan at step 2; ", first.told(DIVERGED)[0])
-    assert first.told(REFUSED)[0] == "method.fit.learning_rate=-1.0 must be above 0."
+    assert re.match(r"stage fit: the loss is nan at step 2; ", first.failure(DIVERGED)[0])
+    assert first.failure(REFUSED)[0] == "method.fit.learning_rate=-1.0 must be above 0."
 
 
 def test_a_plan_says_what_is_done_writes_nothing_and_imports_nothing_heavy(first: Ended, planned: Ended) -> None:
@@ -154,7 +154,7 @@ def test_the_second_start_runs_only_what_failed(runs: Path, planned: Ended, seco
 
 
 def test_the_command_that_is_told_repeats_that_one_job(runs: Path, second: Ended) -> None:
-    error, command = second.told(DIVERGED)
+    error, command = second.failure(DIVERGED)
     python, script, *words = shlex.split(command)
 
     again = ended(runs, start(runs, *words))

@@ -44,8 +44,8 @@ def below(name: str) -> set[str]:
 
 
 USED = set(TABLES).union(*(rows_of(table) | below(table) for table in TABLES))
-_SHEET = OmegaConf.load(ROOT / "conf" / "model" / "tiny.yaml")
-TINY = {f"model.{key}": _SHEET[key] for key in ("name", "source", "path", "template")}
+_CONFIG = OmegaConf.load(ROOT / "conf" / "model" / "tiny.yaml")
+TINY = {f"model.{key}": _CONFIG[key] for key in ("name", "source", "path", "template")}
 ALONE = sorted(FILES - USED)
 """Runs of their own."""
 

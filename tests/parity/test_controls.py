@@ -159,7 +159,7 @@ def test_in_front_of_bos_it_is_pefts_prompt_tuning(kind: str) -> None:
 
 
 def phrased(form: str, kind: str, behind: int) -> Policy:
-    """A new control whose classes are told by phrases of four tokens, or start as them."""
+    """A new control whose classes are given by phrases of four tokens, or start as them."""
     phrases = [list(CODEC.prefix(text)) for text in SAME_LENGTH.values()]
     return attach(Case(form, kind), backbone(kind), phrases=phrases, init="text", length=4, behind=behind)
 

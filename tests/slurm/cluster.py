@@ -141,6 +141,6 @@ def _wait_for(ready: Callable[[], bool], daemons: list[subprocess.Popen[bytes]],
     while not ready():
         ended = [str(daemon.args) for daemon in daemons if daemon.poll() is not None]
         if ended or time.monotonic() > deadline:
-            told = "\n".join(file.read_text(errors="replace")[-2000:] for file in sorted(folder.glob("*.out")))
-            raise RuntimeError(f"SLURM did not start ({ended or 'no answer'}):\n{told}")
+            printed = "\n".join(file.read_text(errors="replace")[-2000:] for file in sorted(folder.glob("*.out")))
+            raise RuntimeError(f"SLURM did not start ({ended or 'no answer'}):\n{printed}")
         time.sleep(0.1)

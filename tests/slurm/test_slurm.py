@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM: preempted and gone on with, failing, killed, out of time, and left alone."""
+"""Sweeps on a real SLURM: preempted and resumed, failing, killed, out of time, and left alone."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_stages_that_cannot_train_are_refused(changes: dict[str, Any], said: str
         checked("method", preference(**changes))
 
 
-def test_what_a_sheet_refuses_is_refused_at_the_door(composed: Compose) -> None:
+def test_what_a_config_refuses_is_refused_at_the_door(composed: Compose) -> None:
     assert refused(composed, "method=clm", "tuner.blocks=4") == "tuner.blocks=4 must be at least 1 and at most 3."
 
 

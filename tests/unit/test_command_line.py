@@ -95,7 +95,7 @@ def test_an_error_of_alignlab_is_its_own_sentence(error: AlignlabError) -> None:
     assert sentence(error) == "do this."
 
 
-def test_a_missing_sheet_without_alternatives_points_to_the_help() -> None:
+def test_a_missing_config_without_alternatives_points_to_the_help() -> None:
     error = MissingConfigException("not found", missing_cfg_file="experiment/nothing", options=None)
 
     assert sentence(error) == "no config 'experiment/nothing'; `python run.py --help` lists the groups."

@@ -61,7 +61,7 @@ def test_the_rate_of_a_stage_is_that_of_the_tuner_unless_it_is_given(composed: C
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "launch"])
-def test_every_choice_has_a_sheet_and_every_sheet_is_a_choice(group: str) -> None:
+def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> None:
     assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(GROUPS[group])
 
 
@@ -258,7 +258,7 @@ def test_suites_that_the_data_cannot_serve_are_left_out_with_the_reason(composed
     }
 
 
-def test_suites_keep_the_order_of_the_sheet(composed: Compose) -> None:
+def test_suites_keep_the_order_of_the_config(composed: Compose) -> None:
     config = parse(composed("evaluation.suites=[fluency,toy]"))
 
     assert (config.suites, config.left_out) == (("fluency", "toy"), {})

@@ -49,7 +49,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("before", CONFIGS)
-def test_a_sheet_is_what_omegaconf_makes_of_it_after_any_other(before: dict[str, Any], config: dict[str, Any]) -> None:
+def test_a_config_is_what_omegaconf_makes_of_it_after_any_other(before: dict[str, Any], config: dict[str, Any]) -> None:
     typed("outer", before, Outer)
 
     made = typed("outer", config, Outer)

@@ -69,7 +69,7 @@ def turned(split: Split) -> set[str]:
 PAIRS = [pair(row) for row in ROWS]
 
 
-def test_a_sheet_that_asks_for_nothing_leaves_the_source_itself() -> None:
+def test_a_config_that_asks_for_nothing_leaves_the_source_itself() -> None:
     given = source(PAIRS)
 
     assert with_halves(given, config(), words) is given
@@ -250,10 +250,10 @@ def test_what_was_left_out_while_reading_is_told_of_every_part() -> None:
 
     made = with_halves(given, config(halves=halves(test=2, max_prompt=3)), words)
 
-    told = {f"unreadable, {EARLIER}": 3, f"prompt longer than 3 tokens, {EARLIER}": 1}
-    assert [made.split(name).left_out for name in ("train", "rm", "ppo", "test")] == [told] * 4
+    left_out = {f"unreadable, {EARLIER}": 3, f"prompt longer than 3 tokens, {EARLIER}": 1}
+    assert [made.split(name).left_out for name in ("train", "rm", "ppo", "test")] == [left_out] * 4
     kept = sum(len(made.split(name).records) for name in ("rm", "ppo", "test"))
-    assert kept + sum(told.values()) == len(records) + 3
+    assert kept + sum(left_out.values()) == len(records) + 3
 
 
 def test_flipping_leaves_out_nothing_and_loses_no_count() -> None:

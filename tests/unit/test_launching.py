@@ -39,7 +39,7 @@ def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> N
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_the_sheet_is_a_launch(composed: Composed) -> None:
+def test_the_config_is_a_launch(composed: Composed) -> None:
     launch = parse(composed("method=dpo", "launch=slurm", "launch.gpus=1", "+launch.extra.qos=low")).launch
 
     assert isinstance(launch, SlurmLaunch)
@@ -75,7 +75,7 @@ def launcher_config(*words: str) -> Any:
     return OmegaConf.to_container(whole, resolve=True)["it"]  # type: ignore[index, call-overload]
 
 
-def test_what_the_sheet_says_reaches_the_launcher_and_its_own_options_stay_open() -> None:
+def test_what_the_config_says_reaches_the_launcher_and_its_own_options_stay_open() -> None:
     words = ["launch.partition=big", "launch.memory_gb=40", "launch.setup=[module load cuda]", "hydra.launcher.qos=low"]
 
     config = launcher_config("launch=slurm", *words)
@@ -210,8 +210,8 @@ def test_an_error_of_several_lines_is_told_by_the_line_that_names_it(waiting: Wa
 
     waiting.ends()
 
-    told = [state_of(run).details["error"].partition("; its log")[0] for run in waiting.runs[:2]]
-    assert told == ["AcceleratorError: CUDA error: device-side assert triggered", "killed"]
+    errors = [state_of(run).details["error"].partition("; its log")[0] for run in waiting.runs[:2]]
+    assert errors == ["AcceleratorError: CUDA error: device-side assert triggered", "killed"]
 
 
 def test_a_run_that_somebody_has_submitted_again_stays_in_the_queue(waiting: Waiting) -> None:

@@ -30,7 +30,7 @@ def configs_and_packages() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", configs_and_packages(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_sheets_and_doors_import_nothing_heavy_at_their_top(path: Path) -> None:
+def test_configs_and_doors_import_nothing_heavy_at_their_top(path: Path) -> None:
     statements = ast.parse(path.read_text(encoding="utf-8")).body
 
     names = [alias.name for statement in statements if isinstance(statement, ast.Import) for alias in statement.names]

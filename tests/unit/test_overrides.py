@@ -9,7 +9,7 @@ import pytest
 from alignlab.command_line import expand_overrides
 from alignlab.errors import ConfigError
 from tests.experiments.sweeps import ROWS, cells, swept, tables
-from tests.unit.sweeps.sheets import EXPERIMENTS, config_of
+from tests.unit.sweeps.configs import EXPERIMENTS, config_of
 
 WITH_ROWS = [table for table in tables() if any(key.startswith(ROWS) for key in swept(table))]
 SWEPT = "hydra: {sweeper: {params: {%s: glob(*)}}}"

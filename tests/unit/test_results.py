@@ -46,13 +46,13 @@ def test_every_number_has_its_seed_n_and_interval_and_a_job_without_numbers_its_
 
 
 def test_every_commit_and_machine_that_made_numbers_is_told(runs: Path) -> None:
-    told = origin(read_sweep(runs, "red/toy/t"))
+    found = origin(read_sweep(runs, "red/toy/t"))
 
-    assert told["commit"] == "c0ffee, clean; c0ffee, 3 files changed since"
-    assert told["machine"] == "CPU, Linux x86_64; 2 GPU (NVIDIA H100), Linux x86_64"
-    assert told["torch"] == "2.13.0"
-    assert told["jobs"] == "2 done, 1 failed"
-    assert told["command"] == "python run.py experiment=red/toy/t data.path=PATH"
+    assert found["commit"] == "c0ffee, clean; c0ffee, 3 files changed since"
+    assert found["machine"] == "CPU, Linux x86_64; 2 GPU (NVIDIA H100), Linux x86_64"
+    assert found["torch"] == "2.13.0"
+    assert found["jobs"] == "2 done, 1 failed"
+    assert found["command"] == "python run.py experiment=red/toy/t data.path=PATH"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def split_of(tmp_path: Path, *rows: dict[str, Any], **changes: Any) -> Split:
     return jsonl(config(written(tmp_path, rows), **changes)).split("train")
 
 
-def told(split: Split) -> list[tuple[str, ...]]:
+def texts(split: Split) -> list[tuple[str, ...]]:
     return [(record.prompt, *(response.text for response in record.responses)) for record in split.records]
 
 
@@ -40,7 +40,7 @@ def told(split: Split) -> list[tuple[str, ...]]:
 def test_pairs_say_the_same_in_every_kind_of_file(tmp_path: Path, form: str) -> None:
     source = jsonl(config(written(tmp_path, TEXTS, form)))
 
-    assert told(source.split("train")) == told(source.split("test")) == PAIRS
+    assert texts(source.split("train")) == texts(source.split("test")) == PAIRS
     assert offers(config(tmp_path)) == {"pairs", "chosen"}
 
 
@@ -67,7 +67,7 @@ def test_messages_of_one_turn_are_the_pairs_that_texts_are(tmp_path: Path, form:
 
     source = jsonl(config(written(tmp_path, rows, form)))
 
-    assert told(source.split("train")) == PAIRS
+    assert texts(source.split("train")) == PAIRS
     assert not any(isinstance(record.prompt, Dialogue) for record in source.split("train").records)
 
 
@@ -76,7 +76,7 @@ def test_other_names_of_columns_are_given_and_refusals_list_what_there_is(tmp_pa
     folder = written(tmp_path, renamed, ".csv")
     columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
 
-    assert told(jsonl(config(folder, columns=columns)).split("train")) == PAIRS
+    assert texts(jsonl(config(folder, columns=columns)).split("train")) == PAIRS
     with pytest.raises(DataError, match=r"the line has question, better, worse\. Name other columns with data\.columns="):
         jsonl(config(folder)).split("train")
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_rows_of_two_kinds_are_each_read_for_what_they_are(tmp_path: Path) -> No
 
     split = split_of(tmp_path, *rows)
 
-    assert told(split) == [(start, " yes", " no"), PAIRS[0], ("p", "r")]
+    assert texts(split) == [(start, " yes", " no"), PAIRS[0], ("p", "r")]
     assert offers(config(tmp_path)) == {"pairs", "chosen", "scores"}
 
 
@@ -227,7 +227,7 @@ def test_an_unusable_row_is_refused_or_dropped_and_counted(tmp_path: Path, line:
     split = jsonl(config(tmp_path, unusable_pairs="drop")).split("train")
 
     assert len(str(error.value)) < 400
-    assert told(split) == [PAIRS[0]]
+    assert texts(split) == [PAIRS[0]]
     assert (split.left_out, split.read) == ({reason: 1}, 2)
 
 
@@ -254,7 +254,7 @@ def test_backups_pipes_and_further_forms_are_named_and_not_read(tmp_path: Path) 
 
     split = jsonl(config(folder)).split("train")
 
-    assert told(split) == PAIRS
+    assert texts(split) == PAIRS
     assert split.origin is not None
     assert split.origin.files == ("train.jsonl",)
     assert set(split.origin.passed_over) == {

@@ -57,7 +57,7 @@ def test_pairs_whose_prompts_differ_are_left_out_and_counted() -> None:
     assert split.left_out == {"prompts of the pair differ": 1}
 
 
-def test_pairs_whose_prompts_differ_are_an_error_where_the_sheet_says_so() -> None:
+def test_pairs_whose_prompts_differ_are_an_error_where_the_config_says_so() -> None:
     with pytest.raises(DataError, match=r"row 2: the prompts of chosen and rejected differ; set data.unusable_pairs=drop"):
         pairs([("row 1", GOOD), ("row 2", DIFFERING)], "error")
 

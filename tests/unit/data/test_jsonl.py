@@ -130,11 +130,11 @@ def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "capabilities"),
     [(PAIR, {"pairs", "chosen"}), ({"prompt": "p", "response": "r", "label": "good"}, {"labels", "chosen"})],
 )
-def test_what_a_file_offers_is_read_from_its_first_line(tmp_path: Path, line: dict[str, Any], words: set[str]) -> None:
-    assert offers(config(folder_of(tmp_path, line))) == words
+def test_what_a_file_offers_is_read_from_its_first_line(tmp_path: Path, line: dict[str, Any], capabilities: set[str]) -> None:
+    assert offers(config(folder_of(tmp_path, line))) == capabilities
 
 
 def test_an_empty_training_file_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_classes_of_a_task_are_drawn_in_turn() -> None:
         (Mixing(("a", "b"), {"b": 3.0, "a": 1.0}, None), {"a": 0.25, "b": 0.75}),
     ],
 )
-def test_shares_follow_sizes_a_cap_or_the_sheet(mixing: Mixing, expected: dict[str, float]) -> None:
+def test_shares_follow_sizes_a_cap_or_the_config(mixing: Mixing, expected: dict[str, float]) -> None:
     assert shares(groups({"a": 12, "b": 4}), mixing) == pytest.approx(expected)
     assert shares(groups({"a": 12}), None) is None
 

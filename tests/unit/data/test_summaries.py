@@ -183,7 +183,7 @@ def test_a_frame_without_exactly_one_post_is_refused(frame: str) -> None:
         checked("data", config(frame=frame))
 
 
-def test_the_sheet_holds_the_frame_with_its_line_breaks(composed: Callable[..., DictConfig]) -> None:
+def test_the_config_holds_the_frame_with_its_line_breaks(composed: Callable[..., DictConfig]) -> None:
     data = parse(composed("data=summaries")).data
 
     assert isinstance(data, SummariesConfig)

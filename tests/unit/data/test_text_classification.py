@@ -126,7 +126,7 @@ def test_what_cannot_be_learned_is_one_sentence(tmp_path: Path, train: str, chan
         ({"path": None}, "needs data.path"),
     ],
 )
-def test_a_sheet_without_a_meaning_is_refused_before_anything_is_read(
+def test_a_config_without_a_meaning_is_refused_before_anything_is_read(
     tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     made = replace(config(folder(tmp_path, ".csv", "text,label\na,x\n", "text,label\na,x\n")), **changes)

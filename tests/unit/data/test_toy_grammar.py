@@ -73,7 +73,7 @@ def test_stories_round_trip_without_falling_back_to_bytes() -> None:
     assert {token for ids in encoded for token in ids} <= words
 
 
-def test_prefixes_of_the_sheet_are_spelt_in_words_and_not_in_bytes(composed: Callable[..., DictConfig]) -> None:
+def test_prefixes_of_the_config_are_spelt_in_words_and_not_in_bytes(composed: Callable[..., DictConfig]) -> None:
     prefixes = composed("data=toy").data.prefixes
 
     lengths = [len(build_tokenizer()(text)["input_ids"]) for text in (prefixes.better, prefixes.worse)]

@@ -104,7 +104,7 @@ def test_at_strength_zero_every_reward_is_a_tie(llama: Backbone) -> None:
     assert measured["reward_margin"].value == pytest.approx(0.0, abs=1e-4)
 
 
-def test_as_many_pairs_are_scored_as_the_sheet_says(llama: Backbone) -> None:
+def test_as_many_pairs_are_scored_as_the_config_says(llama: Backbone) -> None:
     measured = PreferenceSuite(context(attached("lora", llama), pairs=2)).measure(at(1.0))
 
     assert {each.n for each in measured} == {2}

@@ -44,7 +44,7 @@ def match(
     kl: float = 0.0,
     layers: Sequence[int] = LAYERS,
 ) -> Match:
-    """The objective, under prefixes unless it is told otherwise."""
+    """The objective, under prefixes unless given otherwise."""
     return Match(layers_of(*layers), direction_source or Prefixes(), alpha, distance, kl)
 
 

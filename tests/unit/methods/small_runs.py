@@ -33,7 +33,7 @@ def planned(*words: str, data: tuple[str, ...] = WORLD) -> Plan:
 
 
 def ran(folder: Path, *words: str) -> Path:
-    """The folder of a run that was done, or gone on with, inside a folder; what it shares with others is there too."""
+    """The folder of a run that was done, or resumed, inside a folder; what it shares with others is there too."""
     run(configs(*words, folder=folder))
     return folder / "run"
 

@@ -48,7 +48,7 @@ def lower(kind: str, *, beyond: int = 0, highest: int = 2) -> Policy:
 
 
 def fitted(policy: Policy, folder: Path, direction_source: DirectionSource | None = None, *, steps: int = 3) -> list[float]:
-    """The losses of a stage that fits the policy to what it is shown, under prefixes unless it is told otherwise."""
+    """The losses of a stage that fits the policy to what it is shown, under prefixes unless given otherwise."""
     prefixes = PLAIN if isinstance(direction_source, Models) else LEADS
     stage = TrainStage(
         "fit", "train", PromptVariants(prefixes, None), match(direction_source or Prefixes()), fit_config(steps=steps, batch=4)

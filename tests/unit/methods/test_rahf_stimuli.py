@@ -42,7 +42,7 @@ both_layouts = pytest.mark.parametrize("shared_prefix", [True, False], ids=["pac
 
 
 def laid(policy: Policy, shared_prefix: bool) -> Policy:
-    """The policy, told how to lay a batch into rows."""
+    """The policy with a way to lay a batch into rows."""
     policy.packing = "pairs" if shared_prefix else "off"
     return policy
 

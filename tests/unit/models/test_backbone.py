@@ -86,7 +86,7 @@ def test_a_skeleton_has_every_parameter_and_no_memory(folder: Path) -> None:
     assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
 
 
-def test_the_codec_carries_the_template_of_the_sheet(folder: Path) -> None:
+def test_the_codec_carries_the_template_of_the_config(folder: Path) -> None:
     codec = load_codec(model_config(folder))
 
     (ids,) = codec.prompts(["Tell a story."])
@@ -172,7 +172,7 @@ def test_a_trunk_without_a_list_of_blocks_is_refused(llama: Backbone) -> None:
         ({"path": "nowhere"}, r"model\.path=nowhere holds no config\.json"),
     ],
 )
-def test_a_sheet_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_a_config_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         checked("model", replace(model_config(folder), **changes))
 

@@ -273,7 +273,7 @@ def full_cache(model: PeftModel) -> DynamicCache:
         (
             1.0,
             lambda model: {"num_beams": 2, "custom_generate": alignlab.at_strength(model, 1.0, streamer=Heard())},
-            "nothing can be streamed",
+            "so it cannot stream",
         ),
         (0.5, lambda _: {"prompt_lookup_num_tokens": 2}, "assisted generation is not offered"),
         (0.5, lambda _: {"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states and attentions"),

@@ -12,7 +12,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from alignlab.sweeps.jobs import Composer
 from tests.experiments.sweeps import cells
-from tests.unit.sweeps.sheets import choices, composer, load
+from tests.unit.sweeps.configs import choices, composer, load
 
 TABLES = ("clm/toy/table5", "meet/toy/rank", "rahf/toy/map", "clm/table5")
 """Numbers crossed; a group overridden by the table; rows crossed with lists; rows with paired values and with models."""
@@ -105,7 +105,7 @@ def test_a_value_that_hydra_refuses_is_refused_in_its_words_and_for_its_own_job_
     assert before == again == plain(load(good))
 
 
-def test_a_key_that_no_sheet_has_is_refused_at_its_own_job_only() -> None:
+def test_a_key_that_no_config_has_is_refused_at_its_own_job_only() -> None:
     compose = composer()
 
     with pytest.raises(ConfigCompositionException, match="bach"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from alignlab.config import RunConfig, folder_of
 from alignlab.sweeps.jobs import PlannedJob, plan_job, plan_jobs
 from alignlab.tracking.ledger import Ledger
-from tests.unit.sweeps.sheets import composer, config_of, finish
+from tests.unit.sweeps.configs import composer, config_of, finish
 
 
 def planned(folder: Path, *jobs: list[str], fixed: tuple[str, ...] = ()) -> list[PlannedJob]:
@@ -62,14 +62,14 @@ def test_a_refused_seed_is_a_job_beside_the_others(tmp_path: Path) -> None:
     assert len({each.job.cell for each in jobs}) == 2
 
 
-def test_a_key_that_its_sheet_cannot_have_refuses_its_own_job_only(tmp_path: Path) -> None:
+def test_a_key_that_its_config_cannot_have_refuses_its_own_job_only(tmp_path: Path) -> None:
     jobs = planned(tmp_path, ["control.strengths.x=1"], ["seed=3"])
 
     assert jobs[0].job.refused.startswith("a key on the command line does not fit the configs: ")
     assert jobs[1].job.refused == ""
 
 
-def test_a_missing_sheet_or_key_refuses_its_own_job_only(tmp_path: Path) -> None:
+def test_a_missing_config_or_key_refuses_its_own_job_only(tmp_path: Path) -> None:
     jobs = planned(tmp_path, ["method=rde"], ["method.fit.bach=3"], ["method=dpo", "data=nothing"], ["method=red"])
 
     assert [bool(each.job.refused) for each in jobs] == [True, True, True, False]

@@ -8,7 +8,7 @@ import pytest
 
 from alignlab.config import RunConfig
 from alignlab.sweeps.jobs import planned_stages, steps_computed_once
-from tests.unit.sweeps.sheets import config_of
+from tests.unit.sweeps.configs import config_of
 
 EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
 

@@ -130,7 +130,7 @@ def test_a_finished_run_whose_process_still_lives_is_done(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("told", "progress"),
+    ("details", "progress"),
     [
         ({}, ""),
         ({"stage": "fit", "step": 1, "steps": 9}, "fit 1/9"),
@@ -139,9 +139,9 @@ def test_a_finished_run_whose_process_still_lives_is_done(tmp_path: Path) -> Non
         ({"stage": "fit", "step": 1, "steps": 9, "seconds_left": 3600.0}, "fit 1/9, 60 min left"),
     ],
 )
-def test_progress_is_told_in_words(told: dict[str, object], progress: str) -> None:
-    assert State("running", told).progress == progress
-    assert State("failed", told).progress == ""
+def test_progress_is_told_in_words(details: dict[str, object], progress: str) -> None:
+    assert State("running", details).progress == progress
+    assert State("failed", details).progress == ""
 
 
 def test_one_process_at_a_time_has_a_lock_and_a_second_says_that_it_waits(

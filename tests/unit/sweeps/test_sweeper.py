@@ -14,7 +14,7 @@ from alignlab.errors import ConfigError, SweepError
 from alignlab.sweeps.local import LocalLauncher
 from alignlab.tracking.ledger import LOCK, Ledger
 from alignlab.tracking.sweeps import SweepLedger
-from tests.unit.sweeps.sheets import EXPERIMENTS, Task, config_of, sweep
+from tests.unit.sweeps.configs import EXPERIMENTS, Task, config_of, sweep
 from tests.unit.sweeps.test_states import end, holder
 
 TABLE = "experiment=clm/toy/table1"
@@ -64,14 +64,14 @@ def test_a_failing_job_neither_stops_nor_hides_the_others(tmp_path: Path, capsys
 
     said = said_by(capsys)
     account = said[next(place for place, line in enumerate(said) if ": 2 finished, 3 failed, 0 skipped" in line) + 1 :]
-    told = {account[place].removeprefix("failed: "): account[place + 1 : place + 3] for place in range(0, 9, 3)}
+    failures = {account[place].removeprefix("failed: "): account[place + 1 : place + 3] for place in range(0, 9, 3)}
     assert [run.method.fit.learning_rate for run in task.started] == [1e-3, 5.0, 7.0, 1e-4]
-    assert {words.split()[0]: error.strip() for words, (error, _) in told.items()} == {
+    assert {words.split()[0]: error.strip() for words, (error, _) in failures.items()} == {
         "method.fit.learning_rate=5": "the loss is nan at 5.0.",
         "method.fit.learning_rate=-1": "method.fit.learning_rate=-1.0 must be above 0.",
         "method.fit.learning_rate=7": "the loss is nan at 7.0.",
     }
-    assert told["method.fit.learning_rate=5 seed=3"][1] == (
+    assert failures["method.fit.learning_rate=5 seed=3"][1] == (
         f"  again: python run.py method.fit.learning_rate=5 seed=3 paths.runs={tmp_path}"
     )
 

@@ -62,20 +62,20 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_server_that_never_answers_costs_half_a_minute_and_the_run_is_kept_offline(
     tmp_path: Path, silent_server: str
 ) -> None:
-    told = in_a_process(tmp_path, "auto", WANDB_BASE_URL=silent_server, WANDB_API_KEY="0" * 40, HOME=str(tmp_path))
+    done = in_a_process(tmp_path, "auto", WANDB_BASE_URL=silent_server, WANDB_API_KEY="0" * 40, HOME=str(tmp_path))
 
     (kept,) = offline_runs(tmp_path)
-    assert told.stdout == "trained to the end\n"
-    assert "W&B cannot be reached" in told.stderr
+    assert done.stdout == "trained to the end\n"
+    assert "W&B cannot be reached" in done.stderr
     assert len(kept.of("history")) == 2001
     assert kept.exit_codes == [0]
 
 
 def test_a_full_disk_costs_the_tracker_and_not_the_run(full_disk: Path) -> None:
-    told = in_a_process(full_disk, "offline")
+    done = in_a_process(full_disk, "offline")
 
-    assert told.stdout == "trained to the end\n"
-    assert "No space left on device" in told.stderr
+    assert done.stdout == "trained to the end\n"
+    assert "No space left on device" in done.stderr
 
 
 def test_of_an_absolute_path_in_the_config_only_its_last_part_is_kept(tmp_path: Path) -> None:

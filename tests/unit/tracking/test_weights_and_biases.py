@@ -194,7 +194,7 @@ def test_a_login_at_another_host_does_not_count(tmp_path: Path) -> None:
     assert mode_of_a_new_process(tmp_path) == "offline"
 
 
-def test_the_environment_wins_over_the_sheet(no_wish: pytest.MonkeyPatch) -> None:
+def test_the_environment_wins_over_the_config(no_wish: pytest.MonkeyPatch) -> None:
     no_wish.setenv("WANDB_MODE", "disabled")
 
     assert _mode(config("online")) == "disabled"

@@ -30,7 +30,7 @@ SHAPE = Shape(3, 32)
 
 @dataclass
 class Opened:
-    """A store that notes which files it is told of."""
+    """A store that notes which files it is given."""
 
     paths: list[Path] = field(default_factory=list)
 
@@ -39,8 +39,8 @@ class Opened:
 
 
 @dataclass
-class Told:
-    """A measure that answers for each group with numbers it was told, the same at all of its tokens."""
+class Given:
+    """A measure that answers for each group with given numbers, the same at all of its tokens."""
 
     base: dict[str, list[list[float]]]
     shift: dict[str, list[list[float]]]
@@ -56,10 +56,10 @@ class Told:
         )
 
 
-def told(shifts: Sequence[list[list[float]]], base: list[list[float]]) -> Told:
+def given(shifts: Sequence[list[list[float]]], base: list[list[float]]) -> Given:
     """Each response of the pairs has a shift of its own, L,D; the base is the same for all."""
-    rows = [group.row for group in stage(Told({}, {})).prepare(SOURCE, CODEC, LIMITS).groups]
-    return Told(dict.fromkeys(rows, base), dict(zip(rows, shifts, strict=True)))
+    rows = [group.row for group in stage(Given({}, {})).prepare(SOURCE, CODEC, LIMITS).groups]
+    return Given(dict.fromkeys(rows, base), dict(zip(rows, shifts, strict=True)))
 
 
 def stage(measure: Any, *, prefixes: Sequence[str] = PLAIN, sample: int = 99, **changes: Any) -> CollectStage:
@@ -80,7 +80,7 @@ def test_the_profile_by_hand(tmp_path: Path) -> None:
     base = [[3.0, 4.0], [0.0, 10.0]]
     shifts = [[[1.0, 0.0], [2.0, 0.0]] if place < 4 else [[0.0, 3.0], [-2.0, 0.0]] for place in range(8)]
 
-    found, _ = profile(stage(told(shifts, base)), tmp_path)
+    found, _ = profile(stage(given(shifts, base)), tmp_path)
 
     assert found["title"] == "shift of hidden states (n = 8)"
     assert found["x"] == {"label": "layer", "values": [1, 2]}
@@ -92,13 +92,13 @@ def test_the_profile_by_hand(tmp_path: Path) -> None:
 
 
 def test_equal_shifts_have_a_cosine_of_1(tmp_path: Path) -> None:
-    found, _ = profile(stage(told([[[0.6, 0.8], [5.0, 0.0]]] * 8, [[1.0, 0.0]] * 2)), tmp_path)
+    found, _ = profile(stage(given([[[0.6, 0.8], [5.0, 0.0]]] * 8, [[1.0, 0.0]] * 2)), tmp_path)
 
     assert found["series"]["cosine between items"] == pytest.approx([1.0, 1.0])
 
 
 def test_norms_are_means_over_tokens_and_long_responses_weigh_more(tmp_path: Path) -> None:
-    measure = told([[[1.0, 0.0], [1.0, 0.0]]] + [[[0.0, 0.0], [0.0, 0.0]]] * 7, [[1.0, 0.0]] * 2)
+    measure = given([[[1.0, 0.0], [1.0, 0.0]]] + [[[0.0, 0.0], [0.0, 0.0]]] * 7, [[1.0, 0.0]] * 2)
     made = replace(stage(measure), truncation=Truncation())
 
     found, work = profile(made, tmp_path)
@@ -109,7 +109,7 @@ def test_norms_are_means_over_tokens_and_long_responses_weigh_more(tmp_path: Pat
 
 
 def test_the_numbers_are_logged_by_layer(tmp_path: Path) -> None:
-    profile(stage(told([[[3.0, 4.0], [0.0, 2.0]]] * 8, [[10.0, 0.0]] * 2)), tmp_path)
+    profile(stage(given([[[3.0, 4.0], [0.0, 2.0]]] * 8, [[10.0, 0.0]] * 2)), tmp_path)
 
     logged = {key: value for entry in session_in(tmp_path).ledger.history() for key, value in entry.items()}
     assert logged["shift/norm_of_the_shift_1"] == pytest.approx(5.0)
@@ -124,7 +124,7 @@ def test_the_numbers_are_logged_by_layer(tmp_path: Path) -> None:
 def test_it_looks_at_groups_from_all_over_the_split_and_says_at_how_many(
     sample: int, rows: list[str] | None, tmp_path: Path
 ) -> None:
-    measure = told([[[1.0, 0.0]] * 2] * 8, [[1.0, 0.0]] * 2)
+    measure = given([[[1.0, 0.0]] * 2] * 8, [[1.0, 0.0]] * 2)
 
     found, work = profile(stage(measure, sample=sample), tmp_path)
 
@@ -136,7 +136,7 @@ def test_it_looks_at_groups_from_all_over_the_split_and_says_at_how_many(
 
 
 def test_a_pass_holds_no_more_groups_than_the_machine_takes_at_once(tmp_path: Path) -> None:
-    measure = told([[[1.0, 0.0]] * 2] * 8, [[1.0, 0.0]] * 2)
+    measure = given([[[1.0, 0.0]] * 2] * 8, [[1.0, 0.0]] * 2)
     made, policy = stage(measure), plain(backbone("llama"))
 
     made.run(policy, made.prepare(SOURCE, CODEC, LIMITS), session_in(tmp_path, micro_batch=3))
@@ -145,7 +145,7 @@ def test_a_pass_holds_no_more_groups_than_the_machine_takes_at_once(tmp_path: Pa
 
 
 def test_where_there_is_no_shift_or_a_single_group_there_is_no_cosine(tmp_path: Path) -> None:
-    half = told([[[0.0, 0.0], [1.0, 0.0]]] * 8, [[1.0, 0.0]] * 2)
+    half = given([[[0.0, 0.0], [1.0, 0.0]]] * 8, [[1.0, 0.0]] * 2)
 
     none, _ = profile(stage(half), tmp_path / "none")
     single, _ = profile(stage(half, sample=1), tmp_path / "single")
@@ -157,7 +157,7 @@ def test_where_there_is_no_shift_or_a_single_group_there_is_no_cosine(tmp_path: 
 
 
 def test_it_moves_nothing_and_the_finished_policy_does_not_need_it() -> None:
-    made = stage(Told({}, {}))
+    made = stage(Given({}, {}))
 
     assert (made.trains, made.stays) == ({}, False)
 
@@ -166,7 +166,7 @@ def test_with_a_store_the_states_of_every_group_are_kept_by_row(tmp_path: Path) 
     shifts = [[[float(place), 1.0], [0.0, -float(place)]] for place in range(8)]
     store = Opened()
 
-    _, work = profile(stage(told(shifts, [[3.0, 4.0], [0.0, 10.0]]), sample=2, store=store, store_mib=1), tmp_path)
+    _, work = profile(stage(given(shifts, [[3.0, 4.0], [0.0, 10.0]]), sample=2, store=store, store_mib=1), tmp_path)
 
     path = tmp_path / "stages" / "shift" / "states.safetensors"
     kept = load_file(path)
@@ -181,8 +181,8 @@ def test_with_a_store_the_states_of_every_group_are_kept_by_row(tmp_path: Path) 
 def test_a_finished_stage_finds_its_states_again(tmp_path: Path) -> None:
     store = Opened()
 
-    stage(Told({}, {}), store=store).restore(plain(backbone("llama")), tmp_path)
-    stage(Told({}, {})).restore(plain(backbone("llama")), tmp_path)
+    stage(Given({}, {}), store=store).restore(plain(backbone("llama")), tmp_path)
+    stage(Given({}, {})).restore(plain(backbone("llama")), tmp_path)
 
     assert store.paths == [tmp_path / "states.safetensors"]
 
@@ -190,7 +190,7 @@ def test_a_finished_stage_finds_its_states_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefixes", [PLAIN, LEADS], ids=["one-member", "three-members"])
 def test_states_may_take_so_much_and_not_a_number_more(prefixes: tuple[str, ...]) -> None:
     def checked(mib: float) -> None:
-        made = stage(Told({}, {}), prefixes=prefixes, store=Opened(), store_mib=mib)
+        made = stage(Given({}, {}), prefixes=prefixes, store=Opened(), store_mib=mib)
         made.check(made.prepare(SOURCE, CODEC, LIMITS), trainer_config(), SHAPE)
 
     # Base and shift of 2 layers, 32 wide, 8 responses of 4 tokens, in 4 bytes: 16 KiB whatever the members.
@@ -201,13 +201,13 @@ def test_states_may_take_so_much_and_not_a_number_more(prefixes: tuple[str, ...]
 
 
 def test_without_a_store_nothing_is_kept_and_any_size_will_do() -> None:
-    made = stage(Told({}, {}), store_mib=0)
+    made = stage(Given({}, {}), store_mib=0)
 
     made.check(made.prepare(SOURCE, CODEC, LIMITS), trainer_config(), SHAPE)
 
 
 def test_layers_outside_the_backbone_are_refused_before_it_runs() -> None:
-    made = replace(stage(Told({}, {})), layers=layers_of(1, 3))
+    made = replace(stage(Given({}, {})), layers=layers_of(1, 3))
     work = made.prepare(SOURCE, CODEC, LIMITS)
 
     with pytest.raises(ConfigError, match=r"layer 3 of layers \[1, 3\] does not fit 3 blocks"):

@@ -70,5 +70,5 @@ def test_apo_zero_looks_at_each_response_by_itself() -> None:
     assert loss_G.tolist() == pytest.approx([0.5378828, 1.0, 1.0])
 
 
-def test_the_sheet_offers_exactly_the_losses_there_are() -> None:
+def test_the_config_offers_exactly_the_losses_there_are() -> None:
     assert list(PREFERENCE_LOSSES) == LOSSES

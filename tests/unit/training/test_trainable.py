@@ -98,7 +98,7 @@ def test_in_joint_every_parameter_stands_in_exactly_one_group(
 
 
 @every_form
-def test_in_joint_the_rates_are_those_of_the_sheet_and_the_control_does_not_decay(case: Case, tmp_path: Path) -> None:
+def test_in_joint_the_rates_are_those_of_the_config_and_the_control_does_not_decay(case: Case, tmp_path: Path) -> None:
     policy = attach(case, backbone(case.backbone))
     made = stage("joint", weight_decay=0.1)
 

@@ -1,4 +1,4 @@
-"""What MEET's stages leave behind, how they go on from it, and which batches they see."""
+"""What MEET's stages leave behind, how they resume from it, and which batches they see."""
 
 from __future__ import annotations
 

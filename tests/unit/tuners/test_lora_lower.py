@@ -14,7 +14,7 @@ from alignlab.tuners.lora import LoraTuner, build
 from tests.conftest import backbone
 from tests.unit.conftest import checked
 
-SHEET = LowerLoraConfig("lora_lower", 3e-4, 5e-6, 8, 16.0, 0.05, None, below=LayersConfig(None, [0.31, 0.56]), beyond=0)
+CONFIG = LowerLoraConfig("lora_lower", 3e-4, 5e-6, 8, 16.0, 0.05, None, below=LayersConfig(None, [0.31, 0.56]), beyond=0)
 BLOCKS = {"llama": ".layers.", "gpt2": ".h."}
 
 
@@ -30,7 +30,7 @@ def count(tuner: LoraTuner) -> int:
 
 def blocks_of(kind: str, highest: int, beyond: int) -> set[int]:
     """The blocks, counted from 0, that hold a LoRA."""
-    config = replace(SHEET, below=LayersConfig([highest], [0.31, 0.56]), beyond=beyond)
+    config = replace(CONFIG, below=LayersConfig([highest], [0.31, 0.56]), beyond=beyond)
     tuner = build(config, backbone(kind).model)
     names = [name for name, _ in tuner.module.named_parameters() if ".lora_" in name]
     return {int(name.partition(BLOCKS[kind])[2].partition(".")[0]) for name in names}
@@ -48,7 +48,7 @@ def blocks_of(kind: str, highest: int, beyond: int) -> set[int]:
     ids=["scit-code", "dual-code", "scit", "dual"],
 )
 def test_the_count_on_llama_2_7b(depth: float, beyond: int, learned: int) -> None:
-    config = replace(SHEET, below=LayersConfig(None, [0.31, depth]), beyond=beyond)
+    config = replace(CONFIG, below=LayersConfig(None, [0.31, depth]), beyond=beyond)
 
     assert count(build(config, llama_2_7b())) == learned
 
@@ -65,14 +65,14 @@ def test_it_stands_in_the_blocks_below_the_highest_layer_and_in_so_many_beyond(
 
 @pytest.mark.parametrize(("kind", "maps"), [("llama", {"q_proj", "v_proj"}), ("gpt2", {"c_attn"})])
 def test_it_stands_on_queries_and_values(kind: str, maps: set[str]) -> None:
-    tuner = build(replace(SHEET, below=LayersConfig([2], [0.31, 0.56])), backbone(kind).model)
+    tuner = build(replace(CONFIG, below=LayersConfig([2], [0.31, 0.56])), backbone(kind).model)
 
     names = [name for name, _ in tuner.module.named_parameters() if ".lora_" in name]
     assert {name.partition(".lora_")[0].rpartition(".")[2] for name in names} == maps
 
 
 def test_named_maps_are_taken_in_the_same_blocks() -> None:
-    config = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=["mlp.down_proj"])
+    config = replace(CONFIG, below=LayersConfig([1], [0.31, 0.56]), targets=["mlp.down_proj"])
 
     tuner = build(config, backbone("llama").model)
 
@@ -81,7 +81,7 @@ def test_named_maps_are_taken_in_the_same_blocks() -> None:
 
 @pytest.mark.parametrize("targets", [[], r".*\.(self_attn|mlp)\.\w+_proj"])
 def test_every_linear_map_or_a_pattern_is_taken_in_the_same_blocks(targets: list[str] | str) -> None:
-    config = replace(SHEET, below=LayersConfig([1], [0.31, 0.56]), targets=targets)
+    config = replace(CONFIG, below=LayersConfig([1], [0.31, 0.56]), targets=targets)
 
     tuner = build(config, backbone("llama").model)
 
@@ -93,7 +93,7 @@ def test_layers_outside_the_backbone_are_refused() -> None:
     model = backbone("llama").model
 
     with pytest.raises(ConfigError, match=r"layer 3 of layers \[3\] does not fit 3 blocks; choose 1 to 2\."):
-        build(replace(SHEET, below=LayersConfig([3], [0.31, 0.56])), model)
+        build(replace(CONFIG, below=LayersConfig([3], [0.31, 0.56])), model)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,6 @@ def test_layers_outside_the_backbone_are_refused() -> None:
         ({"rank": 0}, r"tuner\.rank=0 must be at least 1"),
     ],
 )
-def test_a_sheet_that_cannot_be_built_is_refused(changed: dict[str, object], said: str) -> None:
+def test_a_config_that_cannot_be_built_is_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        checked("tuner", replace(SHEET, **changed))  # type: ignore[arg-type]
+        checked("tuner", replace(CONFIG, **changed))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from alignlab.tuners.weights import BackboneWeights, Start, WeightsTuner, blocks
 from tests.conftest import backbone
 from tests.unit.tuners.families import outputs
 
-SHEET = FullConfig("full", 1e-3, 1e-3)
+CONFIG = FullConfig("full", 1e-3, 1e-3)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def off(tuner: WeightsTuner) -> Tensor:
 def test_without_a_copy_the_start_is_the_checkpoint_bit_for_bit(folder: Path, dtype: torch.dtype) -> None:
     model = loaded(folder, dtype)
     before = outputs(model)
-    tuner = full(SHEET, model)
+    tuner = full(CONFIG, model)
     train(model)
     after = outputs(model)
 
@@ -66,7 +66,7 @@ def test_without_a_copy_the_start_is_the_checkpoint_bit_for_bit(folder: Path, dt
 
 
 def test_a_copy_is_kept_from_the_second_time_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuner = full(SHEET, loaded(folder))
+    tuner = full(CONFIG, loaded(folder))
     read = []
     found = Start._pretrained
     monkeypatch.setattr(Start, "_pretrained", lambda self: read.append(1) or found(self))
@@ -82,7 +82,7 @@ def test_a_copy_is_kept_from_the_second_time_on(folder: Path, monkeypatch: pytes
 
 
 def test_at_strength_1_nothing_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuner = full(SHEET, loaded(folder))
+    tuner = full(CONFIG, loaded(folder))
     monkeypatch.setattr(Start, "_read", lambda _self: pytest.fail("the disk was read"))
 
     with tuner.at(1.0):
@@ -91,7 +91,7 @@ def test_at_strength_1_nothing_is_read(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_half_way_lies_between_start_and_now(folder: Path) -> None:
     model = loaded(folder)
-    tuner = full(SHEET, model)
+    tuner = full(CONFIG, model)
     was = copy.deepcopy(model.lm_head.weight)
     train(model)
     became = model.lm_head.weight.clone()
@@ -104,7 +104,7 @@ def test_half_way_lies_between_start_and_now(folder: Path) -> None:
 
 def test_behind_a_fine_tuned_base_the_start_is_that_base(folder: Path, tmp_path: Path) -> None:
     model = loaded(folder)
-    tuner = full(SHEET, model)
+    tuner = full(CONFIG, model)
     with tuner.detached():
         train(model)
         BackboneWeights(model, tuner).save(tmp_path / "sft")
@@ -121,7 +121,7 @@ def test_behind_a_fine_tuned_base_the_start_is_that_base(folder: Path, tmp_path:
 @pytest.mark.parametrize("gone", ["removed", "other"])
 def test_a_checkpoint_that_is_gone_or_another_is_refused_in_a_sentence(folder: Path, gone: str) -> None:
     model = loaded(folder)
-    tuner = full(SHEET, model)
+    tuner = full(CONFIG, model)
     other = loaded(folder)
     train(other)
     (folder / "model.safetensors").unlink()
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_is_gone_or_another_is_refused_in_a_sentence(folder: P
 
 def test_of_some_weights_and_of_a_drawn_model_a_copy_is_kept(folder: Path) -> None:
     some = blocks(BlocksConfig("blocks", 1e-3, 1e-3, side="top", count=1), loaded(folder))
-    drawn = full(SHEET, backbone("llama").model)
+    drawn = full(CONFIG, backbone("llama").model)
 
     assert held(some) == sum(parameter.numel() for parameter in some.parameters())
     assert held(drawn) == sum(parameter.numel() for parameter in drawn.parameters())
@@ -142,7 +142,7 @@ def test_of_some_weights_and_of_a_drawn_model_a_copy_is_kept(folder: Path) -> No
 def test_a_model_that_was_drawn_anew_does_not_start_from_its_folders_weights(composed: Callable[..., Any]) -> None:
     model = load(parse(composed("model=tiny", "model.path=tiny")).model, start="random", seed=3, device="cpu").model
     before = outputs(model)
-    tuner = full(SHEET, model)
+    tuner = full(CONFIG, model)
     train(model)
 
     assert torch.equal(off(tuner), before)

@@ -70,7 +70,7 @@ def test_a_name_that_nothing_has_is_refused_without_weights(name: str, targets: 
         ("clm", {"targets": ["a", "b"], "writes": ["c"]}, r"tuner\.targets=\['a', 'b'\] must name one block"),
     ],
 )
-def test_a_sheet_that_names_nothing_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
+def test_a_config_that_names_nothing_is_refused(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         checked("tuner", config(name, **changes))
 
