@@ -33,6 +33,11 @@ class DataConfig:
         one_of(*HALVES, needs=("halves", "give data.halves={seed: 42, test: null, max_prompt: null}, or data.part=null")),
     ]
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether its records would be read from the hub."""
+        return False
+
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where nobody has counted them."""
         records = self.counted(split)
@@ -113,6 +118,11 @@ class HubConfig(FilesConfig):
     hub: str
     revision: str | None
     records: Annotated[int | None, number(minimum=1)]
+
+    @property
+    def from_hub(self) -> bool:
+        """Unless there is a folder."""
+        return self.path is None
 
     def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""
