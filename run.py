@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from alignlab.command_line import console, expand_overrides, sentence, share_config_store, show_words
+from alignlab.command_line import NO_PLAN, console, expand_overrides, sentence, share_config_store, show_words
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
-from alignlab.errors import AlignlabError
+from alignlab.errors import AlignlabError, ConfigError
 from alignlab.files import alone, beating
 from alignlab.sweeps.jobs import plan_job, show_plan
 from alignlab.tracking.ledger import LOCK, state_of, wait_for_other_machine
@@ -46,10 +46,22 @@ def run(raw: DictConfig) -> float | None:
     """Returns the headline number, so that a sweeper can optimise it."""
     config = parse(raw)  # no torch up to here: every config error answers at once
     if config.plan:
-        show_plan("of one job", [plan_job(config, HydraConfig.get().overrides.task)], console(), whole=True)
+        _plan(config)
         return None
     with processes.joined(config.trainer.device):
         return _once(config)
+
+
+def _plan(config: RunConfig) -> None:
+    """What would be done. Refused is whatever the run would refuse before it trains."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep by alignlab's own sweeper plans its jobs itself
+        raise ConfigError(NO_PLAN)
+    job = plan_job(config, HydraConfig.get().overrides.task)
+    if job.pending:
+        from alignlab.planning import make_plan, show
+
+        show(make_plan(config), (), console())
+    show_plan("of one job", [job], console(), whole=True)
 
 
 def _once(config: RunConfig) -> float | None:

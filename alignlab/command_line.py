@@ -26,6 +26,11 @@ EXPERIMENT, SCALE, TOY = "experiment=", "scale=", "toy"
 ROW = "+experiment/"
 """How a table's config names the folder of its rows."""
 
+NO_PLAN = (
+    "plan=true is for one run, or for a sweep by hydra/sweeper=planned: another sweeper, such as hydra/sweeper=search, chooses"
+    " its jobs by the results of earlier ones; leave plan=true or the sweeper out."
+)
+
 
 def show_words(level: int) -> None:
     """alignlab's own log lines to stderr; of other libraries, warnings and errors."""
@@ -102,8 +107,11 @@ def _siblings(node: Any) -> list[str]:
 def expand_overrides(overrides: Sequence[str], experiments: Path) -> list[str]:
     """The overrides as Hydra reads them: `experiment=red/table1/lora,red` chooses two rows of a table, `scale=toy` its version
     for the embedded world, `KEY={a: 1}` adds keys to a mapping. Raises ConfigError for an experiment, a row or a scale that
-    does not exist.
+    does not exist, and for a plan of a sweep that cannot be planned, before Hydra makes its folder.
     """
+    sweepers = [override.partition("=")[2] for override in overrides if override.startswith("hydra/sweeper=")]
+    if sweepers and sweepers[-1] != "planned" and any(override.lower() == "plan=true" for override in overrides):
+        raise ConfigError(NO_PLAN)
     scales = [override.removeprefix(SCALE) for override in overrides if override.startswith(SCALE)]
     rest = [override for override in overrides if not override.startswith(SCALE)]
     scale = scales[-1] if scales else "paper"

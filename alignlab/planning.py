@@ -26,7 +26,7 @@ from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
-from alignlab.models.backbone import load_codec, skeleton
+from alignlab.models.backbone import check_weights, load_codec, skeleton
 from alignlab.models.config import Shape
 from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
@@ -34,6 +34,7 @@ from alignlab.models.strength import Controls
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
+from alignlab.training.arguments import device_of
 from alignlab.training.stages import Method, Work
 from alignlab.training.trainable import check_parts
 from alignlab.tuners.config import FormConfig
@@ -141,6 +142,9 @@ def _build(config: RunConfig) -> _Parts:
     """Data, method, tokenizer, backbone without weights, control and tuner, in the order in which each needs the others."""
     source = GROUPS["data"][config.data.name].build(config.data)
     method = GROUPS["method"][config.method.name].build(config.method)
+    device_of(config.trainer.device)
+    if method.start == "pretrained":
+        check_weights(config.model)
     labels = source.labels() if source.labels else None
     codec = load_codec(config.model, labels)
     skeletal = skeleton(config.model, labels)

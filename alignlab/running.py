@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 LABELS = "labels.json"
-<<<<<<< HEAD
 """File of a run with the labels of its texts, likewise."""
 ROWS = "evaluation.json"
 """File of a run with the rows that its evaluation has so far."""
@@ -60,10 +59,6 @@ TRACKED = "tracker.json"
 NOT_SHOWN = ("paths", "folder", "plan", "force", "rerun", "sweep")
 """Keys of the config that a tracker does not get."""
 WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "keep_optimizer", "log_every_steps")
-=======
-"""File of a run with the labels of its texts, likewise."""
-WITHOUT_INFLUENCE = ("name", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
->>>>>>> part-D
 """Keys of the trainer's config that change what is written, and not what is computed."""
 
 

@@ -38,6 +38,11 @@ class DataConfig:
         """Whether rows that cannot be used are left out and counted, where they are no error."""
         return getattr(self, "unusable_pairs", "drop") == "drop"
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether its records would be read from the hub."""
+        return False
+
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where that is not known."""
         records = self.counted(split)
@@ -130,6 +135,11 @@ class HubConfig(FilesConfig):
     def commit(self) -> str | None:
         """The commit of the hub that is read."""
         return hub_commit("dataset", self.hub, self.revision)
+
+    @property
+    def from_hub(self) -> bool:
+        """Unless there is a folder."""
+        return self.path is None
 
     def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""

@@ -56,6 +56,11 @@ class MixtureConfig(DataConfig):
             if self.cap is not None:
                 raise ConfigError("data.cap bounds what is mixed by size, and data.weights says the shares; give one of them.")
 
+    @property
+    def from_hub(self) -> bool:
+        """Where any source is."""
+        return any(config.from_hub for config in self.tasks().values())
+
     def tasks(self) -> Mapping[str, DataConfig]:
         """Each source's config. Raises ConfigError for one that is not a config of the data group."""
         from alignlab.data import SOURCES

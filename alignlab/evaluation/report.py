@@ -60,13 +60,9 @@ class Report:
 
 
 def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-<<<<<<< HEAD
     """Writes report.json: who the run is, its headline, and a list of rows; and the values of their items to ITEMS. Rows with
     n = 0 are no numbers, and stand apart, in `unmeasured`, where there are any."""
     unmeasured = [row for row in rows if not row.n]
-=======
-    """Writes report.json: which run it is, its headline, and a list of rows; and the values of their items to ITEMS."""
->>>>>>> part-D
     first = headline(rows) if rows else None
     rows = [row for row in rows if row.n]
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None

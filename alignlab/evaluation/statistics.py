@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Every number with its n and an interval, and the difference of two runs over the items and seeds that they share."""
-=======
 """Metrics with their n and 95 % interval, and the difference of two runs over the items and seeds that they share."""
->>>>>>> part-D
 
 from __future__ import annotations
 

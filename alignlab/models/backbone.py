@@ -160,10 +160,24 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
 
 
 def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedModel:
-    """The model without weights (meta device): shapes and counts in a moment, whatever the size."""
-    with torch.device("meta"):
-        model: PreTrainedModel = KINDS[config.found_kind].implementation().auto.from_config(_architecture(config, labels))
+    """The model without weights (meta device): shapes and counts in a moment, whatever the size. Raises ModelError for an
+    attention that this model or this machine does not have."""
+    architecture, kind = _architecture(config, labels), KINDS[config.found_kind].implementation()
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = kind.auto.from_config(architecture, attn_implementation=config.attention)
+    except (ImportError, ValueError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise ModelError(
+            f"model={config.name} cannot be built with model.attention={config.attention} ({why}); take sdpa or eager."
+        ) from error
     return model.requires_grad_(False)
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Raises ModelError for a local folder without weights."""
+    if config.source != "hub" and not _weights(config):
+        raise ModelError(f"model.path={config.path} holds no *.safetensors; convert the weights (pickles are not read).")
 
 
 def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
@@ -240,8 +254,7 @@ def _fit_head(config: ModelConfig, architecture: Any, labels: LabelSet | None) -
 
 
 def _pretrained(config: ModelConfig, architecture: Any, kind: Kind) -> PreTrainedModel:
-    if config.source != "hub" and not _weights(config):
-        raise ModelError(f"model.path={config.path} holds no *.safetensors; convert the weights (pickles are not read).")
+    check_weights(config)
     model: PreTrainedModel
     with _without_load_report():
         model, info = _from(

@@ -318,11 +318,7 @@ class LabelCodec(Codec):
         seconds = [second for _, second in texts]
         if any(second is None for second in seconds) != all(second is None for second in seconds):
             row = rows[seconds.index(None)]
-<<<<<<< HEAD
-            raise DataError(f"{row}: has one text, and others beside it have two; give every row as many.")
-=======
             raise DataError(f"{row}: has one text where others have two; give each the same number of texts.")
->>>>>>> part-D
         rendered = [self.written(first, row) for (first, _), row in zip(texts, rows, strict=True)]
         pairs = None if seconds[0] is None else [str(second) for second in seconds]
         encoded = self.tokenizer(rendered, pairs, return_attention_mask=False, verbose=False)

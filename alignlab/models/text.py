@@ -49,22 +49,12 @@ ANCHORS = ("\n", ":", "a")
 class Codec:
     """A tokenizer and a template. Only this class adds special tokens.
 
-<<<<<<< HEAD
-    A model is asked with the very ids that it was trained on: the ids of a prompt are the same alone and in front of every
-    response. White space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore
-    belongs to the response: it is no part of the prompt, it is trained in front of the response, and `answer` takes it away.
-    So does what a chat template writes around an answer, of which the end of its turn is trained in the place of EOS.
-    `predicts_prompt`: whether the prompt is part of what the model predicts, so that it can count in a loss. `ends`: the ids
-    that end a response; `stop`: the texts that do, where a chat template ends a turn with a text. `end_tokens`: how many ids of
-    an example are that end.
-=======
     Generation starts from the ids of training: the ids of a prompt are the same alone and in front of every response. White
     space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore belongs to the
     response: it is no part of the prompt, it is trained in front of the response, and `answer` removes it. So does what a chat
     template writes around an answer, of which the end of its turn is trained in the place of EOS. `predicts_prompt`: whether
     the prompt is part of what the model predicts, so that it can count in a loss. `ends`: the ids that end a response; `stop`:
     the texts that do, where a chat template ends a turn with a text. `end_tokens`: how many ids of an example are that end.
->>>>>>> part-D
     """
 
     predicts_prompt = True
@@ -135,13 +125,8 @@ class Codec:
         ]
 
     def answer(self, prompt: str, continuation: str) -> str:
-<<<<<<< HEAD
-        """A generated text as the response to its prompt: without the white space that the prompt had left to it, and without
-        what a chat template writes around it."""
-=======
         """A generated text as the response to its prompt: without the white space that was moved from the prompt to the
         response, and without what a chat template writes around it."""
->>>>>>> part-D
         left = len(self._divided(self.written(prompt))[1])
         opening = len(continuation) - len(continuation.lstrip())
         text = continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces

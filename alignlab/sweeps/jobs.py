@@ -25,7 +25,7 @@ from rich.table import Table
 
 from alignlab.command_line import ROW, sentence
 from alignlab.config import NO_INFLUENCE, RunConfig, finished, folder_of, parse
-from alignlab.errors import ConfigError
+from alignlab.errors import AlignlabError, ConfigError
 from alignlab.tracking.ledger import State, state_of
 from alignlab.tracking.sweeps import Job, relative
 
@@ -184,9 +184,46 @@ class PlannedJob:
         return not self.job.refused and self.state.name != "done"
 
 
-def plan_jobs(commands: Sequence[Sequence[str]], shared: Collection[str], composer: Composer) -> list[PlannedJob]:
-    """Every job of a sweep, in order. `shared`: the overrides that all jobs have."""
-    return [_planned(tuple(overrides), shared, composer) for overrides in commands]
+class Inputs:
+    """Looks at the data and the model of jobs as a run does before it loads weights. Of jobs that differ in their seed and in
+    fractional numbers of method and tuner (rates, say), the first answers for all. Those whose model or data would come from
+    the hub are not looked at, so that a plan downloads nothing."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, AlignlabError | None] = {}
+
+    def look_at(self, config: RunConfig) -> None:
+        """Raises what the run would raise before training."""
+        if config.model.source == "hub" or config.data.from_hub:
+            return
+        told = {group: _without_fractions(config.plain[group]) for group in ("method", "tuner")}
+        plain = {key: told.get(key, value) for key, value in config.plain.items() if key not in NO_INFLUENCE}
+        key = json.dumps(plain, sort_keys=True)
+        if key not in self._seen:
+            from alignlab.planning import make_plan
+
+            try:
+                make_plan(config)
+                self._seen[key] = None
+            except AlignlabError as error:
+                self._seen[key] = error
+        found = self._seen[key]
+        if found is not None:
+            raise found
+
+
+def _without_fractions(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _without_fractions(value) for key, value in plain.items()}
+    return "a fraction" if isinstance(plain, float) else plain
+
+
+def plan_jobs(
+    commands: Sequence[Sequence[str]], shared: Collection[str], composer: Composer, inputs: Inputs | None = None
+) -> list[PlannedJob]:
+    """Every job of a sweep, in order. `shared`: the overrides that all jobs have. `inputs`: looks at those of the jobs
+    that have to run; None = they are looked at when the jobs run."""
+    return [_planned(tuple(overrides), shared, composer, inputs) for overrides in commands]
 
 
 def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str] = ()) -> PlannedJob:
@@ -207,10 +244,16 @@ def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str
     return PlannedJob(tuple(overrides), job, state, folder, stages or ())
 
 
-def _planned(overrides: tuple[str, ...], shared: Collection[str], composer: Composer) -> PlannedJob:
+def _planned(
+    overrides: tuple[str, ...], shared: Collection[str], composer: Composer, inputs: Inputs | None = None
+) -> PlannedJob:
     """One job; a job whose config cannot run is refused with the error as its reason."""
     try:
-        return plan_job(parse(composer(overrides)), overrides, shared)
+        config = parse(composer(overrides))
+        planned = plan_job(config, overrides, shared)
+        if inputs and planned.pending:
+            inputs.look_at(config)
+        return planned
     except Exception as error:
         why = sentence(error)
         if why is None:

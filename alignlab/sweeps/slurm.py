@@ -56,8 +56,12 @@ class SlurmLauncher(SubmititLauncher):
         if the queue does not answer whether it has them already.
         """
         assert self.config is not None
-        if shutil.which("sbatch") is None:
-            raise SweepError("launch=slurm needs SLURM's command sbatch, which is not here; submit from a login node.")
+        missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]  # submitit looks for srun
+        if missing:
+            raise SweepError(
+                f"launch=slurm needs SLURM's commands sbatch and srun, and {' and '.join(missing)}"
+                f" {'is' if len(missing) == 1 else 'are'} not here; submit from a login node."
+            )
         indices = range(len(job_overrides))
         with alone(self._home(job_overrides[0]) / ".submitting", "waits for another command that submits jobs of this sweep"):
             queue = Queue()

@@ -18,7 +18,17 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from alignlab.command_line import console, sentence
 from alignlab.errors import ConfigError, SweepError
-from alignlab.sweeps.jobs import Composer, PlannedJob, checked_name, decisive, name_of, plan_jobs, show_outcome, show_plan
+from alignlab.sweeps.jobs import (
+    Composer,
+    Inputs,
+    PlannedJob,
+    checked_name,
+    decisive,
+    name_of,
+    plan_jobs,
+    show_outcome,
+    show_plan,
+)
 from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
@@ -33,7 +43,8 @@ class PlannedSweeper(BasicSweeper):
     """
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs what is missing. Raises ConfigError for a sweep without jobs, and SweepError at the end of one with failures."""
+        """Runs what is missing. Raises ConfigError for a sweep without jobs, and SweepError for one of which every job is
+        refused, and at the end of one with failures."""
         assert self.config is not None
         assert self.hydra_context is not None
         refuse_sweep()
@@ -57,10 +68,14 @@ class PlannedSweeper(BasicSweeper):
         # without a filter the folders count too: all configs of `experiment` are in folders
         choices = partial(loader.get_group_options, results_filter=None)
         composer = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides), choices)
-        planned = plan_jobs(commands, shared, composer)
-        show_plan(name, planned, console(), whole=bool(self.config.plan))
+        planned = plan_jobs(commands, shared, composer, Inputs() if self.config.plan else None)
+        refused = [each.job.refused for each in planned if each.job.refused]
+        hopeless = len(refused) == len(planned)
+        show_plan(name, planned, console(), whole=bool(self.config.plan) or hopeless)
         if any(each.state.outdated and not each.pending for each in planned):
             log.info("some jobs were done by another version of the code or of a library; rerun=outdated repeats them")
+        if hopeless:
+            raise SweepError(f"every job of this sweep is refused, and nothing was begun; the first: {refused[0]}")
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)

@@ -99,7 +99,7 @@ class OtherModel(Reference):
 
     def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
         """Raises ConfigError for another vocabulary, and for rows that are longer than its context or hold ids beyond it."""
-        config = self._config("float32", "sdpa")
+        config = self._config("float32", "eager")
         if load_codec(config).tokenizer.get_vocab() != codec.tokenizer.get_vocab():
             raise ConfigError(
                 f"method.reference=model:{self.folder} has another vocabulary than the run's model, so its log-probabilities"

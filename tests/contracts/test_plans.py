@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignlab import planning
 from alignlab.config import parse
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import AlignlabError, ConfigError, DataError, ModelError
 from alignlab.planning import show
 from alignlab.sweeps.jobs import planned_stages
+from run import run
 from tests.contracts.test_methods import STAGE, composed
 
 EPOCHS = ("epochs=2.0", "steps=null", "batch=8")
@@ -126,3 +130,58 @@ def test_so_is_a_validation_that_could_sample_none(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="no text could be sampled"):
         planning.make_plan(parse(composed(tmp_path, "red", *words, "evaluation.suites=[]", "evaluation.max_new_tokens=256")))
+
+
+REFUSED = {
+    "data": (("data.max_tokens=6",), "no row is left to work on|a row may have 6"),
+    "trainer.extra": (("+trainer.extra.optim=zzz",), "zzz is not a valid OptimizerNames"),
+    "attention": (
+        ("model.attention=flash_attention_2",),
+        r"model\.attention=flash_attention_2 \(FlashAttention2 .* take sdpa or eager",
+    ),
+    "an unknown attention": (("model.attention=zzz",), r"model\.attention=zzz .*not supported.* take sdpa or eager"),
+    "a batch": (("trainer.micro_batch=3",), r"trainer\.micro_batch=3 does not divide the stage's batch of 8"),
+    "evaluation": (("evaluation=full", "evaluation.max_new_tokens=256"), "no text could be sampled"),
+    "a target among right ones": (
+        ("tuner.targets=[q_proj,v_prj]",),
+        "'v_prj' names no layer of this model; nearest here: .*v_proj",
+    ),
+}
+OF_HYDRA = OmegaConf.create({"mode": RunMode.RUN, "overrides": {"task": ["plan=true"]}})
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_plan_refuses_what_a_run_refuses_and_leaves_nothing(
+    what: str, plan: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, sentence = REFUSED[what]
+    monkeypatch.setattr(HydraConfig, "get", lambda: OF_HYDRA)
+
+    with pytest.raises(AlignlabError, match=sentence):
+        run(composed(tmp_path, "sft", *words, f"plan={plan}"))
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_one_run_shows_its_rows_and_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(HydraConfig, "get", lambda: OF_HYDRA)
+
+    assert run(composed(tmp_path, "sft", "plan=true")) is None
+
+    said = capsys.readouterr().out
+    assert "24 rows read, 24 kept, none dropped" in said
+    assert "sweep of one job: 1 jobs (1 to run); 2 optimiser steps to make" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_weights_is_refused_in_the_plan(tmp_path: Path) -> None:
+    shutil.copytree(Path(planning.__file__).parent / "models" / "tiny" / "tiny", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+
+    with pytest.raises(ModelError, match=r"holds no .*safetensors; convert the weights"):
+        planning.make_plan(
+            parse(composed(tmp_path, "sft", "model=local", f"model.path={tmp_path / 'model'}", "evaluation=off"))
+        )

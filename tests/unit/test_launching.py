@@ -92,13 +92,20 @@ def test_with_slurm_a_single_run_is_submitted_too() -> None:
     assert there.name == "MULTIRUN"
 
 
-def test_without_sbatch_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands(tmp_path, monkeypatch)
+@pytest.mark.parametrize(
+    ("there", "missing"), [((), "sbatch and srun are"), (("sbatch",), "srun is"), (("srun",), "sbatch is")]
+)
+def test_without_sbatch_and_srun_nothing_is_submitted(
+    there: tuple[str, ...], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, monkeypatch, **dict.fromkeys(there, "exit 1"))
     launcher = SlurmLauncher(**launcher_config("launch=slurm"))
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}})
 
-    with pytest.raises(SweepError, match="launch=slurm needs SLURM's command sbatch, which is not here"):
+    with pytest.raises(SweepError, match=f"launch=slurm needs SLURM's commands sbatch and srun, and {missing} not here"):
         launcher.launch([["method=red"]], 0)
+
+    assert {path.name for path in tmp_path.iterdir()} == set(there)
 
 
 def test_without_the_plug_in_the_extra_is_named() -> None:
@@ -155,7 +162,7 @@ class Submitted:
 @pytest.fixture
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     """Four jobs that a queue has never heard of, unless `squeue` is written anew."""
-    commands(tmp_path, monkeypatch, squeue=":", sbatch="exit 1")
+    commands(tmp_path, monkeypatch, squeue=":", sbatch="exit 1", srun=":")
     (tmp_path / "slurm").mkdir()
     ids = [f"7_{place}" for place in range(4)]
     jobs = {place: Submitted(job, JobPaths(tmp_path / "slurm", job)) for place, job in enumerate(ids)}

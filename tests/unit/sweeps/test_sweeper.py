@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alignlab import planning
 from alignlab.command_line import expand_overrides
 from alignlab.config import folder_of
 from alignlab.errors import ConfigError, SweepError
@@ -285,3 +286,43 @@ def test_a_name_of_ones_own_is_the_sweeps_name(tmp_path: Path) -> None:
 
     assert len(SweepLedger(tmp_path, "mine").jobs()) == 2
     assert {run.sweep for run in task.started} == {"mine"}
+
+
+@pytest.mark.parametrize("plan", ["plan=true", "plan=false"])
+def test_a_sweep_of_which_every_job_is_refused_ends_with_one_sentence_and_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: str
+) -> None:
+    task = Task()
+
+    with pytest.raises(SweepError, match=r"^every job .* nothing was begun; the first: method\.fit\.batch=0 must be"):
+        sweep(task, "seed=0,1", "method.fit.batch=0,-1", f"paths.runs={tmp_path / 'runs'}", plan)
+
+    assert sum("must be at least 1" in line for line in said_by(capsys)) == 4  # each with its reason
+    assert task.started == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_refuses_the_jobs_whose_data_a_run_would_refuse_and_looks_once_at_jobs_of_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int | None] = []
+    make_plan = planning.make_plan
+    monkeypatch.setattr(planning, "make_plan", lambda config: looked.append(config.data.max_tokens) or make_plan(config))
+    words = ("data.pairs=8", "data.test_pairs=4", "data.max_tokens=5,200", "method.fit.learning_rate=1e-3,1e-4", "seed=0,1")
+
+    sweep(Task(), "method=sft", *words, "evaluation=off", f"paths.runs={tmp_path / 'runs'}", "plan=true")
+
+    said = said_by(capsys)
+    assert "8 jobs (4 refused, 4 to run)" in said[0]
+    assert looked == [5, 200]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_does_not_look_at_what_it_would_have_to_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "make_plan", lambda _: pytest.fail("it has looked"))
+
+    sweep(Task(), "method=sft", "data=hh_rlhf,toy", "model=llama2_7b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
+
+    assert "2 jobs (2 to run)" in said_by(capsys)[0]

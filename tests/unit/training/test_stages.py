@@ -265,22 +265,3 @@ def test_after_a_stage_the_policy_is_as_trainable_as_before(tmp_path: Path) -> N
 
     assert [parameter.requires_grad for parameter in policy.model.parameters()] == before
     assert not policy.model.training
-<<<<<<< HEAD
-=======
-
-
-def test_an_unknown_key_of_the_trainer_is_refused(tmp_path: Path) -> None:
-    session = session_in(tmp_path, extra={"gradient_checkpoint": True})
-
-    with pytest.raises(ConfigError, match=r"trainer\.extra .*'gradient_checkpoint'; did you mean gradient_checkpointing"):
-        stage().check(stage().prepare(SOURCE, CODEC, LIMITS), session.trainer, Shape(2, 8))
-
-
-def test_every_number_of_the_config_reaches_the_trainer(tmp_path: Path) -> None:
-    session = session_in(tmp_path, micro_batch=2, extra={"adam_beta2": 0.95})
-
-    made = arguments(fit_config(batch=8, warmup_fraction=0.25), session, tmp_path, 10)
-
-    assert (made.gradient_accumulation_steps, made.warmup_steps, made.max_steps) == (4, 3, 10)
-    assert (made.learning_rate, made.adam_beta1, made.adam_beta2) == (1e-2, 0.9, 0.95)
->>>>>>> part-D
