@@ -43,7 +43,8 @@ def run(raw: DictConfig) -> float | None:
     """Returns the headline number, so that a sweeper can optimise it."""
     config = parse(raw)  # no torch up to here: every config error answers at once
     if config.plan:
-        return _plan(config)
+        _plan(config)
+        return None
     with processes.joined(config.trainer.device):
         return _once(config)
 
