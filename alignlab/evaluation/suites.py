@@ -120,7 +120,7 @@ class Fluency:
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], dict[int, str]]:
-        """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none. And
+        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none. And
         the texts that have no such number, by their place, with the reason."""
         policy = self._context.policy
         left_out: dict[int, str] = {}
@@ -141,16 +141,15 @@ class Fluency:
 
 
 def _read_again(codec: Codec, prompt: str, text: str, context: int) -> Encoded | str:
-    """A sampled text as ids behind its prompt, without EOS; or why it has none."""
+    """A sampled text as ids behind its prompt, without an end; or why it has none."""
     if not text.strip():
         return "empty"
     try:
         (encoded,) = codec.examples([Example(prompt, text)], ["a sampled text"])
     except DataError:
         return "a special token is written out in it"
-    if len(encoded.ids) - 1 > context:
-        return "more tokens than the context when it is read again"
-    return replace(encoded, ids=encoded.ids[:-1])
+    ids = encoded.ids[: -codec.end_tokens]
+    return replace(encoded, ids=ids) if len(ids) <= context else "more tokens than the context when it is read again"
 
 
 class Classification:

@@ -44,9 +44,13 @@ class SourceTargetCodec(Codec):
 
     predicts_prompt = False
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        super().__init__(tokenizer, template)
+        self.ends, self.stop, self.end_tokens = (self.eos,), (), 1  # whatever a chat template writes, it writes in the source
+
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each source."""
-        return [tuple(ids) for ids in self._sources([self.template.render(prompt, self.tokenizer) for prompt in prompts])]
+        return [tuple(ids) for ids in self._sources([self.written(prompt) for prompt in prompts])]
 
     def answer(self, prompt: str, text: str) -> str:
         """The text itself: a source ends by itself, and nothing of it is left for the target."""
@@ -63,15 +67,20 @@ class SourceTargetCodec(Codec):
                 raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
         if not examples:
             return []
-        rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
+        rendered = [self.written(example.prompt, row) for example, row in zip(examples, rows, strict=True)]
         sources = self._sources(rendered, [example.second for example in examples])
         targets = self.tokenizer(
-            text_target=[example.response for example in examples], return_attention_mask=False, verbose=False
+            text_target=[self._target(example, row) for example, row in zip(examples, rows, strict=True)],
+            return_attention_mask=False,
+            verbose=False,
         )["input_ids"]
         return [
             Encoded((*self._whole(source, row), *self._ended(target, row)), len(source), head=self._kept_in_front(source))
             for source, target, row in zip(sources, targets, rows, strict=True)
         ]
+
+    def _target(self, example: Example, row: str) -> str:
+        return self.chat.answer(example.prompt, example.response, row) if self.chat else example.response
 
     def _sources(self, texts: list[str], seconds: Sequence[str | None] = ()) -> list[list[int]]:
         if not texts:
@@ -80,7 +89,7 @@ class SourceTargetCodec(Codec):
         return list(self.tokenizer(pairs, return_attention_mask=False, verbose=False)["input_ids"])
 
     def _whole(self, source: list[int], row: str) -> list[int]:
-        if self.eos in source[:-1]:
+        if self.chat is None and self.eos in source[:-1]:
             raise DataError(f"{row}: the source holds an EOS token as text; remove it, the tokenizer adds its own.")
         return source
 
@@ -257,7 +266,7 @@ class Spans(Seq2seq):
 
 def _whole_texts(codec: SourceTargetCodec, examples: Sequence[Example]) -> list[list[int]]:
     """Ids of prompt and response as one text, with the tokenizer's own special tokens."""
-    texts = [codec.template.render(example.prompt, codec.tokenizer) + example.response for example in examples]
+    texts = [codec.written(example.prompt) + example.response for example in examples]
     return list(codec.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]) if texts else []
 
 
@@ -268,7 +277,7 @@ class LabelCodec(Codec):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet) -> None:
         # Not a language model: nothing has to end, and there may be no EOS.
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer, self.template, self.chat = tokenizer, template, template.chat_of(tokenizer)
         self.labels: LabelSet = labels
         self.head = ()
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -310,7 +319,7 @@ class LabelCodec(Codec):
         if any(second is None for second in seconds) != all(second is None for second in seconds):
             row = rows[seconds.index(None)]
             raise DataError(f"{row}: has one text, and others beside it have two; give every row as many.")
-        rendered = [self.template.render(first, self.tokenizer) for first, _ in texts]
+        rendered = [self.written(first, row) for (first, _), row in zip(texts, rows, strict=True)]
         pairs = None if seconds[0] is None else [str(second) for second in seconds]
         encoded = self.tokenizer(rendered, pairs, return_attention_mask=False, verbose=False)
         kinds = encoded.get("token_type_ids") or [()] * len(texts)

@@ -107,6 +107,19 @@ def test_a_token_without_a_row_in_the_embedding_is_named_with_its_row(tmp_path: 
         planning.make_plan(parse(composed(tmp_path, "dpo", *words, data=("data=jsonl", f"data.path={tmp_path}"))))
 
 
+def test_a_plan_shows_one_row_as_it_will_be_fed(tmp_path: Path) -> None:
+    plan = planning.make_plan(parse(composed(tmp_path, "dpo", "evaluation.suites=[]")))
+    console = Console(record=True, width=400)
+
+    show(plan, (), console)
+
+    first = plan.source.split("train").records[0]
+    response = first.responses[0].text
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("row as fed")]
+    assert line.startswith(f"row as fed    {first.row}: <bos>{first.prompt}\\n>>>{response[:120]}")
+    assert line.rstrip().endswith(f"{response[-100:]}</s><<<")
+
+
 def test_an_evaluation_that_could_sample_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shortest has 1\d tokens, and with evaluation.max_new_tokens=256 a context of 256"):
         planning.make_plan(parse(composed(tmp_path, "red", "evaluation=full", "evaluation.max_new_tokens=256")))
