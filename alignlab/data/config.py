@@ -34,14 +34,14 @@ class DataConfig:
     ]
 
     @property
-    def drops(self) -> bool:
-        """Whether rows that cannot be used are left out and counted, where they are no error."""
-        return getattr(self, "unusable_pairs", "drop") == "drop"
-
-    @property
     def from_hub(self) -> bool:
         """Whether its records would be read from the hub."""
         return False
+
+    @property
+    def drops(self) -> bool:
+        """Whether rows that cannot be used are left out and counted, where they are no error."""
+        return getattr(self, "unusable_pairs", "drop") == "drop"
 
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where that is not known."""

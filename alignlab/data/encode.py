@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from alignlab.data.source import Split
 from alignlab.errors import DataError, UnusableRowError
-from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, View
+from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, Response, View
 
 Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
 """(examples, their row names) -> ids with BOS and EOS in place."""
+NOTHING = "nothing in it for this stage"
 LIKED = ("chosen", "good")
 """Labels of single responses that stand for a preferred one."""
 
@@ -30,6 +31,38 @@ def chosen(record: Record) -> tuple[Group, ...]:
     if liked is None and len(record.responses) == 1 and record.responses[0].label is None:
         liked = record.responses[0]
     return () if liked is None else (Group(record.row, (Example(record.prompt, liked.text, second=record.second),)),)
+
+
+@dataclass(frozen=True)
+class Liked:
+    """The preferred response alone, as `chosen`; of responses that have a score, those of at least `least_score`. Raises
+    DataError for one that has a score and no label where no such number is given: trained on alike, bad ones would count as
+    good ones."""
+
+    least_score: float | None = None
+
+    def __call__(self, record: Record) -> tuple[Group, ...]:
+        """None of them where nothing says that a response is good enough."""
+        enough = tuple(response for response in record.responses if self._is_enough(record.row, response))
+        return chosen(replace(record, responses=enough)) if enough else ()
+
+    def _is_enough(self, row: str, response: Response) -> bool:
+        if response.score is None:
+            return True
+        if self.least_score is not None:
+            return response.score >= self.least_score
+        if response.label is None:
+            raise DataError(
+                f"{row}: the response has a score and no label, so it is not known whether it is to be trained on; set"
+                f" method.least_score to the lowest score that is (here it is {response.score:g}), or give labels."
+            )
+        return True
+
+    def left_out(self, record: Record) -> str:
+        """Why a record has nothing for this view."""
+        if any(response.label in LIKED or response.label is None for response in record.responses):
+            return f"a score below method.least_score={self.least_score:g}" if self.least_score is not None else NOTHING
+        return f"no response labelled {' or '.join(LIKED)}"
 
 
 def rejected(record: Record) -> tuple[Group, ...]:
@@ -103,12 +136,13 @@ class Account:
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
     """Every record of a split, as ids. Raises DataError, with the row, under `too_long: error` and where nothing is left."""
     dropped = Counter(split.left_out)
+    reason_of = getattr(view, "left_out", None)
     groups: list[Group] = []
     tasks: list[str | None] = []
     for record in split.records:
         seen = view(record)
         if not seen:
-            dropped["nothing in it for this stage"] += 1
+            dropped[reason_of(record) if reason_of else NOTHING] += 1
         groups += seen
         tasks += [record.task] * len(seen)
     encoded: list[EncodedGroup] = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from alignlab.data.encode import chosen, every
+from alignlab.data.encode import Liked, every
 from alignlab.methods.config import MethodConfig
-from alignlab.registry import Entry, capabilities
+from alignlab.registry import Entry, capabilities, number
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ class LikelihoodConfig(MethodConfig):
 
 
 @dataclass
+class ChosenConfig(LikelihoodConfig):
+    """One likelihood stage on good responses. `least_score`: the lowest score of a response that is trained on, where responses
+    have scores; null = there are none, or labels decide."""
+
+    least_score: Annotated[float | None, number()]
+
+
+@dataclass
 class PretrainConfig(LikelihoodConfig):
     """One likelihood stage, on the corpus."""
 
@@ -35,8 +43,13 @@ class PretrainConfig(LikelihoodConfig):
         return "corpus", 1
 
 
-def build(config: LikelihoodConfig, view: View = chosen, split: str = "train", start: str = "pretrained") -> Method:
-    """`fit`: the tuner, by the mean negative log-likelihood per token of the chosen responses."""
+def build_chosen(config: ChosenConfig) -> Method:
+    """`fit`, on good responses: those labelled so, or scored so, or the only ones where nothing else is known of them."""
+    return build(config, Liked(config.least_score))
+
+
+def build(config: LikelihoodConfig, view: View, split: str = "train", start: str = "pretrained") -> Method:
+    """`fit`: the tuner, by the mean negative log-likelihood per token of what `view` makes of the records."""
     from alignlab.training.objectives import nll
     from alignlab.training.stages import Method, TrainStage
 
@@ -48,7 +61,7 @@ def build_pretrain(config: PretrainConfig) -> Method:
     return build(config, every, split="corpus", start="random")
 
 
-CHOSEN = Entry(LikelihoodConfig, build, requires=capabilities("chosen"), provides=capabilities("training"))
+CHOSEN = Entry(ChosenConfig, build_chosen, requires=capabilities("chosen"), provides=capabilities("training"))
 """`sft` and `red`: the same training; the config of `red` chooses the tuner `red`."""
 PRETRAIN = Entry(
     PretrainConfig, build_pretrain, requires=capabilities("corpus", "every weight"), provides=capabilities("training")

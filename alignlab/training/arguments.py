@@ -11,7 +11,7 @@ from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -159,7 +159,7 @@ def check_arguments(fit: FitConfig, trainer: TrainerConfig, steps: int) -> None:
             optimizer=optimizer,
             num_warmup_steps=made.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=cast("dict[str, Any] | None", made.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=typing.cast("dict[str, Any] | None", made.lr_scheduler_kwargs),
         )
     except (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         named = ", ".join(f"trainer.extra.{key}={value}" for key, value in given.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +18,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignlab.errors import ControlError, ModelError
+from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.anatomy import shape_of
 from alignlab.models.config import Shape
 from alignlab.models.kinds import new_head, task_type_of
@@ -155,6 +156,7 @@ def _targets(config: LoraConfig, model: PreTrainedModel, blocks: list[int] | Non
             )
         return None
     found = matched(model, config.targets, "tuner.targets", (*LINEAR, nn.Embedding)) if config.targets else []
+    _refuse_head_alone(config, model)
     if blocks is None:
         return config.targets or "all-linear"
     if config.targets and not isinstance(config.targets, str):
@@ -162,6 +164,18 @@ def _targets(config: LoraConfig, model: PreTrainedModel, blocks: list[int] | Non
     every = found or [name for name, module in model.named_modules() if isinstance(module, LINEAR)]
     inside = tuple(f"{block_names(model)[index]}." for index in blocks)
     return [name for name in every if name.startswith(inside)]
+
+
+def _refuse_head_alone(config: LoraConfig, model: PreTrainedModel) -> None:
+    """Raises ConfigError for a target that names the new head of a classifier and nothing else: peft would pass over it."""
+    head = _new_head(model)
+    for target in config.targets if head and isinstance(config.targets, list) else []:
+        names = matched(model, [target], "tuner.targets", (*LINEAR, nn.Embedding))
+        if all(re.fullmatch(str(head), name) for name in names):
+            raise ConfigError(
+                f"tuner.targets: {target!r} names {names[0]}, the new head, which is trained whole and takes no update; leave it"
+                " out."
+            )
 
 
 def _blocks(config: LowerLoraConfig, shape: Shape) -> list[int]:

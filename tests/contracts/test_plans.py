@@ -185,3 +185,31 @@ def test_a_folder_without_weights_is_refused_in_the_plan(tmp_path: Path) -> None
         planning.make_plan(
             parse(composed(tmp_path, "sft", "model=local", f"model.path={tmp_path / 'model'}", "evaluation=off"))
         )
+
+
+def test_scored_rows_under_a_likelihood_method_need_a_least_score_and_are_accounted_for(tmp_path: Path) -> None:
+    rows = [{"prompt": "Tell a story.", "response": f"Story {n}.", "score": n / 4} for n in range(4)]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = ("data=jsonl", f"data.path={tmp_path}")
+
+    plan = planning.make_plan(parse(composed(tmp_path, "sft", "evaluation=off", "method.least_score=0.5", data=data)))
+
+    assert plan.works[0].account.dropped == {"a score below method.least_score=0.5": 2}
+    assert plan.works[0].account.kept == 2
+    with pytest.raises(DataError, match=r"^train\.jsonl:1: the response has a score and no label"):
+        planning.make_plan(parse(composed(tmp_path, "red", "evaluation=off", data=data)))
+
+
+def test_a_target_of_a_control_that_names_no_layer_is_refused(tmp_path: Path) -> None:
+    words = ("control=lora", "control.targets=[q_proj,v_prj]")
+
+    with pytest.raises(ConfigError, match=r"control\.targets: 'v_prj' names no layer of this model; nearest here: .*v_proj"):
+        planning.make_plan(parse(composed(tmp_path, "meet", *words)))
+
+
+def test_a_target_that_names_only_the_new_head_of_a_classifier_is_refused(tmp_path: Path) -> None:
+    words = ("model=tiny_roberta", "tuner=lora", "tuner.targets=[query,out_proj]")
+
+    with pytest.raises(ConfigError, match=r"tuner\.targets: 'out_proj' names classifier\.out_proj, the new head"):
+        planning.make_plan(parse(composed(tmp_path, "sft", *words, data=("data=toy_classes", "data.pairs=24"))))

@@ -28,6 +28,7 @@ from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
 from alignlab.tuners.peft_tuner import PeftTuner, both, temporarily
+from alignlab.tuners.targets import matched
 
 SAMPLED = 16
 """Numbers looked at from each end of every tensor: training moves nearly all, and a look stays cheap at any size."""
@@ -220,7 +221,9 @@ def _classed(setting: Strength, why: str) -> bool:
 
 
 def build(_config: ControlTunerConfig, model: PreTrainedModel, control: ControlConfig) -> ControlTuner:
-    """Puts the chosen control in, at its start."""
+    """Puts the chosen control in, at its start. Raises ConfigError for a target that names no layer."""
+    if control.form == "lora" and control.target_modules:
+        matched(model, control.target_modules, "control.targets")
     return ControlTuner(model, control)
 
 

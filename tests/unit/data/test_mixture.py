@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config import parse
 from alignlab.data.batching import plan
-from alignlab.data.encode import Limits, chosen, encode, pair
+from alignlab.data.encode import Liked, Limits, encode, pair
 from alignlab.data.mixture import in_turn
 from alignlab.data.source import Mixing, Source, Split, drawn_from, shares
 from alignlab.errors import ConfigError, DataError
@@ -264,4 +264,4 @@ def test_an_epoch_of_a_mixture_is_as_many_as_all_have() -> None:
     planned = planned_run("method.fit.steps=null", "method.fit.epochs=1", "method.fit.batch=4", method="sft")
 
     assert planned.works[0].steps == 4  # 16 rows in steps of 4
-    assert planned.method.stages[0].view is chosen  # type: ignore[attr-defined]
+    assert planned.method.stages[0].view == Liked()  # type: ignore[attr-defined]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from alignlab.data.encode import chosen, every, pair, rejected
+from alignlab.data.encode import Liked, Limits, chosen, encode, every, pair, rejected
+from alignlab.data.source import Split
+from alignlab.errors import DataError
 from alignlab.records import Example, Group, Record, Response
+from tests.conftest import CODEC
 
 BOTH = Record.pair("row", "p", "better", "worse")
 
@@ -57,3 +60,30 @@ def test_the_chosen_view_passes_over_several_unlabelled_responses() -> None:
 
 def test_plain_text_is_the_first_response_whatever_its_label() -> None:
     assert every(single("bad")) == (Group("row", (Example("p", "answer"),)),)
+
+
+def scored(row: str, score: float | None, label: str | None = None) -> Record:
+    return Record(row, "Ask.", (Response(f"Answer {row}.", label=label, score=score),))
+
+
+def test_scored_responses_are_trained_on_from_the_least_score_on_and_the_others_are_counted() -> None:
+    records = (scored("a", 0.2), scored("b", 0.5), scored("c", 0.9), scored("d", None), scored("e", 0.9, "bad"))
+
+    groups, account = encode(Split(records), Liked(0.5), CODEC.examples, Limits(64, "error"))
+
+    assert [group.row for group in groups] == ["b", "c", "d"]
+    assert account.dropped == {"a score below method.least_score=0.5": 1, "no response labelled chosen or good": 1}
+
+
+def test_labelled_responses_are_trained_on_where_they_are_good() -> None:
+    records = (scored("a", None, "good"), scored("b", None, "bad"), scored("c", 0.1, "chosen"), scored("d", None, "funny"))
+
+    groups, account = encode(Split(records), Liked(), CODEC.examples, Limits(64, "error"))
+
+    assert [group.row for group in groups] == ["a", "c"]
+    assert account.dropped == {"no response labelled chosen or good": 2}
+
+
+def test_scores_without_a_label_and_a_least_score_are_refused_with_the_key_to_set() -> None:
+    with pytest.raises(DataError, match=r"^b: the response has a score and no label.*set method\.least_score .*is 0\.5"):
+        encode(Split((scored("a", None), scored("b", 0.5))), Liked(), CODEC.examples, Limits(64, "error"))
