@@ -155,11 +155,13 @@ class SummariesConfig(HubConfig):
 @dataclass
 class JsonlConfig(FilesConfig):
     """A user's own rows, in any form of data/README.md. `columns`: what is looked for -> the column that has it, such as
-    {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `test_share`: share of the records
-    that is held out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
+    {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `repeated_prompt`: what happens to
+    a prompt that all answers of its row repeat: keep | cut, counted either way. `test_share`: share of the records that is held
+    out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
 
     columns: dict[str, str]
     answers: Annotated[str, one_of("last", "all")]
+    repeated_prompt: Annotated[str, one_of("keep", "cut")]
     test_share: Annotated[float, number(above=0, below=1, note="a share of the records")]
     split_seed: Annotated[int, random_seed()]
     unusable_pairs: Annotated[str, one_of("error", "drop")]
