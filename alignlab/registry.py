@@ -254,7 +254,7 @@ def _scalar(key: str, value: Any, kind: type, allowed: Allowed, or_null: str) ->
         value = kind(value)
         if kind is float and not math.isfinite(value):
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         bounds = f", {allowed.bounds}" if allowed.bounds else ""
         raise ConfigError(f"{key}={value!r} must be {KINDS[kind]}{bounds}{or_null}.") from None
     if kind in (int, float) and not (allowed.minimum <= value <= allowed.maximum and allowed.above < value < allowed.below):
