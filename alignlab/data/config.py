@@ -10,7 +10,10 @@ from alignlab.data.files import find
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.files import file_keys
-from alignlab.registry import number, one_of, random_seed, text
+from alignlab.registry import number, one_of, path, pattern, random_seed, text
+
+MOST_STORIES = 10_000_000
+"""Records of a split of the embedded world, which stands in memory."""
 
 
 @dataclass
@@ -60,9 +63,9 @@ class ToyConfig(DataConfig):
     """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
     whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
-    pairs: Annotated[int, number(minimum=1)]
-    test_pairs: Annotated[int, number(minimum=1)]
-    corpus: Annotated[int, number(minimum=1)]
+    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
     world_seed: Annotated[int, random_seed()]
     length_cues: bool
 
@@ -82,9 +85,9 @@ class ToyClassesConfig(ToyConfig):
 class FilesConfig(DataConfig):
     """Records in files. `path`: a folder or a file; `train`, `test`: file names or patterns inside the folder."""
 
-    path: str | None
-    train: str
-    test: str
+    path: Annotated[str | None, path()]
+    train: Annotated[str, pattern()]
+    test: Annotated[str, pattern()]
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a path without its files."""
@@ -222,7 +225,7 @@ class ClassesConfig:
 
     by: Annotated[str, one_of("pairs", "labels", "scores", "attributes")]
     names: list[str] | None
-    bins: Annotated[int, number(minimum=2)]
+    bins: Annotated[int, number(minimum=2, maximum=1000)]
     attributes: list[str]
 
     def check(self, where: str) -> None:
