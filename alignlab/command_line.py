@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import yaml
@@ -20,6 +21,8 @@ from alignlab.errors import AlignlabError, ConfigError
 from alignlab.files import storage_error
 from alignlab.registry import nearest, unknown
 
+LONGEST = 300
+"""Characters of what another library says in an error."""
 PIPED_WIDTH = 140
 """Columns where the output goes to a file."""
 EXPERIMENT, SCALE, TOY = "experiment=", "scale=", "toy"
@@ -61,18 +64,26 @@ def sentence(error: Exception) -> str | None:
         return _missing_choice(error)
     if isinstance(error, ConfigCompositionException):
         cause = error.__cause__ or error.__context__
-        return _unknown_key(cause) if isinstance(cause, OmegaConfBaseException) else str(error)
-    if isinstance(error, ValueError) and _raised_in(error).startswith("omegaconf."):
-        return f"a key on the command line does not fit the configs: {error}."
+        return _unknown_key(cause) if isinstance(cause, OmegaConfBaseException) else _on_one_line(error)
     if told := storage_error(error):
         return str(told)
-    return " ".join(str(error).split()) if isinstance(error, HydraException) else None
+    if isinstance(error, (ValueError, AssertionError, KeyError, OSError)) and _raised_in(error) in ("omegaconf", "hydra"):
+        if isinstance(error, OSError):
+            return f"{brief(error.filename)} cannot be made ({error.strerror}); give other folders in the keys of hydra."
+        said = _on_one_line(error).rstrip(".") or "Hydra takes no such choice"
+        return f"a key on the command line does not fit the configs: {said[:LONGEST]}."
+    return _on_one_line(error) if isinstance(error, HydraException) else None
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _raised_in(error: Exception) -> str:
-    """The module that has raised it."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    """The package that has raised it, or that has called the standard library, which has."""
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in names]
+    return next((package for package in reversed(packages) if package not in sys.stdlib_module_names), "")
 
 
 def _missing_choice(error: MissingConfigException) -> str:

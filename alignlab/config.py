@@ -13,7 +13,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from alignlab.files import contents, places
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, number, one_of, random_seed, refuse_strays, typed, unknown
+from alignlab.registry import Entry, Registry, number, one_of, path, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.tracking.ledger import LOCK, QUEUED, REPORT, STATUS, Ledger, state_of
 from alignlab.training.config import TrainerConfig
@@ -42,9 +42,9 @@ from alignlab.tuners.config import FormConfig, StrengthConfig, TunerConfig
 class PathsConfig:
     """`runs`: where run folders go. `data`, `models`: local folders, null where there are none."""
 
-    runs: str
-    data: str | None
-    models: str | None
+    runs: Annotated[str, path()]
+    data: Annotated[str | None, path()]
+    models: Annotated[str | None, path()]
 
 
 @dataclass
@@ -158,7 +158,7 @@ class TopConfig:
     force: bool
     rerun: Annotated[str | None, one_of("outdated")]
     plan: bool
-    folder: str | None
+    folder: Annotated[str | None, path()]
     sweep: str | None
     paths: PathsConfig
     sizing: SizingConfig
@@ -236,7 +236,23 @@ def _resolved(raw: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
+    for key, text in _texts_of(resolved):
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"{key}={text!r} is no text: it holds a byte or half of a character that is none.") from error
     return typing.cast("dict[str, Any]", resolved)
+
+
+def _texts_of(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a config with its key, the keys of mappings included."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, (dict, list)):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts_of(str(key), at)
+            yield from _texts_of(held, f"{at}.{key}".strip("."))
 
 
 def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
@@ -382,9 +398,14 @@ def headline_of(report: Path) -> float | None:
 
 
 def refuse_other(ledger: Ledger, config: RunConfig) -> None:
-    """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file."""
+    """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file, or cannot be made."""
     if ledger.folder.exists() and not ledger.folder.is_dir():
         raise RunFolderError(f"{ledger.folder} is a file; give the path of a folder.")
+    if not ledger.folder.exists():
+        above = next(folder for folder in ledger.folder.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RunFolderError(f"{ledger.folder} cannot be made in {above}; give another folder.")
+        return
     try:
         made_by = ledger.read("config.json")
     except RunFolderError:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
+from pathlib import PurePath
+from reprlib import repr as brief
 from types import NoneType, UnionType
 from typing import Annotated, Any
 
@@ -23,6 +25,10 @@ from alignlab.errors import ConfigError
 
 LARGEST = 2**53
 """The bound of numbers without a declared one: up to here every whole number is a float too."""
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that a name in a path, and a path, can have on Linux."""
+LARGEST_RANK = 8192
+"""Of a low-rank update; the layers of few models are wider, and a rank above their width adds nothing."""
 KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 Capabilities = Callable[[Any], frozenset[str]]
@@ -91,11 +97,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a field may hold beside its type; in a list or a dict, each value. Made by `number`, `one_of`, `text` and `names`.
+    """What a field may hold beside its type; in a list or a dict, each value. Made by `number`, `one_of`, `text`, `path`,
+    `pattern` and `names`.
 
     `minimum` and `maximum` are inclusive bounds, `above` and `below` exclusive ones. `note`: the reason, for the message.
     `holds`: a text that stands in the value exactly once; `filled`: the value is not blank. `least` values stand in a list;
-    `unique`: each of them once. `names`: null, a pattern, or a list of names; `empty`: what is wrong with an empty list.
+    `unique`: each of them once. `path`: a place in a file system, `relative`: below another one. `names`: null, a pattern, or
+    a list of names; `empty`: what is wrong with an empty list.
     Relations to other fields: `either` (of the two, exactly one is null), `unlike` (the two differ), `needs` (must not be null
     beside this one; with the advice), `alone` (a field and a value of it that this one cannot stand beside).
     """
@@ -110,6 +118,8 @@ class Allowed:
     names: bool = False
     empty: str = ""
     filled: bool = False
+    path: bool = False
+    relative: bool = False
     unlike: str = ""
     least: int = 0
     unique: bool = False
@@ -137,6 +147,11 @@ def number(**allowed: Any) -> Allowed:
     return Allowed(**allowed)
 
 
+def rank() -> Allowed:
+    """The rank of a low-rank update."""
+    return Allowed(minimum=1, maximum=LARGEST_RANK)
+
+
 def random_seed() -> Allowed:
     """A seed as numpy and torch take it."""
     return Allowed(minimum=0, maximum=2**32 - 1)
@@ -150,6 +165,16 @@ def one_of(*choices: str, **allowed: Any) -> Allowed:
 def text(**allowed: Any) -> Allowed:
     """A text that is not blank, or holds something exactly once."""
     return Allowed(**allowed)
+
+
+def path() -> Allowed:
+    """The path of a file or folder, as every file system takes it."""
+    return Allowed(filled=True, path=True)
+
+
+def pattern() -> Allowed:
+    """A pattern of file names below a folder, with *, ? and [] as in a shell."""
+    return Allowed(filled=True, path=True, relative=True)
 
 
 def names(**allowed: Any) -> Allowed:
@@ -254,7 +279,7 @@ def _scalar(key: str, value: Any, kind: type, allowed: Allowed, or_null: str) ->
         value = kind(value)
         if kind is float and not math.isfinite(value):
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         bounds = f", {allowed.bounds}" if allowed.bounds else ""
         raise ConfigError(f"{key}={value!r} must be {KINDS[kind]}{bounds}{or_null}.") from None
     if kind in (int, float) and not (allowed.minimum <= value <= allowed.maximum and allowed.above < value < allowed.below):
@@ -265,9 +290,22 @@ def _scalar(key: str, value: Any, kind: type, allowed: Allowed, or_null: str) ->
         raise ConfigError(f"{key}={value!r} is not known; choose one of {', '.join(allowed.choices)}{or_null}.")
     if allowed.filled and not value.strip():
         raise ConfigError(f"{key}={value!r} is empty; give it a text{or_null}.")
+    if allowed.path:
+        _check_path(key, value, allowed)
     if allowed.holds and value.count(allowed.holds) != 1:
         raise ConfigError(f"{key}={value!r} must hold {allowed.holds} exactly once.")
     return value
+
+
+def _check_path(key: str, value: str, allowed: Allowed) -> None:
+    """Raises ConfigError for what no file system takes, and for a pattern that is none of names below a folder."""
+    parts = PurePath(value).parts
+    if "\0" in value or len(value.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
+        raise ConfigError(
+            f"{key}={brief(value)} is no path: names have at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}, and no NUL."
+        )
+    if allowed.relative and (PurePath(value).is_absolute() or any("**" in part and part != "**" for part in parts)):
+        raise ConfigError(f"{key}={value!r} must be a pattern of file names below a folder, such as *.jsonl or **/*.csv.")
 
 
 def _check_names(key: str, value: Any, allowed: Allowed) -> None:

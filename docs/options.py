@@ -74,7 +74,7 @@ Every option of `python run.py`. `python docs/options.py` writes this page from 
 
 `KEY=VALUE` on the command line sets an option, `GROUP=CHOICE` chooses a config, and `python run.py --cfg job` shows the result.
 The column `value` has the default. Where choices differ, each is named in front of its value. `${KEY}` is the value of another
-key.
+key. A number is finite, and at most 2^53 in size where no other bounds stand here; a value outside its range is refused.
 """
 
 
@@ -263,6 +263,8 @@ def _named(hint: Any) -> str:
         null = " | null" if type(None) in typing.get_args(_bare(hint)) else ""
         several = "list of " if typing.get_origin(_bare(hint)) is list else ""
         return several + " | ".join(allowed.choices) + null
+    if allowed.path:
+        return _named(_bare(hint)).replace("str", "pattern" if allowed.relative else "path")
     if allowed.bounds:
         return f"{_named(_bare(hint))}, {allowed.bounds}"
     hint = _bare(hint)

@@ -10,7 +10,10 @@ from alignlab.data.files import find
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.files import content_keys, hub_commit
-from alignlab.registry import number, one_of, random_seed, text
+from alignlab.registry import number, one_of, path, pattern, random_seed, text
+
+MOST_STORIES = 10_000_000
+"""Records of a split of the embedded world, which stands in memory."""
 
 
 @dataclass
@@ -65,9 +68,9 @@ class ToyConfig(DataConfig):
     """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
     whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
-    pairs: Annotated[int, number(minimum=1)]
-    test_pairs: Annotated[int, number(minimum=1)]
-    corpus: Annotated[int, number(minimum=1)]
+    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
     world_seed: Annotated[int, random_seed()]
     length_cues: bool
 
@@ -87,9 +90,9 @@ class ToyClassesConfig(ToyConfig):
 class FilesConfig(DataConfig):
     """Records in files. `path`: a folder or a file; `train`, `test`: file names or patterns inside the folder."""
 
-    path: str | None
-    train: str
-    test: str
+    path: Annotated[str | None, path()]
+    train: Annotated[str, pattern()]
+    test: Annotated[str, pattern()]
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a path without its files."""
@@ -177,11 +180,13 @@ class SummariesConfig(HubConfig):
 @dataclass
 class JsonlConfig(FilesConfig):
     """A user's own rows, in any form of data/README.md. `columns`: what is looked for -> the column that has it, such as
-    {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `test_share`: share of the records
-    that is held out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
+    {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `repeated_prompt`: what happens to
+    a prompt that all answers of its row repeat: keep | cut, counted either way. `test_share`: share of the records that is held
+    out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
 
     columns: dict[str, str]
     answers: Annotated[str, one_of("last", "all")]
+    repeated_prompt: Annotated[str, one_of("keep", "cut")]
     test_share: Annotated[float, number(above=0, below=1, note="a share of the records")]
     split_seed: Annotated[int, random_seed()]
     unusable_pairs: Annotated[str, one_of("error", "drop")]
@@ -243,7 +248,7 @@ class ClassesConfig:
 
     by: Annotated[str, one_of("pairs", "labels", "scores", "attributes")]
     names: list[str] | None
-    bins: Annotated[int, number(minimum=2)]
+    bins: Annotated[int, number(minimum=2, maximum=1000)]
     attributes: list[str]
 
     def check(self, where: str) -> None:

@@ -80,7 +80,7 @@ def _read(config: JsonlConfig, name: str) -> tuple[Split, bool]:
         files = others
     limit = config.limit if name == "train" else config.test_limit
     columns = tuple(config.columns.items())
-    key = (tuple(files), tuple(content_keys(files)), columns, config.answers, config.unusable_pairs)
+    key = (tuple(files), tuple(content_keys(files)), columns, config.answers, config.repeated_prompt, config.unusable_pairs)
     return _whole(*key, None if shared else limit), shared
 
 
@@ -120,10 +120,12 @@ def _whole(
     _keys: tuple[str, ...],
     columns: tuple[tuple[str, str], ...],
     answers: str,
+    repeated_prompt: str,
     unusable: str,
     limit: int | None,
 ) -> Split:
-    split = split_of(rows(files, limit), Reader(dict(columns), answers), None if unusable == "drop" else frozenset())
+    reader = Reader(dict(columns), answers, repeated_prompt)
+    split = split_of(rows(files, limit), reader, None if unusable == "drop" else frozenset())
     where = names(file.name for file in files)
     if not split.rows:
         raise ConfigError(f"{where}: the file is empty; give it at least one row.")

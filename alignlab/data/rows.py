@@ -46,6 +46,8 @@ NO_TURNS = (
     "prompt and conversation differ",
 )
 """Reasons for which a conversation is no pair of answers to one prompt."""
+REPEATED = {"keep": "answers that repeat their prompt", "cut": "answers whose repeated prompt was cut"}
+"""What is noted of a row whose answers all begin with its prompt."""
 TRUE = {"true": "good", "false": "bad"}
 
 Answer = tuple[tuple[Turn, ...], str]
@@ -55,11 +57,12 @@ Answer = tuple[tuple[Turn, ...], str]
 @dataclass
 class Reader:
     """Rows to records. `columns`: field -> column, read before the usual names (COLUMNS). `answers`: of a conversation, the
-    `last` answer is the response, or `all` of them, each a record. `frame`: how a plain text writes a question. `notes`: what
-    was changed in rows that were kept."""
+    `last` answer is the response, or `all` of them, each a record. `repeated_prompt`: `keep` or `cut` a prompt with which all
+    answers of its row begin. `frame`: how a plain text writes a question. `notes`: what was changed in rows that were kept."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     answers: str = "last"
+    repeated_prompt: str = "keep"
     frame: str | None = None
     seen: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -73,8 +76,9 @@ class Reader:
         if self._value(fields, "response") is not None:
             before, text = _answer(self._take(fields, "response"), "response", row)
             prompt = self._prompt(row, _joined(row, self._opening(row, fields, before), before))
-            self._note_repeated(prompt, (text,))
-            return (Record(row, prompt, (self._response(row, fields, _filled(text, "response", row)),)),)
+            (text,), repeated = self._without_prompt(row, prompt, (_filled(text, "response", row),))
+            self._note(prompt, (text,), repeated)
+            return (Record(row, prompt, (self._response(row, fields, text),)),)
         if self._value(fields, "messages") is not None:
             return self._conversation(row, fields)
         found = names(fields)
@@ -109,12 +113,13 @@ class Reader:
             prompt, better, *texts = _dialogues(row, better, *texts)
             if turns:
                 prompt = Dialogue(f"{turns[0].text}{prompt}", (*turns, *(prompt.turns if isinstance(prompt, Dialogue) else ())))
+        (better, *texts), repeated = self._without_prompt(row, prompt, (better, *texts))
         kept = [text for text in texts if text != better]
         if not kept:
             raise UnusableRowError(f"{row}: chosen and rejected are the same text; remove the row.", SAME)
         self.notes["rejected answers equal to the chosen one left out"] += len(texts) - len(kept)
         self.notes["with several rejected answers, each a pair"] += len(kept) > 1
-        self._note_repeated(prompt, (better, *kept))
+        self._note(prompt, (better, *kept), repeated)
         return tuple(
             Record.pair(f"{row}/{number}" if number > 1 else row, prompt, better, worse) for number, worse in enumerate(kept, 1)
         )
@@ -208,10 +213,18 @@ class Reader:
         label, score = self._take(fields, "label"), self._take(fields, "score")
         return Response(text, _label(label, row), _score(score, row), attributes)
 
-    def _note_repeated(self, prompt: str, answers: Sequence[str]) -> None:
-        asked = (prompt.turns[-1].text if isinstance(prompt, Dialogue) else prompt).strip()
-        repeated = " " in asked and all(answer.lstrip().startswith(asked) for answer in answers)
-        self.notes["answers that repeat their prompt"] += repeated
+    def _without_prompt(self, row: str, prompt: str, answers: Sequence[str]) -> tuple[Sequence[str], bool]:
+        """The answers, and whether all of them repeat their prompt, or its last question; under `cut`, without it."""
+        last = prompt.turns[-1].text if isinstance(prompt, Dialogue) else prompt
+        asked = next((text for text in (prompt.strip(), last.strip()) if all(_repeats(each, text) for each in answers)), None)
+        if asked is None or self.repeated_prompt == "keep":
+            return answers, asked is not None
+        parts = [each.partition(asked) for each in answers]
+        return [_filled(indent + rest.lstrip(), "an answer behind its prompt", row) for indent, _, rest in parts], True
+
+    def _note(self, prompt: str, answers: Sequence[str], repeated: bool) -> None:
+        """Counts repeated prompts, and what a chat template makes of turns that a text names."""
+        self.notes[REPEATED[self.repeated_prompt]] += repeated
         if prompt.endswith(MARKER):
             further = any(TURN.search(answer) for answer in answers)
             self.notes["answers with a further turn behind them, which a chat template leaves out"] += further
@@ -316,6 +329,12 @@ def _filled(value: str, key: str, row: str) -> str:
         what = "a prompt is empty" if key == "prompt" else EMPTY
         raise UnusableRowError(f"{row}: {key!r} is empty; remove the row or give it a text.", what)
     return clean(value, key, row)
+
+
+def _repeats(answer: str, asked: str) -> bool:
+    """Whether an answer begins with a prompt of several words, at the end of a word."""
+    said, beyond = answer.lstrip(), answer.lstrip()[len(asked) :]
+    return " " in asked and said.startswith(asked) and not (asked[-1].isalnum() and beyond[:1].isalnum())
 
 
 def _sides(others: Sequence[str]) -> list[str]:

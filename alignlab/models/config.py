@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from alignlab.errors import ConfigError
 from alignlab.files import content_keys, hub_commit
 from alignlab.models.kinds import KINDS, kind_of
-from alignlab.registry import one_of, text
+from alignlab.registry import one_of, path, text
 
 EMBEDDED = Path(__file__).parent / "tiny"
 DECISIVE = (
@@ -59,7 +59,7 @@ class ModelConfig:
     name: str
     kind: Annotated[str | None, one_of(*KINDS)]
     source: Annotated[str, one_of("embedded", "folder", "hub")]
-    path: str | None
+    path: Annotated[str | None, path()]
     revision: str | None
     dtype: Annotated[str, one_of("float32", "bfloat16", "float16")]
     attention: str

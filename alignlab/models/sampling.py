@@ -8,6 +8,9 @@ from typing import Annotated
 from alignlab.errors import ConfigError
 from alignlab.registry import check_fields, number
 
+COLDEST = 1e-3
+"""The lowest temperature above 0; what is drawn at it is the likeliest token already."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,13 +30,15 @@ class Sampling:
     top_p: Annotated[float, number(above=0, maximum=1)]
     top_k: Annotated[int, number(minimum=0)] = 0
     min_p: Annotated[float, number(minimum=0, below=1)] = 0.0
-    repetition_penalty: Annotated[float, number(above=0)] = 1.0
+    repetition_penalty: Annotated[float, number(minimum=0.01, maximum=100)] = 1.0
     no_repeat_ngram_size: Annotated[int, number(minimum=0)] = 0
     stop: tuple[str, ...] = ()
-    beams: Annotated[int, number(minimum=1)] = 1
+    beams: Annotated[int, number(minimum=1, maximum=1000)] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if 0 < self.temperature < COLDEST:
+            raise ConfigError(f"temperature={self.temperature:g} must be 0, or at least {COLDEST}: logits are divided by it.")
         if self.no_repeat_ngram_size == 1:
             raise ConfigError("no_repeat_ngram_size=1 must be 0, or at least 2.")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):

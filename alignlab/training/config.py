@@ -11,6 +11,8 @@ from alignlab.registry import number, one_of, random_seed
 
 NOT_FOR_VALIDATION = ("train", "test", "labelled", "labelled_test", "rm", "ppo", "corpus")
 """Splits that are trained on, or that the report is for."""
+MOST_EPOCHS, MOST_STEPS, LARGEST_BATCH = 100_000, 10_000_000, 1_000_000
+"""Of a stage, whose batches are all planned before its first step."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class FitConfig:
     """One training stage. `epochs` or `steps`: exactly one, the other null. `batch`: groups (rows or pairs) per optimiser
     step. `max_grad_norm` 0: no clipping. `loss_on`: response | all (the prompt counts too)."""
 
-    epochs: Annotated[float | None, number(above=0, either="steps")]
-    steps: Annotated[int | None, number(minimum=1)]
-    batch: Annotated[int, number(minimum=1)]
+    epochs: Annotated[float | None, number(above=0, maximum=MOST_EPOCHS, either="steps")]
+    steps: Annotated[int | None, number(minimum=1, maximum=MOST_STEPS)]
+    batch: Annotated[int, number(minimum=1, maximum=LARGEST_BATCH)]
     learning_rate: Annotated[float, number(above=0)]
     schedule: Annotated[str, one_of("linear", "cosine", "constant", "constant_with_warmup")]
     warmup_fraction: Annotated[float, number(minimum=0, below=1)]
@@ -71,7 +73,7 @@ class ValidationConfig:
     seed: Annotated[int, random_seed()]
     rows: Annotated[int, number(minimum=2)]
     every_steps: Annotated[int | None, number(minimum=1, either="every_epochs")]
-    every_epochs: Annotated[float | None, number(above=0)]
+    every_epochs: Annotated[float | None, number(minimum=1e-4)]
     stages: list[str] | None
 
     def check(self, where: str) -> None:
@@ -106,7 +108,7 @@ class TrainerConfig:
     keep_checkpoints: Annotated[int, number(minimum=2, note="the last good one stays until the next is complete")]
     keep_optimizer: bool
     log_every_steps: Annotated[int, number(minimum=1)]
-    threads: Annotated[int | None, number(minimum=1)]
+    threads: Annotated[int | None, number(minimum=1, maximum=8192)]
     extra: dict[str, Any]
     validation: ValidationConfig | None
 

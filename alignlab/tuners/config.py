@@ -10,7 +10,7 @@ from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
 from alignlab.files import content_keys
 from alignlab.models.config import Shape
-from alignlab.registry import names, number, one_of, text
+from alignlab.registry import names, number, one_of, path, rank, text
 
 EDITS = ("both", "scale", "shift")
 STARTS = ("identity", "random")
@@ -19,6 +19,8 @@ FORMS = ("text", "token", "soft_prompt", "lora")
 STARTS_OF_PROMPTS = ("text", "vocabulary", "random")
 MOST_BLOCKS = 3
 """Blocks that CLM adds at most; its paper's table 7 ends there."""
+MOST_VECTORS = 10_000
+"""Vectors of a soft prompt at most."""
 EVERY_SECOND_FROM = 16
 """Blocks of the smallest backbone in which layers chosen by depth leave out every second one."""
 
@@ -83,7 +85,7 @@ class LoraConfig(TunerConfig):
     """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps, or one pattern; empty means all of them
     but the head, null peft's own choice for the architecture, usually queries and values."""
 
-    rank: Annotated[int, number(minimum=1)]
+    rank: Annotated[int, rank()]
     alpha: Annotated[float, number(above=0)]
     dropout: Annotated[float, number(minimum=0, below=1)]
     targets: Annotated[Any, names()]
@@ -129,7 +131,7 @@ class DeraConfig(TunerConfig):
     """Two models mixed at the logits: the backbone, and an aligned one. `aligned`: folder of a checkpoint of the same
     architecture, or null for the backbone's own weights, which a method then trains."""
 
-    aligned: str | None
+    aligned: Annotated[str | None, path()]
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a folder without a safetensors checkpoint."""
@@ -234,7 +236,7 @@ class EmbeddedFormConfig(FormConfig):
     """Vectors in the text. `length`: how many per class. `init`: text (embeddings of the phrase, repeated or cut) | vocabulary
     (of drawn tokens) | random. `placeholders`: an unused id per class, null = found."""
 
-    length: Annotated[int, number(minimum=1)]
+    length: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
     init: Annotated[str, one_of(*STARTS_OF_PROMPTS)]
     placeholders: Annotated[list[int] | None, number(minimum=0, unique=True, note="each class needs its own")]
 
@@ -243,7 +245,7 @@ class EmbeddedFormConfig(FormConfig):
 class LoraFormConfig(FormConfig):
     """A LoRA per class, scaled by `alpha` / `rank`. `targets`: names of linear maps; empty means queries and values."""
 
-    rank: Annotated[int, number(minimum=1)]
+    rank: Annotated[int, rank()]
     alpha: Annotated[float, number(above=0)]
     dropout: Annotated[float, number(minimum=0, below=1)]
     targets: list[str]

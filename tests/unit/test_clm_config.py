@@ -122,7 +122,7 @@ def test_a_tuner_that_can_be_built_passes(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sft": fit_config(batch=0)}, r"method\.sft\.batch=0 must be at least 1\."),
+        ({"sft": fit_config(batch=0)}, r"method\.sft\.batch=0 must be at least 1 and at most 1000000\."),
         ({"sft": fit_config(epochs=1.0)}, r"method\.sft: give epochs or steps"),
         ({"prefer": fit_config(loss_on="all")}, r"method\.prefer\.loss_on must be response"),
         ({"reference": "sft"}, r"method\.reference='sft' is not known; choose one of base, start, none, model:PATH\."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.methods.config import MethodConfig
-from alignlab.registry import number, one_of, random_seed
+from alignlab.registry import number, one_of, random_seed, rank
 from alignlab.training.config import FitConfig
 from alignlab.tuners.config import LayersConfig
 
@@ -20,7 +20,7 @@ STAGES = ["sft", "instruct", "dispreferred", "preferred", "shift", "fit"]
 class UpdateConfig:
     """A LoRA on queries and values of every block, by which `preferred` and `dispreferred` are trained."""
 
-    rank: Annotated[int, number(minimum=1)]
+    rank: Annotated[int, rank()]
     alpha: Annotated[float, number(above=0)]
     dropout: Annotated[float, number(minimum=0, below=1)]
 

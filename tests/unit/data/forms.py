@@ -33,6 +33,7 @@ def config(path: Path, **changes: Any) -> JsonlConfig:
         "test": "test*",
         "columns": {},
         "answers": "last",
+        "repeated_prompt": "keep",
         "test_share": 0.25,
         "split_seed": 0,
         "unusable_pairs": "error",

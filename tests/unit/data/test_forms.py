@@ -243,6 +243,30 @@ def test_equal_answers_are_left_out_and_counted_and_repetitions_named(tmp_path: 
     assert test.notes == {**train.notes, "that stand in the training split too": 3}
 
 
+def test_a_prompt_that_all_answers_repeat_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Why is it?", "chosen": "Why is it? So.", "rejected": ["Why is it?\nNo.", " Why is it? Not."]},
+        {"prompt": "Why is it?", "chosen": "Why is it? So.", "rejected": "No."},
+        {"prompt": "What is a", "chosen": "What is a yam?", "rejected": "What is art?"},
+        {"prompt": [user("a"), assistant("b"), user("Why is it?")], "response": "Why is it? So."},
+        {"prompt": "Why is it?", "chosen": "Why is it? So.", "rejected": "Why is it?  So."},
+        {"prompt": "Why is it?", "response": "Why is it?"},
+    ]
+    settings = {"repeated_prompt": "cut", "unusable_pairs": "drop"}
+
+    split = split_of(tmp_path, *rows, **settings)
+
+    assert told(split) == [
+        ("Why is it?", "So.", "No."),
+        ("Why is it?", "So.", " Not."),
+        ("Why is it?", "Why is it? So.", "No."),
+        ("What is a", "What is a yam?", "What is art?"),
+        ("Human: a\n\nAssistant: b\n\nHuman: Why is it?\n\nAssistant: ", "So."),
+    ]
+    assert split.notes["answers whose repeated prompt was cut"] == 2
+    assert split.left_out == {"both answers are the same": 1, "an answer is empty": 1}
+
+
 def test_backups_pipes_and_further_forms_are_named_and_not_read(tmp_path: Path) -> None:
     folder = written(tmp_path, TEXTS)
     WRITERS[".jsonl.gz"](folder / "train.jsonl.gz", TEXTS)

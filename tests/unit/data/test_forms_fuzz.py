@@ -94,6 +94,7 @@ def read_all(folder: Path, changes: dict[str, Any]) -> dict[str, Split]:
         {
             "unusable_pairs": st.sampled_from(["error", "drop", "drop"]),
             "answers": st.sampled_from(["last", "all"]),
+            "repeated_prompt": st.sampled_from(["keep", "cut"]),
             "columns": st.just({})
             | st.dictionaries(st.sampled_from(sorted(COLUMNS)), st.sampled_from(["id", "prompt", "output"]), max_size=1),
         }

@@ -41,6 +41,7 @@ def config(path: Path | None, **changes: Any) -> JsonlConfig:
         "test": "test*",
         "columns": {},
         "answers": "last",
+        "repeated_prompt": "keep",
         "test_share": 0.1,
         "split_seed": 0,
         "unusable_pairs": "error",

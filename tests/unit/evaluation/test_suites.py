@@ -215,7 +215,7 @@ def test_without_its_metric_there_is_no_headline() -> None:
         ({"top_k": -1}, r"evaluation\.top_k=-1 must be at least 0"),
         ({"min_p": 1.0}, r"evaluation\.min_p=1.0 must be at least 0 and below 1"),
         ({"min_p": math.nan}, r"evaluation\.min_p=nan must be"),
-        ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be above 0"),
+        ({"repetition_penalty": 0.0}, r"evaluation\.repetition_penalty=0.0 must be at least 0.01"),
         ({"no_repeat_ngram_size": 1}, r"evaluation\.no_repeat_ngram_size=1 must be 0, or at least 2"),
         ({"stop": [".", " ", ""]}, r"evaluation\.stop=.* must be a list of texts, none of them empty"),
         ({"beams": 0}, r"evaluation\.beams=0 must be at least 1"),

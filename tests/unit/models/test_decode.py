@@ -301,7 +301,7 @@ def test_a_streamer_follows_one_answer_without_beams(llama: Backbone, prompts: l
     ("more", "sentence"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf must be a finite number, above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf must be a finite number, at least 0.01"),
         ({"stop": "The end."}, "stop='The end.' must be a list of texts"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_job_that_is_refused_has_its_sentence_and_leaves_the_others_alone(tmp_
 
     assert [bool(each.job.refused) for each in jobs] == [False, True, True, True, False]
     assert [each.pending for each in jobs] == [True, False, False, False, True]
-    assert jobs[1].job.refused == "method.fit.batch=0 must be at least 1."
+    assert jobs[1].job.refused == "method.fit.batch=0 must be at least 1 and at most 1000000."
     assert "oops" in jobs[2].job.refused
     assert jobs[3].job.refused.startswith("method.fit.batch='x' must be a whole number")
     assert all(len(each.job.refused.splitlines()) == 1 for each in jobs[1:4])

@@ -148,7 +148,7 @@ def test_refused_jobs_are_told_where_the_others_were_only_submitted(
 
     said = said_by(capsys)
     assert any(line.endswith(": 1 jobs submitted, 1 failed, 0 skipped (done before)") for line in said)
-    assert any("method.fit.batch=0 must be at least 1." in line for line in said)
+    assert any("method.fit.batch=0 must be at least 1 and at most 1000000." in line for line in said)
 
 
 def test_a_seed_that_the_table_does_not_name_is_an_extra_one(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_plan_lists_every_job_and_leaves_nothing(tmp_path: Path, capsys: pytes
     assert task.started == []
     assert sorted(tmp_path.rglob("*")) == before
     assert "4 jobs (1 done, 2 refused, 1 to run); 60 optimiser steps to make" in said[0]
-    assert any("method.fit.batch=0 must be at least 1." in line for line in said)
+    assert any("method.fit.batch=0 must be at least 1" in line for line in said)
 
 
 def test_a_value_that_is_named_twice_is_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

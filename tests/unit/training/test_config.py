@@ -15,8 +15,8 @@ from tests.unit.conftest import checked, fit_config, trainer_config
     [
         ({"steps": None}, "method.fit: give epochs or steps"),
         ({"epochs": 1.0}, "method.fit: give epochs or steps"),
-        ({"steps": 0}, "method.fit.steps=0 must be at least 1, or null"),
-        ({"steps": None, "epochs": 0.0}, "method.fit.epochs=0.0 must be above 0, or null"),
+        ({"steps": 0}, "method.fit.steps=0 must be at least 1 and at most 10000000, or null"),
+        ({"steps": None, "epochs": 0.0}, "method.fit.epochs=0.0 must be above 0 and at most 100000, or null"),
         ({"batch": 0}, "method.fit.batch=0 must be at least 1"),
         ({"learning_rate": 0.0}, "method.fit.learning_rate=0.0 must be above 0"),
         ({"learning_rate": float("nan")}, "method.fit.learning_rate=nan must be a finite number, above 0"),
@@ -54,7 +54,7 @@ def test_steps_of_ten_groups(changes: dict[str, Any], steps: int) -> None:
         ({"pass_gib": 0.0}, "trainer.pass_gib=0.0 must be above 0"),
         ({"pass_gib": float("nan")}, "trainer.pass_gib=nan must be a finite number"),
         ({"pass_gib": float("inf")}, "trainer.pass_gib=inf must be a finite number"),
-        ({"threads": 0}, "trainer.threads=0 must be at least 1, or null"),
+        ({"threads": 0}, "trainer.threads=0 must be at least 1 and at most 8192, or null"),
     ],
 )
 def test_a_trainer_that_cannot_run_is_refused(changes: dict[str, Any], sentence: str) -> None:

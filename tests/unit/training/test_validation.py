@@ -323,8 +323,11 @@ def test_the_steps_that_are_measured(changes: dict[str, Any], expected: set[int]
         ),
         ({"every_steps": None}, "give every_steps or every_epochs, and null for the other"),
         ({"every_steps": 0}, "trainer.validation.every_steps=0 must be at least 1, or null."),
-        ({"every_steps": None, "every_epochs": math.inf}, "every_epochs=inf must be a finite number, above 0, or null."),
-        ({"every_steps": None, "every_epochs": 0.0}, "every_epochs=0.0 must be above 0, or null."),
+        (
+            {"every_steps": None, "every_epochs": math.inf},
+            "every_epochs=inf must be a finite number, at least 0.0001",
+        ),
+        ({"every_steps": None, "every_epochs": 0.0}, "every_epochs=0.0 must be at least 0.0001, or null."),
         ({"rows": 1}, "trainer.validation.rows=1 must be at least 2."),
         ({"seed": -1}, "trainer.validation.seed=-1 must be at least 0 and at most 4294967295."),
         ({"share": 1.0}, "share=1.0 must be above 0 and below 1, or null: a share of the training records."),
