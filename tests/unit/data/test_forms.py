@@ -256,7 +256,7 @@ def test_a_prompt_that_all_answers_repeat_is_cut_where_that_is_asked_for(tmp_pat
 
     split = split_of(tmp_path, *rows, **settings)
 
-    assert told(split) == [
+    assert texts(split) == [
         ("Why is it?", "So.", "No."),
         ("Why is it?", "So.", " Not."),
         ("Why is it?", "Why is it? So.", "No."),
