@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -312,6 +313,7 @@ def test_a_run_is_planned_or_refused_in_a_sentence(name: str, tmp_path: Path) ->
     config.get_text_config().vocab_size = len(CODEC.tokenizer)
     config.save_pretrained(tmp_path)
     CODEC.tokenizer.save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")  # a plan reads no weights, but refuses a folder that has none
     words = ("tuner=lora", "model=local", f"model.path={tmp_path}", "data.max_tokens=64", "data.too_long=cut_prompt_left")
 
     planned = done_or_refused("lora plan", name, lambda: make_plan(parse(composed(tmp_path, "dpo", *words))))
