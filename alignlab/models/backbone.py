@@ -167,7 +167,7 @@ def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedM
         with torch.device("meta"):
             model: PreTrainedModel = kind.auto.from_config(architecture, attn_implementation=config.attention)
     except (ImportError, ValueError) as error:
-        why = str(error).partition("\n")[0].rstrip(".")
+        why = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise ModelError(
             f"model={config.name} cannot be built with model.attention={config.attention} ({why}); take sdpa or eager."
         ) from error

@@ -314,7 +314,15 @@ def test_a_run_is_planned_or_refused_in_a_sentence(name: str, tmp_path: Path) ->
     config.save_pretrained(tmp_path)
     CODEC.tokenizer.save_pretrained(tmp_path)
     save_file({}, tmp_path / "model.safetensors")  # a plan reads no weights, but refuses a folder that has none
-    words = ("tuner=lora", "model=local", f"model.path={tmp_path}", "data.max_tokens=64", "data.too_long=cut_prompt_left")
+    attention = "model.attention=eager"  # some of them have no other
+    words = (
+        "tuner=lora",
+        "model=local",
+        f"model.path={tmp_path}",
+        attention,
+        "data.max_tokens=64",
+        "data.too_long=cut_prompt_left",
+    )
 
     planned = done_or_refused("lora plan", name, lambda: make_plan(parse(composed(tmp_path, "dpo", *words))))
 
