@@ -120,8 +120,8 @@ class Fluency:
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], dict[int, str]]:
-        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none. And
-        the texts that have no such number, by their place, with the reason."""
+        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none.
+        And the texts that have no such number, by their place, with the reason."""
         policy = self._context.policy
         left_out: dict[int, str] = {}
         groups: dict[int, EncodedGroup] = {}
