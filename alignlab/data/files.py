@@ -282,3 +282,16 @@ def _brief(error: BaseException) -> str:
     """The first line of what an error says."""
     said = str(error).strip()
     return said.splitlines()[0][:200] if said else type(error).__name__
+
+
+def clean(value: str, key: str, row: str) -> str:
+    """The text; raises UnusableRowError for one that no tokenizer takes: with NUL, or half of a surrogate pair."""
+    if "\0" in value:
+        raise UnusableRowError(f"{row}: {key!r} holds a NUL character; mend or remove the row.", "a NUL character in a text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            sentence = f"{row}: {key!r} holds half of a surrogate pair; mend or remove the row."
+            raise UnusableRowError(sentence, "half of a surrogate pair in a text") from None
+    return value

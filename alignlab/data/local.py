@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from alignlab.data.config import FilesConfig, JsonlConfig, TextClassificationConfig
-from alignlab.data.files import find, form_of, names, read, rows
+from alignlab.data.files import clean, find, form_of, names, read, rows
 from alignlab.data.halves import held_out_rows
-from alignlab.data.rows import Reader, clean, split_of
+from alignlab.data.rows import Reader, split_of
 from alignlab.data.source import Origin, Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.files import content_keys

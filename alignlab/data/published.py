@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from alignlab.data.config import FramedConfig, HhConfig, HubConfig, SummariesConfig
-from alignlab.data.files import Row, read, rows
+from alignlab.data.files import Row, clean, read, rows
 from alignlab.data.local import of_files
-from alignlab.data.rows import DIFFER, EMPTY, NO_TURNS, SAME, Reader, clean, split_of, text
+from alignlab.data.rows import DIFFER, EMPTY, NO_TURNS, SAME, Reader, split_of, text
 from alignlab.data.source import Origin, Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Record

@@ -11,7 +11,7 @@ from itertools import pairwise
 from reprlib import repr as brief
 from typing import Any
 
-from alignlab.data.files import Row, names
+from alignlab.data.files import Row, clean, names
 from alignlab.data.source import Origin, Split
 from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Dialogue, Record, Response, Turn
@@ -276,12 +276,6 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
     return Split(tuple(records), dict(left_out), rows=count, notes=notes, origin=origin)
 
 
-def dialogue_pair(row: str, chosen: str, rejected: str) -> Record:
-    """A record from two dialogues; raises UnusableRowError where their prompts differ or an answer is missing."""
-    prompt, answer, other_answer = _dialogues(row, chosen, rejected)
-    return Record.pair(row, prompt, answer, other_answer)
-
-
 def spoken(text: str) -> tuple[Turn, ...]:
     """The turns of a text that names its speakers, from its first `Human:` to an `Assistant:` that is to go on; what stands in
     front is the system's, and turns of one speaker in a row are one. None in any other text."""
@@ -309,19 +303,6 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{row}: {key!r} must be a text but is {type(value).__name__}; the line has {names(fields)}.")
     return _filled(value, key, row)
-
-
-def clean(value: str, key: str, row: str) -> str:
-    """The text; raises UnusableRowError for one that no tokenizer takes: with NUL, or half of a surrogate pair."""
-    if "\0" in value:
-        raise UnusableRowError(f"{row}: {key!r} holds a NUL character; mend or remove the row.", "a NUL character in a text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            sentence = f"{row}: {key!r} holds half of a surrogate pair; mend or remove the row."
-            raise UnusableRowError(sentence, "half of a surrogate pair in a text") from None
-    return value
 
 
 def _filled(value: str, key: str, row: str) -> str:

@@ -173,8 +173,8 @@ def _refuse_head_alone(config: LoraConfig, model: PreTrainedModel) -> None:
         names = matched(model, [target], "tuner.targets", (*LINEAR, nn.Embedding))
         if all(re.fullmatch(str(head), name) for name in names):
             raise ConfigError(
-                f"tuner.targets: {target!r} names {names[0]}, the new head, which is trained whole and takes no update; leave"
-                " it out."
+                f"tuner.targets: {target!r} names {names[0]}, the new head, which is trained whole and takes no update;"
+                " leave it out."
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignlab.data.files import read
-from alignlab.data.rows import Reader, dialogue_pair, said, spoken, text
+from alignlab.data.rows import Reader, said, spoken, text
 from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Record, Response, Turn
 
@@ -118,22 +118,29 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 def test_two_dialogues_share_everything_up_to_the_last_answer() -> None:
     start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
 
-    record = dialogue_pair("row", start + " yes", start + " no")
+    (record,) = Reader().records("row", {"chosen": start + " yes", "rejected": start + " no"})
 
     assert record == Record.pair("row", start, " yes", " no")
 
 
 def test_dialogues_with_different_prompts_are_no_pair() -> None:
     with pytest.raises(UnusableRowError, match="row: the prompts of chosen and rejected differ") as error:
-        dialogue_pair("row", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: x\n\nAssistant: b")
+        Reader().records("row", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: x\n\nAssistant: b"})
 
     assert error.value.reason == "prompts of the pair differ"
 
 
-@pytest.mark.parametrize("dialogue", ["no marker", "\n\nHuman: a\n\nAssistant: ", ""])
-def test_a_dialogue_without_a_last_answer_is_refused(dialogue: str) -> None:
-    with pytest.raises(DataError, match="row: no answer behind the last 'Assistant:'"):
-        dialogue_pair("row", dialogue, "\n\nHuman: a\n\nAssistant: b")
+@pytest.mark.parametrize(
+    ("dialogue", "sentence"),
+    [
+        ("no marker", "row: needs a 'prompt', or dialogues with 'Assistant:'"),
+        ("\n\nHuman: a\n\nAssistant: ", "row: no answer behind the last 'Assistant:'"),
+        ("", "row: needs a 'prompt', or dialogues with 'Assistant:'"),
+    ],
+)
+def test_a_dialogue_without_a_last_answer_is_refused(dialogue: str, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        Reader().records("row", {"chosen": dialogue, "rejected": "\n\nHuman: a\n\nAssistant: b"})
 
 
 ONE, TWO = Turn("user", "a"), (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
