@@ -55,9 +55,11 @@ class Response:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What a text can be told to be: one of `names`, or a number where there are no names."""
+    """What a text can be told to be: one of `names`, or a number where there are no names. `numbers`: the names are numbers, so
+    that it counts how far off an answer is."""
 
     names: tuple[str, ...]
+    numbers: bool = False
 
 
 @dataclass(frozen=True)
