@@ -65,7 +65,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def headline(rows: Sequence[Row]) -> Row | None:
-    """The first suite's main metric at the strength nearest to 1."""
+    """The first suite's main metric at the strength nearest to 1; None where it was not measured."""
     for row in sorted(rows, key=lambda row: abs(row.strength - 1)):
         if row.suite == rows[0].suite and row.metric == METRICS[row.suite][0]:
             return row

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ def bootstrap(metric: str, values: Sequence[float], show: Callable[[float], floa
     result = resample((array,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=generator)
     interval = result.confidence_interval
     return Measurement(metric, show(mean), len(array), show(float(interval.low)), show(float(interval.high)))
+
+
+def resampled(metric: str, items: int, statistic: Callable[[Places], float]) -> Measurement:
+    """A number that belongs to all items together, with its percentile bootstrap interval over items. `statistic`: places of
+    items, each drawn any number of times -> the number of those; NaN where they have none, which the interval leaves out."""
+    value = statistic(np.arange(items))
+    generator = np.random.default_rng(0)
+    drawn = np.array([statistic(generator.integers(items, size=items)) for _ in range(RESAMPLES)] if items > 1 else [value])
+    drawn = drawn[~np.isnan(drawn)]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail)) if len(drawn) else (value, value)
+    return Measurement(metric, value, items, float(low), float(high))
 
 
 def share(metric: str, values: Sequence[float]) -> Measurement:

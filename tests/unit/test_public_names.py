@@ -21,7 +21,7 @@ CHOICES = {
     "method": "clm coh dpo evaluate meet pretrain rahf red sft",
     "tuner": "bitfit blocks clm control dera full ia3 lora lora_lower red",
     "model": "gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback ultrafeedback_cleaned",
+    "data": "e2e_nlg glue hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback ultrafeedback_cleaned",
     "control": "dial grid lora prefixes soft_prompt text token trained",
     "evaluation": "full off quick",
     "trainer": "deepspeed default fsdp validated",
@@ -33,7 +33,9 @@ SUITES = {
     "preference": "accuracy accuracy_per_token reward_accuracy reward_margin",
     "fluency": "distinct_2 perplexity repetition_4 words",
     "classes": "class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
-    "classification": "accuracy nats squared_error",
+    "classification": "accuracy f1 matthews nats pearson spearman squared_error",
+    "nlg": "bleu cider meteor nist rouge_l",
+    "reward_pairs": "accuracy margin reward",
 }
 COMMANDS = {
     "status": "name --runs",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from alignlab.evaluation.statistics import Measurement, bootstrap, share
+from alignlab.evaluation.statistics import Measurement, bootstrap, resampled, share
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -70,3 +70,15 @@ def test_a_scale_is_applied_to_the_mean_and_to_both_ends() -> None:
     assert (measured.value, measured.low, measured.high) == pytest.approx(
         (math.exp(nats.value), math.exp(nats.low), math.exp(nats.high))
     )
+
+
+def test_a_number_of_all_items_has_the_interval_of_redrawn_items() -> None:
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+
+    whole = resampled("mean", 8, lambda places: float(values[places].mean()))
+    alike = resampled("mean", 8, lambda places: 0.25)
+
+    assert (whole.value, whole.n) == (0.625, 8)
+    # the mean's own bootstrap, by another generator: both ends lie on the grid of eighths
+    assert (whole.low, whole.high) == (0.25, 1.0)
+    assert (alike.value, alike.low, alike.high) == (0.25, 0.25, 0.25)
