@@ -122,7 +122,9 @@ def _rows_of(split: str, config: GlueConfig, every: Callable[[bool], Rows]) -> R
             return every(False)
         whole = every(True)
         if len(whole) <= HELD_OUT:
-            raise DataError(f"task {config.task} has {len(whole)} training rows, and {HELD_OUT} are held out; give all of them.")
+            raise DataError(
+                f"task {config.task} has {len(whole)} training rows, and {HELD_OUT} are held out; give all of them."
+            )
         validation, train = _drawn(len(whole), config.split_seed, HELD_OUT)
         return [whole[place] for place in (validation if split == "validation" else sorted(train))]
     if split == "train":
@@ -141,7 +143,9 @@ def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
     for row, fields in rows:
         missing = next((column for column in wanted if column not in fields), None)
         if missing is not None:
-            raise DataError(f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields)}); look at the file.")
+            raise DataError(
+                f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields)}); look at the file."
+            )
         texts = ["" if fields[column] is None else str(fields[column]) for column in task.texts]
         told = _told(fields["label"], config, task, labels, row)
         if told is None:

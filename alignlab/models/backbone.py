@@ -154,6 +154,8 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
         model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)
     model.eval()
+    if kind.scores_classes and model.config.pad_token_id is None:
+        model.config.pad_token_id = codec.pad  # a decoder that classifies reads the last token that is none
     backbone = Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
     log.info("%s: logits by %s", backbone.name, backbone.abilities.cut.name)
     return backbone
@@ -207,7 +209,9 @@ def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
 
 def _fit_head(config: ModelConfig, architecture: Any, labels: LabelSet | None) -> None:
     """A classifier's head as wide as the data's labels. Raises ModelError where the checkpoint's own head has another width."""
-    if labels is None or not KINDS[config.found_kind].new_head:
+    kind = KINDS[config.found_kind]
+    labels = LabelSet(()) if kind.one_output else labels
+    if labels is None or not kind.new_head:
         return
     wanted = max(1, len(labels.names))
     has_head = any(str(name).endswith("ForSequenceClassification") for name in architecture.architectures or ())

@@ -35,7 +35,7 @@ class TemplateConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone. `kind`: causal | seq2seq | classifier, null = as its config.json says (of the hub: causal until it is known).
+    """A backbone. `kind`: causal | seq2seq | classifier | reward, null = as its config.json says (of the hub: causal until it is known).
     `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
 
     name: str

@@ -33,7 +33,13 @@ def one_file(folder: str, file: str, *more: str) -> tuple[str, ...]:
 
 
 def two_files(folder: str, train: str, test: str, *more: str) -> tuple[str, ...]:
-    return "data=text_classification", f"data.path={{shared}}/data/{folder}", f"data.train={train}*", f"data.test={test}*", *more
+    return (
+        "data=text_classification",
+        f"data.path={{shared}}/data/{folder}",
+        f"data.train={train}*",
+        f"data.test={test}*",
+        *more,
+    )
 
 
 SETS = {
@@ -76,7 +82,15 @@ def test_pairs_of_texts_train_a_classifier_that_is_measured(shared: Path, tmp_pa
     with initialize_config_dir(str(CONF), version_base="1.3"):
         raw = compose(
             "run",
-            ["model=tiny_roberta", "method=sft", "tuner=red", "tracking=off", *overrides, "data.limit=64", "data.max_tokens=128"]
+            [
+                "model=tiny_roberta",
+                "method=sft",
+                "tuner=red",
+                "tracking=off",
+                *overrides,
+                "data.limit=64",
+                "data.max_tokens=128",
+            ]
             + ["method.fit.steps=2", "method.fit.batch=8", "control=trained", f"folder={tmp_path}/run", "trainer.device=cpu"],
         )
     run(raw)
