@@ -65,7 +65,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     turned = [row for row in rows if row.control == plan.points[-1].control]
     if config.control.figure and config.control.strengths and turned:
         figures.append(draw_dial(turned, session.folder / "dial.png"))
-    session.tracker.results([asdict(row) for row in rows], figures)
+    session.tracker.results([row.plain for row in rows], figures)
     return made
 
 

@@ -132,8 +132,8 @@ class HubConfig(FilesConfig):
 @dataclass
 class GlueConfig(HubConfig):
     """One of GLUE's tasks. `path`: a folder with the files of this task. `protocol`: how the labelled rows that are not trained
-    on become a validation and a test split, clean | t5; `split_seed` draws them. `answers`: the classes are told by their names,
-    or as T5 is asked (arXiv 2402.15179, appendix B.3) by their numbers, a similarity with one decimal."""
+    on become a validation and a test split, clean | t5; `split_seed` draws them. `answers`: classes are told by their names, or
+    as T5 is asked (arXiv 2402.15179, appendix B.3) by their numbers, a similarity with one decimal."""
 
     task: Annotated[str, one_of(*GLUE_ROWS)]
     protocol: Annotated[str, one_of("clean", "t5")]
@@ -153,8 +153,8 @@ class GlueConfig(HubConfig):
 @dataclass
 class E2eConfig(HubConfig):
     """E2E NLG: what to say of a restaurant, and what people wrote. `path`: the release's archive, or a folder with its files.
-    `validation`: as `train` and `test`. `linearisation` of what is to be said: raw, as it is written, `name[Aromi], area[city]`;
-    or fields, `name : Aromi | area : city`."""
+    `validation`: as `train` and `test`. `linearisation` of what is to be said: raw, as it stands, `name[Aromi], area[city]`; or
+    fields, `name : Aromi | area : city`."""
 
     validation: str
     linearisation: Annotated[str, one_of("raw", "fields")]

@@ -29,8 +29,8 @@ Rows = Sequence[tuple[str, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of GLUE. `texts`: its columns, one or two. `classes`: in the order of their numbers; none of a task that asks for a
-    number, from 0 to 5."""
+    """A task of GLUE. `texts`: its columns, one or two. `classes`: in the order of their numbers; none where the answer is a
+    number from 0 to 5."""
 
     texts: tuple[str, ...]
     classes: tuple[str, ...] = ()

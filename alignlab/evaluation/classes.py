@@ -9,8 +9,9 @@ from torch import Tensor
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
+from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, rank_correlation, share
 from alignlab.evaluation.suite import EvaluationContext
+from alignlab.evaluation.suites import group_names
 from alignlab.models.answers import scored
 from alignlab.records import EncodedGroup
 
@@ -27,6 +28,7 @@ class BetweenClasses:
         self._names = context.classes.names
         self._groups = _spread(context.held_out_items.groups, context.config.pairs)
         self._own = [self._names.index(str(group.members[0].control)) for group in self._groups]
+        self._items = group_names(self._groups)
         self._total_NC: Tensor | None = None
 
     def measure(self, point: Point) -> list[Measurement]:
@@ -37,7 +39,7 @@ class BetweenClasses:
         rows = [row for row, own in enumerate(self._own) if own == number]
         tokens = torch.tensor([self._groups[row].response_tokens for row in rows])
         nats_N = -self._totals()[rows, number] / tokens
-        return [bootstrap("nats_per_token", nats_N.tolist())] if rows else []
+        return [bootstrap("nats_per_token", nats_N.tolist(), names=[self._items[row] for row in rows])] if rows else []
 
     def across(self, points: Sequence[Point]) -> list[Measurement]:
         """Where there is an oracle and an order: `gap`, reward(first) - reward(last) per prompt, and `separation`, the share
@@ -47,7 +49,7 @@ class BetweenClasses:
         alone = [point for point in points if point.control in self._names]
         best_N = self._totals().argmax(-1)
         correct = [float(int(best) == own) for best, own in zip(best_N, self._own, strict=True)]
-        return [*self._by_reward(alone), share("class_accuracy", correct), *self._by_pairs()]
+        return [*self._by_reward(alone), share("class_accuracy", correct, self._items), *self._by_pairs()]
 
     def _by_reward(self, points: Sequence[Point]) -> list[Measurement]:
         judge, classes = self._context.source.judge, self._context.classes
@@ -57,12 +59,13 @@ class BetweenClasses:
         rewards = [
             [judge(prompt, text).reward for prompt, text in zip(*self._context.answers(point), strict=True)] for point in points
         ]
+        names = item_names(self._context.answers(points[0])[0])
         gaps = [first - last for first, last in zip(rewards[0], rewards[-1], strict=True)]
         if len(points) == 2:
-            apart = share("separation", [0.5 if gap == 0 else float(gap > 0) for gap in gaps])
+            apart = share("separation", [0.5 if gap == 0 else float(gap > 0) for gap in gaps], names)
         else:
-            apart = rank_correlation("separation", [list(reversed(each)) for each in zip(*rewards, strict=True)])
-        return [bootstrap("gap", gaps), apart]
+            apart = rank_correlation("separation", [list(reversed(each)) for each in zip(*rewards, strict=True)], names)
+        return [bootstrap("gap", gaps, names=names), apart]
 
     def _by_pairs(self) -> list[Measurement]:
         if len(self._names) != 2:
@@ -71,11 +74,13 @@ class BetweenClasses:
         sides: dict[str, dict[int, float]] = {}
         for group, own, favour in zip(self._groups, self._own, favour_N, strict=True):
             sides.setdefault(_record(group), {})[own] = favour
-        margins = [both[0] - both[1] for both in sides.values() if len(both) == 2]
+        paired = {name: both for name, both in sides.items() if len(both) == 2}
+        margins = [both[0] - both[1] for both in paired.values()]
+        names = item_names(list(paired))
         if len(margins) < 2:
             return []
         wins = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-        return [share("pair_accuracy", wins), bootstrap("likelihood_separation", margins)]
+        return [share("pair_accuracy", wins, names), bootstrap("likelihood_separation", margins, names=names)]
 
     @torch.inference_mode()
     def _totals(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Generated texts against references, as e2e-metrics measures them: BLEU, NIST, METEOR, ROUGE-L and CIDEr.
 
-BLEU is sacrebleu's, lower-cased, with mteval's tokens ("13a"): what the released generations of arXiv 2402.15179 score as printed.
-NIST is mteval's, on the same tokens. The others are the COCO implementations of the package pycocoevalcap, whose tokenizer and
+BLEU is sacrebleu's, lower-cased, on mteval's tokens ("13a"): so the released generations of arXiv 2402.15179 score as printed.
+NIST is mteval's, on the same tokens. The others are the COCO evaluation's, in the package pycocoevalcap, whose tokenizer and
 METEOR run in Java. A metric whose package, or Java, is not there is left out by name.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.statistics import Measurement, Places, bootstrap, resampled
+from alignlab.evaluation.statistics import Measurement, Places, bootstrap, item_names, resampled
 from alignlab.evaluation.suite import EvaluationContext
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ HALF_PENALTY_AT = 1.5
 """How many times shorter than its references a text has half of its NIST (mteval)."""
 INSTALL = "pip install 'alignlab[nlg]'"
 Tokens = tuple[str, ...]
+Way = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], list[Measurement]]
+"""(texts, references of each, names of the texts as items) -> some metrics."""
 
 
 class Nlg:
@@ -44,17 +46,18 @@ class Nlg:
         """The metrics that can be computed here: BLEU from 0 to 100, METEOR and ROUGE-L from 0 to 1, NIST and CIDEr as they
         are. Raises ConfigError where there is none."""
         prompts, texts = self._context.answers(point)
-        return compared(texts, [self._references[prompt] for prompt in prompts])
+        return compared(texts, [self._references[prompt] for prompt in prompts], item_names(prompts))
 
 
-def compared(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measurement]:
+def compared(texts: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str] = ()) -> list[Measurement]:
     """Every metric whose package is there, of texts against the references of each, with the bootstrap interval over texts.
+    `names`: of the texts as items, if any.
 
     Raises ConfigError where none is there.
     """
     lines = [_line(text) for text in texts]
     wanted = [[_line(reference) for reference in each] for each in references]
-    ways: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], list[Measurement]]] = {
+    ways: Mapping[str, Way] = {
         "bleu, nist": _by_ngrams,
         "meteor, rouge_l, cider": _by_coco,
     }
@@ -63,7 +66,7 @@ def compared(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[
         try:
             if way is _by_coco and shutil.which("java") is None:
                 raise ImportError("Java is not installed")
-            measured += way(lines, wanted)
+            measured += way(lines, wanted, names)
         except ImportError as error:
             log.warning("suite nlg leaves out %s: %s; %s", metrics, error, INSTALL)
     if not measured:
@@ -110,7 +113,7 @@ def _nist(total: NDArray[np.float64]) -> float:
     return score * math.exp(math.log(0.5) / math.log(HALF_PENALTY_AT) ** 2 * math.log(shorter) ** 2)
 
 
-def _by_ngrams(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measurement]:
+def _by_ngrams(texts: Sequence[str], references: Sequence[Sequence[str]], _names: Sequence[str]) -> list[Measurement]:
     from sacrebleu.metrics import BLEU
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -136,7 +139,7 @@ def _by_ngrams(texts: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     return [resampled("bleu", len(texts), score), nist(tokens, wanted)]
 
 
-def _by_coco(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measurement]:
+def _by_coco(texts: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]) -> list[Measurement]:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
@@ -152,8 +155,9 @@ def _by_coco(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[
     around = bootstrap("meteor", of_each)
     # METEOR of all texts is no mean over them; its interval is as wide as that of the mean.
     meteor = Measurement("meteor", whole, len(texts), whole + around.low - around.value, whole + around.high - around.value)
-    rouge_l = bootstrap("rouge_l", Rouge().compute_score(wanted, said)[1].tolist())
-    return [meteor, rouge_l, bootstrap("cider", [float(value) for value in Cider().compute_score(wanted, said)[1]])]
+    rouge_l = bootstrap("rouge_l", Rouge().compute_score(wanted, said)[1].tolist(), names=names)
+    cider = bootstrap("cider", [float(value) for value in Cider().compute_score(wanted, said)[1]], names=names)
+    return [meteor, rouge_l, cider]
 
 
 def _line(text: str) -> str:

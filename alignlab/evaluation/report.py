@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from rich.table import Table
 from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
 
+ITEMS = "items.json"
+"""File of a run with the value of each item of each metric that is a mean over items, for comparisons item by item."""
+ITEM_KEYS = ("strength", "control", "suite", "metric", "scale", "items")
+
 
 @dataclass(frozen=True)
 class Row:
-    """One number of a report."""
+    """One number of a report. `low`, `high`: of the 95 % interval, None where it cannot be estimated. `items`, `scale`: as in
+    `Measurement`; they stand in ITEMS, not in the report."""
 
     strength: float
     control: str
@@ -24,8 +29,15 @@ class Row:
     metric: str
     value: float
     n: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    items: Mapping[str, float] = field(default_factory=dict, repr=False)
+    scale: str = ""
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The row without its items."""
+        return {key: value for key, value in vars(self).items() if key not in ("items", "scale")}
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,12 @@ class Report:
 
 
 def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-    """Writes report.json: who the run is, its headline, and a list of rows."""
+    """Writes report.json: who the run is, its headline, and a list of rows; and the values of their items to ITEMS."""
     first = headline(rows) if rows else None
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
-    path = ledger.write("report.json", {**names, "headline": shown, "results": [asdict(row) for row in rows]})
+    measured = [{**row.plain, "items": row.items, "scale": row.scale} for row in rows if row.items]
+    ledger.write(ITEMS, {"results": [{key: row[key] for key in ITEM_KEYS} for row in measured]}, indent=None)
+    path = ledger.write("report.json", {**names, "headline": shown, "results": [row.plain for row in rows]})
     return Report(path, first.value if first else None, rows)
 
 
@@ -80,4 +94,7 @@ def titles(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(row: Row | None) -> str:
-    return f"{row.value:.3f} [dim]{row.low:.3f}..{row.high:.3f}[/dim]" if row else "-"
+    if row is None:
+        return "-"
+    interval = "no interval" if row.low is None or row.high is None else f"{row.low:.3f}..{row.high:.3f}"
+    return f"{row.value:.3f} [dim]{interval}[/dim]"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -176,4 +177,16 @@ def validated(
 
 
 def _row(point: Point, suite: str, measured: Measurement) -> Row:
-    return Row(point.strength, point.control, suite, measured.metric, measured.value, measured.n, measured.low, measured.high)
+    low, high = (None if math.isnan(end) else end for end in (measured.low, measured.high))
+    return Row(
+        point.strength,
+        point.control,
+        suite,
+        measured.metric,
+        measured.value,
+        measured.n,
+        low,
+        high,
+        measured.items,
+        measured.scale,
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.statistics import Measurement, Places, bootstrap, resampled, share
+from alignlab.evaluation.statistics import Measurement, Places, bootstrap, item_names, resampled, share
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.answers import scored
 from alignlab.models.policy import Policy
@@ -43,14 +43,16 @@ class Toy:
     def measure(self, point: Point) -> list[Measurement]:
         """Mean reward in [-1, 1], mean capability in [0, 1], the mean share of mood words on their story's side, and for a
         class made of attributes the share of stories that have them all."""
-        verdicts = [self._judge(prompt, text) for prompt, text in zip(*self._context.answers(point), strict=True)]
+        prompts, texts = self._context.answers(point)
+        names = item_names(prompts)
+        verdicts = [self._judge(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         wanted = self._context.classes.attributes.get(point.control, {}) if self._context.classes else {}
         obeyed = [float(all(verdict.attributes.get(key) == value for key, value in wanted.items())) for verdict in verdicts]
         return [
-            bootstrap("reward", [verdict.reward for verdict in verdicts]),
-            bootstrap("capability", [verdict.capability for verdict in verdicts]),
-            bootstrap("consistency", [verdict.consistency for verdict in verdicts]),
-            *([share("obedience", obeyed)] if wanted else []),
+            bootstrap("reward", [verdict.reward for verdict in verdicts], names=names),
+            bootstrap("capability", [verdict.capability for verdict in verdicts], names=names),
+            bootstrap("consistency", [verdict.consistency for verdict in verdicts], names=names),
+            *([share("obedience", obeyed, names)] if wanted else []),
         ]
 
 
@@ -63,6 +65,7 @@ class PreferenceSuite:
             raise ConfigError(f"evaluation suite preference needs pairs; data={context.source.name} has none.")
         self._policy = context.policy
         self._groups = context.held_out.groups[: context.config.pairs]
+        self._items = group_names(self._groups)
         self._base_N: Tensor | None = None
 
     def measure(self, point: Point) -> list[Measurement]:
@@ -76,10 +79,10 @@ class PreferenceSuite:
         reward_N = margin_N - self._base_N
         tasks = [group.task for group in self._groups]
         return [
-            share("accuracy", _wins(margin_N)),
-            share("accuracy_per_token", _wins(per_token_N)),
-            share("reward_accuracy", _wins(reward_N)),
-            bootstrap("reward_margin", reward_N.tolist()),
+            share("accuracy", _wins(margin_N), self._items),
+            share("accuracy_per_token", _wins(per_token_N), self._items),
+            share("reward_accuracy", _wins(reward_N), self._items),
+            bootstrap("reward_margin", reward_N.tolist(), names=self._items),
             *_of_each("accuracy", _wins(margin_N), tasks),
             *_of_each("reward_accuracy", _wins(reward_N), tasks),
         ]
@@ -102,13 +105,15 @@ class Fluency:
         its 4-grams that it had already used, and length in words."""
         prompts, texts = self._context.answers(point)
         words = [text.split() for text in texts]
+        names = item_names(prompts)
         nats = self._nats_per_token(prompts, texts)
-        perplexity = [bootstrap("perplexity", nats, show=math.exp)] if nats else []
+        written = [name for name, text in zip(names, texts, strict=True) if text.strip()]
+        perplexity = [bootstrap("perplexity", nats, "exp", written)] if nats else []
         return [
             *perplexity,
-            bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words]),
-            bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words]),
-            bootstrap("words", [float(len(text)) for text in words]),
+            bootstrap("distinct_2", [_distinct(text, DISTINCT) for text in words], names=names),
+            bootstrap("repetition_4", [1 - _distinct(text, REPEATED) for text in words], names=names),
+            bootstrap("words", [float(len(text)) for text in words], names=names),
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
@@ -139,6 +144,7 @@ class Classification:
         self._groups = context.held_out_labels.groups[: context.config.pairs]
         told = {record.row: record.responses[0].text for record in context.source.split("test").records}
         self._told = [told[group.row] for group in self._groups]
+        self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
         """Of classes: accuracy, nats of the right one, normalised over the classes, and what `of_classes` adds. Of a number:
@@ -147,13 +153,17 @@ class Classification:
         with point.set(self._policy):
             scores_NC = by_batches(self._policy, self._groups, self._policy.label_scores)
         if not self._names:
-            return of_numbers(scores_NC[:, 0].tolist(), [float(text) for text in self._told])
+            return of_numbers(scores_NC[:, 0].tolist(), [float(text) for text in self._told], self._items)
         right_N = torch.tensor([self._names.index(name) for name in self._told])
         answer_N = scores_NC.argmax(-1)
         nats_N = F.cross_entropy(scores_NC, right_N, reduction="none")
-        measured = [share("accuracy", (answer_N == right_N).float().tolist()), bootstrap("nats", nats_N.tolist())]
+        measured = [
+            share("accuracy", (answer_N == right_N).float().tolist(), self._items),
+            bootstrap("nats", nats_N.tolist(), names=self._items),
+        ]
         if self._numbers:
-            return [*measured, *of_numbers([float(self._names[place]) for place in answer_N], [float(t) for t in self._told])]
+            answers = [float(self._names[place]) for place in answer_N]
+            return [*measured, *of_numbers(answers, [float(text) for text in self._told], self._items)]
         return [*measured, *of_classes(answer_N.numpy(), right_N.numpy(), len(self._names))]
 
 
@@ -165,6 +175,7 @@ class RewardPairs:
             raise ConfigError(f"evaluation suite reward_pairs needs pairs; data={context.source.name} has none.")
         self._policy = context.policy
         self._groups = context.held_out.groups[: context.config.pairs]
+        self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
         """Accuracy, the mean margin r(chosen) - r(rejected), and the mean reward of all answers."""
@@ -173,9 +184,9 @@ class RewardPairs:
         margin_N = reward_NM[:, 0] - reward_NM[:, 1]
         wins = torch.where(margin_N == 0, 0.5, (margin_N > 0).float())
         return [
-            share("accuracy", wins.tolist()),
-            bootstrap("margin", margin_N.tolist()),
-            bootstrap("reward", reward_NM.mean(-1).tolist()),
+            share("accuracy", wins.tolist(), self._items),
+            bootstrap("margin", margin_N.tolist(), names=self._items),
+            bootstrap("reward", reward_NM.mean(-1).tolist(), names=self._items),
         ]
 
 
@@ -213,8 +224,8 @@ def of_classes(answer_N: Places, right_N: Places, classes: int) -> list[Measurem
     return [resampled("matthews", len(pair_N), matthews), resampled("f1", len(pair_N), f1)]
 
 
-def of_numbers(answers: Sequence[float], right: Sequence[float]) -> list[Measurement]:
-    """The squared error, and Pearson's and Spearman's correlation of answers and right numbers; 0 where either are all alike."""
+def of_numbers(answers: Sequence[float], right: Sequence[float], names: Sequence[str] = ()) -> list[Measurement]:
+    """The squared error, and Pearson's and Spearman's correlation of answers and right numbers: 0 where either are alike."""
     from scipy.stats import rankdata
 
     answer_N, right_N = np.asarray(answers, np.float64), np.asarray(right, np.float64)
@@ -225,13 +236,18 @@ def of_numbers(answers: Sequence[float], right: Sequence[float]) -> list[Measure
     def spearman(places: Places) -> float:
         return _correlation(rankdata(answer_N[places]), rankdata(right_N[places]))
 
-    squared = bootstrap("squared_error", ((answer_N - right_N) ** 2).tolist())
+    squared = bootstrap("squared_error", ((answer_N - right_N) ** 2).tolist(), names=names)
     return [squared, resampled("pearson", len(right), pearson), resampled("spearman", len(right), spearman)]
 
 
 def _correlation(one_N: NDArray[np.float64], other_N: NDArray[np.float64]) -> float:
     alike = np.ptp(one_N) == 0 or np.ptp(other_N) == 0
     return 0.0 if alike else float(np.corrcoef(one_N, other_N)[0, 1])
+
+
+def group_names(groups: Sequence[EncodedGroup]) -> list[str]:
+    """Names of groups as items, by the ids of their prompts and responses, which a control in front of them does not change."""
+    return item_names([[member.ids[member.head :] for member in group.members] for group in groups])
 
 
 def _of_each(metric: str, values: Sequence[float], tasks: Sequence[str | None]) -> list[Measurement]:

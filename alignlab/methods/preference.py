@@ -1,4 +1,4 @@
-"""Methods that learn from pairs: by a preference loss, perhaps after fine-tuning the backbone, DPO and its relatives, and CLM; and
+"""Methods that learn from pairs: by a preference loss, perhaps after fine-tuning the backbone (DPO and its relatives, CLM); and
 reward models, a head of one output on a backbone (arXiv 2203.02155, section 3.5).
 
 CLM (arXiv 2503.04346) is the same training as DPO: its config chooses the tuner `clm`, an identity block in front of the model.

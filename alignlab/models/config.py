@@ -35,8 +35,8 @@ class TemplateConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone. `kind`: causal | seq2seq | classifier | reward, null = as its config.json says (of the hub: causal until it is known).
-    `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
+    """A backbone. `kind`: causal | seq2seq | classifier | reward, null = as its config.json says (of the hub: causal until it
+    is known). `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
 
     name: str
     kind: Annotated[str | None, one_of(*KINDS)]

@@ -123,7 +123,8 @@ KINDS: Mapping[str, KindEntry] = {
     "masked": KindEntry("encoders.Masked", "FEATURE_EXTRACTION", frozenset(), frozenset({"corpus"})),
     "spans": KindEntry("encoders.Spans", "SEQ_2_SEQ_LM", frozenset(), frozenset({"corpus"})),
 }
-"""reward reads a prompt with its response; masked and spans are what encoders and encoder-decoder models are pretrained by (method=pretrain)."""
+"""reward reads a prompt with its response; masked and spans are what encoders and encoder-decoder models are pretrained by
+(method=pretrain)."""
 
 _BY_ARCHITECTURE = (
     ("ForSequenceClassification", "classifier"),

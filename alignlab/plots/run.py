@@ -73,7 +73,8 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
         chosen = sorted((row for row in first if row.metric == metric), key=lambda row: row.strength)
         strengths = [row.strength for row in chosen]
         values = [row.value for row in chosen]
-        panel.fill_between(strengths, [row.low for row in chosen], [row.high for row in chosen], alpha=0.2, linewidth=0)
+        ends = [[math.nan if end is None else end for end in (row.low, row.high)] for row in chosen]
+        panel.fill_between(strengths, *zip(*ends, strict=True), alpha=0.2, linewidth=0)
         panel.plot(strengths, values, marker="o")
         panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength")
         low, high = panel.get_ylim()

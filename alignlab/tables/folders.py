@@ -42,7 +42,13 @@ def read_results(folder: Path, where: Mapping[str, Sequence[str]] | None = None)
         values = {name: _text(settings.get(name)) for name in varying if name != "seed"}
         rows = (run.read("report.json") or {})["results"]
         lines += [{**values, "seed": settings.get("seed"), **row} for row in rows]
-    return pd.DataFrame(lines)
+    return frame_of(lines)
+
+
+def frame_of(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of reports as a frame; an interval that could not be estimated is nan."""
+    frame = pd.DataFrame(lines)
+    return frame.astype({end: float for end in ("low", "high") if end in frame})
 
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES, Measurement
-from alignlab.tables.sweep import Aggregate, Table, TableRow, aggregate, count_states, difference
+from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES
+from alignlab.tables.sweep import Aggregate, Difference, Table, TableRow, aggregate, count_states, difference
 
 FILE = "published.csv"
 TOY = "toy"
@@ -176,9 +176,10 @@ def _reading(table: Table) -> tuple[str, ...]:
     """What the columns show."""
     return (
         "mean ± sample standard deviation over seeds; n is the number of items per seed.",
-        f'Columns that end in "{_minus(table).strip()}": the mean difference, paired by seed, with the'
-        f" {CONFIDENCE:.0%} percentile bootstrap interval over seeds ({RESAMPLES:,} resamples, fixed seed). It never reaches"
-        " beyond the lowest and the highest difference, so with few seeds it is too narrow.",
+        f'Columns that end in "{_minus(table).strip()}": the mean difference over seeds and its {CONFIDENCE:.0%} interval: the'
+        f" paired bootstrap over the items and seeds that both rows have ({RESAMPLES:,} resamples, fixed seed), which is too"
+        " narrow where three seeds differ more than items do; or, marked as by seeds, Student's interval over seeds, where a"
+        " run kept no items or the metric is no mean of items.",
     )
 
 
@@ -222,13 +223,16 @@ def _cell(found: Aggregate | None, row: TableRow, metric: str) -> str:
     return f"{text} ({mark})" if mark else text
 
 
-def _difference(made: Measurement | None, declared: int) -> str:
+def _difference(made: Difference | None, declared: int) -> str:
     if made is None:
         return NOTHING
+    pairs = "1 pair" if made.seeds == 1 else f"{made.seeds} pairs"
+    few = [pairs] if made.seeds < declared or declared == 1 else []
     if math.isnan(made.low):
-        return f"{made.value:+.3f} (1 pair: no interval)"
-    few = f" ({made.n} pairs)" if made.n < declared else ""
-    return f"{made.value:+.3f} [{made.low:+.3f}, {made.high:+.3f}]{few}"
+        return f"{made.value:+.3f} ({pairs}: no interval)"
+    marks = ", ".join([*few, *(["by seeds"] if made.items is None else [])])
+    mark = f" ({marks})" if marks else ""
+    return f"{made.value:+.3f} [{made.low:+.3f}, {made.high:+.3f}]{mark}"
 
 
 def _minus_published(found: Aggregate | None, printed: str) -> str:
@@ -319,14 +323,15 @@ def long_csv(table: Table, published: Published | None) -> str:
                     "difference": compared.value if compared else None,
                     "difference_low": compared.low if compared else None,
                     "difference_high": compared.high if compared else None,
-                    "pairs": compared.n if compared else None,
-                    "resamples": RESAMPLES if compared and not math.isnan(compared.low) else None,
+                    "pairs": compared.seeds if compared else None,
+                    "paired_items": compared.items if compared else None,
+                    "resamples": RESAMPLES if compared and compared.items and not math.isnan(compared.low) else None,
                     "published_row": paper_row or "",
                     "published": printed,
                     "minus_published": minus_published(found.mean, printed) if found else None,
                 }
             )
-    return pd.DataFrame(numbers).astype({"pairs": "Int64", "resamples": "Int64"}).to_csv(index=False)
+    return pd.DataFrame(numbers).astype({"pairs": "Int64", "paired_items": "Int64", "resamples": "Int64"}).to_csv(index=False)
 
 
 def _markdown(section: Section) -> list[str]:

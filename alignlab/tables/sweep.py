@@ -9,16 +9,18 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.evaluation.statistics import Measurement, bootstrap
+from alignlab.evaluation.report import ITEMS
+from alignlab.evaluation.statistics import Items, over_seeds, paired
 from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
-from alignlab.tables.folders import MISSING
+from alignlab.tables.folders import MISSING, frame_of
 from alignlab.tracking.ledger import Ledger, State
 from alignlab.tracking.sweeps import Job, SweepLedger, find_sweep
 
@@ -27,6 +29,10 @@ PACKAGES = ("alignlab", "torch", "transformers", "peft")
 PATH = "PATH"
 """Replaces each path of a machine."""
 NONE, UNKNOWN = "none yet", "not known"
+
+
+Key = tuple[float, str, str, str]
+"""Strength, control, suite and metric of a number."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,16 @@ class JobResult:
     def results(self) -> Sequence[Mapping[str, Any]]:
         """The rows of its report; empty for a run without evaluation."""
         return self.report.get("results", ())
+
+    @cached_property
+    def items(self) -> Mapping[Key, tuple[str, Items]]:
+        """From strength, control, suite and metric to the scale of the metric and the value of each item; empty for a run that
+        kept none."""
+        kept = Ledger(self.folder).read(ITEMS) if self.results else None
+        return {
+            (line["strength"], line["control"], line["suite"], line["metric"]): (line["scale"], line["items"])
+            for line in (kept or {}).get("results", ())
+        }
 
     @property
     def model(self) -> str:
@@ -108,7 +124,7 @@ def results_frame(sweep: Sweep) -> pd.DataFrame:
     ]
     if not numbers:
         raise RunFolderError(f"no job of {sweep.name} has a number yet; {count_states(sweep.jobs)}.")
-    return pd.DataFrame(numbers)
+    return frame_of(numbers)
 
 
 def count_states(jobs: Sequence[JobResult]) -> str:
@@ -184,6 +200,12 @@ class TableRow:
             and (result["suite"], result["metric"]) == (suite, name)
         }
 
+    def items(self, metric: str) -> dict[int, tuple[str, Items]]:
+        """From seed to the scale of a metric and the values of its items, for the seeds that kept them."""
+        suite, _, name = metric.partition("/")
+        key = (self.strength or 0.0, self.control, suite, name)
+        return {job.spec.seed: job.items[key] for job in self.jobs if key in job.items}
+
     def mark(self, metric: str) -> str:
         """Why seeds are missing from a cell: "2/3, 1 failed"; "" if none is missing, the state alone if all are. Seeds that the
         table does not name are counted, too: "1 extra seed"."""
@@ -236,22 +258,40 @@ def aggregate(row: TableRow, metric: str) -> Aggregate | None:
     return Aggregate(statistics.fmean(values), deviation, min(values), max(values), len(values), items)
 
 
-def difference(table: Table, row: TableRow, metric: str) -> Measurement | None:
-    """The row minus the baseline's, paired by seed: the mean, the number of pairs, and the 95 % percentile bootstrap interval.
+@dataclass(frozen=True)
+class Difference:
+    """A row minus the baseline's: the mean over seeds, and its 95 % interval, whose ends are nan where it cannot be estimated.
+    `seeds`: pairs of runs of one seed. `items`: those that the interval is over; None where it is over seeds alone."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    items: int | None
+
+
+def difference(table: Table, row: TableRow, metric: str) -> Difference | None:
+    """The row minus the baseline's, paired by seed and by item (`statistics.paired`); over seeds alone, by Student's interval,
+    where a run kept no items or the metric is no mean of items.
 
     None for the baseline itself, if no seed has both numbers, and if the baseline has no row at the same settings and strength
-    or class. With a single pair the interval is nan.
+    or class.
     """
     base = _baseline_of(table, row)
     if base is None:
         return None
     own, other = row.measured(metric), base.measured(metric)
-    pairs = [float(own[seed]["value"]) - float(other[seed]["value"]) for seed in own if seed in other]
-    if not pairs:
+    seeds = [seed for seed in own if seed in other]
+    if not seeds:
         return None
-    if len(pairs) == 1:
-        return Measurement(metric, pairs[0], 1, float("nan"), float("nan"))
-    return bootstrap(metric, pairs)
+    items, of_base = row.items(metric), base.items(metric)
+    if all(seed in items and seed in of_base for seed in seeds):
+        scale = items[seeds[0]][0]
+        made = paired(metric, [items[seed][1] for seed in seeds], [of_base[seed][1] for seed in seeds], scale)
+        if made is not None:
+            return Difference(made.value, made.low, made.high, len(seeds), made.n)
+    over = over_seeds(metric, [float(own[seed]["value"]) - float(other[seed]["value"]) for seed in seeds])
+    return Difference(over.value, over.low, over.high, len(seeds), None)
 
 
 def table_of(sweep: Sweep, asked: Selection) -> Table:

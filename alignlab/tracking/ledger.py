@@ -26,12 +26,12 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, name: str, content: Mapping[str, Any]) -> Path:
+    def write(self, name: str, content: Mapping[str, Any], indent: int | None = 2) -> Path:
         """Replaces a JSON file in one move, so that a reader never sees half of it."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
-        unfinished.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(content, indent=indent, sort_keys=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
         return path
 

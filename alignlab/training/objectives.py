@@ -149,8 +149,8 @@ class PreferenceLoss:
 @dataclass(frozen=True)
 class RewardLoss:
     """The loss of a reward model on pairs (member 0 chosen, member 1 rejected). `margin`: by how much more the chosen response
-    should get (arXiv 2307.09288, eq. 2, there by rating). `centring`: weight of the squared sum of a pair's rewards, which draws
-    their mean to 0 (arXiv 2312.09244)."""
+    should get (arXiv 2307.09288, eq. 2, there by rating). `centring`: weight of the squared sum of a pair's rewards, which
+    draws their mean to 0 (arXiv 2312.09244)."""
 
     margin: float
     centring: float

@@ -161,7 +161,7 @@ def refuse_sweep() -> None:
 class SilentLedger(Ledger):
     """The ledger of a worker: it reads, and leaves writing to the main process."""
 
-    def write(self, name: str, content: Mapping[str, Any]) -> Any:
+    def write(self, name: str, content: Mapping[str, Any], indent: int | None = 2) -> Any:
         """Nothing: the main process writes the same."""
         return self.folder / name
 

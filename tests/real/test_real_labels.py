@@ -80,19 +80,9 @@ def test_e2e_has_the_rows_of_its_release_and_630_meanings_to_answer(shared: Path
 def test_pairs_of_texts_train_a_classifier_that_is_measured(shared: Path, tmp_path: Path) -> None:
     overrides = [word.format(shared=shared) for word in SETS["wnli"][0]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        raw = compose(
-            "run",
-            [
-                "model=tiny_roberta",
-                "method=sft",
-                "tuner=red",
-                "tracking=off",
-                *overrides,
-                "data.limit=64",
-                "data.max_tokens=128",
-            ]
-            + ["method.fit.steps=2", "method.fit.batch=8", "control=trained", f"folder={tmp_path}/run", "trainer.device=cpu"],
-        )
+        small = ["data.limit=64", "data.max_tokens=128", "method.fit.steps=2", "method.fit.epochs=null", "method.fit.batch=8"]
+        where = ["tracking=off", f"folder={tmp_path}/run", "trainer.device=cpu", "control=trained"]
+        raw = compose("run", ["model=tiny_roberta", "method=sft", "tuner=red", *overrides, *small, *where])
     run(raw)
 
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -21,7 +21,8 @@ CHOICES = {
     "method": "clm coh dpo evaluate meet pretrain rahf red reward sft",
     "tuner": "bitfit blocks clm control dera full ia3 lora lora_lower red",
     "model": "gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "e2e_nlg glue hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback ultrafeedback_cleaned",
+    "data": "e2e_nlg glue hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback"
+    " ultrafeedback_cleaned",
     "control": "dial grid lora prefixes soft_prompt text token trained",
     "evaluation": "full off quick",
     "trainer": "deepspeed default fsdp validated",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -56,13 +54,35 @@ def test_a_cell_is_the_mean_over_seeds_with_the_sample_deviation_and_the_lowest_
     assert found.deviation == pytest.approx((28.75 / 3) ** 0.5)
 
 
-def test_a_difference_is_paired_by_seed_and_its_interval_is_that_of_all_256_resamples(table: Table) -> None:
+def test_without_items_a_difference_has_students_interval_over_seeds_and_says_so(table: Table) -> None:
     made = difference(table, table.rows[1], "toy/reward")
 
     assert made is not None
-    assert (made.value, made.n) == (2.75, 4)
-    every = [np.mean(chosen) for chosen in product(LORA, repeat=4)]
-    assert [made.low, made.high] == pytest.approx(np.quantile(every, [0.025, 0.975], method="inverted_cdf"))
+    assert (made.value, made.seeds, made.items) == (2.75, 4, None)
+    # t at 3 degrees of freedom is 3.182446; the sample deviation is the root of 28.75 / 3
+    half = 3.182446 * (28.75 / 3) ** 0.5 / 2
+    assert [made.low, made.high] == pytest.approx([2.75 - half, 2.75 + half], rel=1e-6)
+    assert words(table).loc["lora", "reward - red"] == f"+2.750 [{2.75 - half:+.3f}, {2.75 + half:+.3f}] (by seeds)"
+
+
+def test_with_items_a_difference_is_paired_by_item(tmp_path: Path) -> None:
+    # every item of lora is 0.1 or 0.3 above red's own, however far apart the items are
+    sweep = MadeSweep(tmp_path, "t")
+    for row, more in (("red", (0.0, 0.0)), ("lora", (0.1, 0.3))):
+        for seed in (0, 1):
+            run = sweep.done(row, seed, [number("toy/reward", 0.0)])
+            line = {"strength": 1.0, "control": "dial", "suite": "toy", "metric": "reward", "scale": ""}
+            values = {f"item {k}": 100.0 * k + more[k % 2] for k in range(40)}
+            run.write("items.json", {"results": [{**line, "items": values}]})
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
+
+    found = difference(made, made.rows[1], "toy/reward")
+
+    assert found is not None
+    assert (found.value, found.seeds, found.items) == (pytest.approx(0.2), 2, 40)
+    # the mean of 40 draws of 0.1 or 0.3: standard error 0.1 / root 40
+    assert [found.low, found.high] == pytest.approx([0.2 - 1.96 * 0.1 / 40**0.5, 0.2 + 1.96 * 0.1 / 40**0.5], abs=0.006)
+    assert words(made).loc["lora", "reward - red"] == f"+0.200 [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def test_the_baseline_is_not_compared_with_itself(table: Table) -> None:
@@ -150,7 +170,7 @@ def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> N
     made = table_of(read_sweep(tmp_path, "sweep-1"), Selection())
 
     assert [line.label for line in made.rows] == ["tuner=red", "tuner=lora"]
-    assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 [+0.250, +0.250]"
+    assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 (2 pairs: no interval)"
 
 
 def test_seeds_stand_on_one_line_in_whatever_order_their_words_came(tmp_path: Path) -> None:
@@ -206,15 +226,8 @@ def test_csv_has_a_line_per_number_and_leaves_empty_what_is_not_known(table: Tab
 
     lora, gone = made.loc[("lora", "reward")], made.loc[("gone", "reward")]
     assert len(made) == 4 * 2
-    assert lora[["mean", "lowest", "highest", "seeds", "n_per_seed", "pairs", "resamples"]].tolist() == [
-        2.75,
-        0,
-        7,
-        4,
-        8,
-        4,
-        2000,
-    ]
+    assert lora[["mean", "lowest", "highest", "seeds", "n_per_seed", "pairs"]].tolist() == [2.75, 0, 7, 4, 8, 4]
+    assert lora[["paired_items", "resamples"]].isna().all()
     assert gone["mark"] == "failed"
     assert gone[["mean", "difference", "published"]].isna().all()
 

@@ -71,8 +71,14 @@ def test_the_halves_of_cola_are_swapped() -> None:
 
 @pytest.mark.parametrize(
     ("task", "rows", "validation", "test"),
-    [("sst2", 872, 436, 436), ("mrpc", 408, 204, 204), ("qqp", 40_430, 1000, 39_430), ("stsb", 1500, 750, 750)]
-    + [("mnli", 9815, 1000, 8815), ("qnli", 5463, 1000, 4463)],
+    [
+        ("sst2", 872, 436, 436),
+        ("mrpc", 408, 204, 204),
+        ("qqp", 40_430, 1000, 39_430),
+        ("stsb", 1500, 750, 750),
+        ("mnli", 9815, 1000, 8815),
+        ("qnli", 5463, 1000, 4463),
+    ],
 )
 def test_the_splits_have_the_papers_sizes_and_share_no_row(task: str, rows: int, validation: int, test: int) -> None:
     for seed in range(42, 47):
@@ -203,7 +209,7 @@ def test_a_meaning_is_written_as_it_is_or_field_by_field() -> None:
 
 @pytest.mark.parametrize("meaning", ["The Eagle", "name[The Eagle", "name[a] and area[b]", "name[a], "])
 def test_what_is_no_list_of_fields_is_refused(meaning: str) -> None:
-    with pytest.raises(DataError, match="row: .* is no list of name\\[value\\]"):
+    with pytest.raises(DataError, match=r"row: .* is no list of name\[value\]"):
         linearised(meaning, "fields", "row")
 
 
@@ -211,7 +217,7 @@ def test_a_broken_archive_and_other_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK no archive")
     (tmp_path / "trainset.csv").write_text("a,b\n1,2\n")
 
-    with pytest.raises(DataError, match="broken.zip cannot be read as an archive of csv files"):
+    with pytest.raises(DataError, match=r"broken\.zip cannot be read as an archive of csv files"):
         e2e_nlg(e2e(tmp_path / "broken.zip")).split("train")
     with pytest.raises(DataError, match="has neither the columns mr and ref nor meaning_representation and human_reference"):
         e2e_nlg(e2e(tmp_path)).split("train")

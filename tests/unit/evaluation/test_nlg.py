@@ -81,7 +81,6 @@ def test_bleu_of_all_texts_is_sacrebleus_with_an_interval() -> None:
 
     expected = sacrebleu.corpus_bleu(texts, list(zip(*references, strict=True)), lowercase=True).score
     assert measured.value == pytest.approx(expected, abs=1e-9)
-    assert measured.low < measured.value < measured.high
     assert measured.n == 2
 
 

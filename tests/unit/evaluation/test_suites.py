@@ -97,7 +97,11 @@ def test_the_reward_margin_is_measured_against_the_untouched_backbone(llama: Bac
 def test_at_strength_zero_every_reward_is_a_tie(llama: Backbone) -> None:
     measured = named(PreferenceSuite(context(attached("lora", llama))).measure(at(0.0)))
 
-    assert measured["reward_accuracy"] == Measurement("reward_accuracy", 0.5, 4, 0.5, 0.5)
+    # Wilson's interval of one half: 1/2 -+ z / (2 root(n + z^2)), with z = 1.96 and n = 4
+    half = 1.959964 / (2 * (4 + 1.959964**2) ** 0.5)
+    found = measured["reward_accuracy"]
+    assert (found.value, found.n) == (0.5, 4)
+    assert [found.low, found.high] == pytest.approx([0.5 - half, 0.5 + half], rel=1e-6)
     assert measured["reward_margin"].value == pytest.approx(0.0, abs=1e-4)
 
 
