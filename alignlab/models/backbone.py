@@ -163,8 +163,11 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
 
 def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedModel:
     """The model without weights (meta device): shapes and counts in a moment, whatever the size."""
+    facts = config.facts
+    described = AutoConfig.for_model(**facts) if facts else None
     with torch.device("meta"):
-        model: PreTrainedModel = KINDS[config.found_kind].implementation().auto.from_config(_architecture(config, labels))
+        kind = KINDS[config.found_kind].implementation()
+        model: PreTrainedModel = kind.auto.from_config(_architecture(config, labels, described))
     return model.requires_grad_(False)
 
 
@@ -197,8 +200,8 @@ def _weights(config: ModelConfig) -> list[Any]:
     return sorted(config.location.glob("*.safetensors"))
 
 
-def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
-    architecture = _from(AutoConfig, config)
+def _architecture(config: ModelConfig, labels: LabelSet | None, described: Any = None) -> Any:
+    architecture = described or _from(AutoConfig, config)
     _fit_head(config, architecture, labels)
     for key, value in architecture.to_dict().items():
         # Policy and reference have to agree at step 0, so dropout and noise are off unless a tuner brings its own (L4).

@@ -132,7 +132,7 @@ class OtherModel(Reference):
 
     def _config(self, dtype: str, attention: str) -> ModelConfig:
         template = TemplateConfig(format="{prompt}", chat=False, bos=None)  # nothing is rendered: the rows are ids
-        return ModelConfig("reference", None, "folder", str(self.folder), None, dtype, attention, False, template)
+        return ModelConfig("reference", None, "folder", str(self.folder), None, None, dtype, attention, False, template)
 
 
 def with_references(
