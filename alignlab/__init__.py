@@ -1,7 +1,7 @@
 """alignlab: parameter-efficient alignment of language models, with one strength dial for every method.
 
-The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM, CONTROL and ADAPTER are
-registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
+The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM, CONTROL and ADAPTER
+are registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
 """
 
 from __future__ import annotations

@@ -151,8 +151,9 @@ def hub_rows(
     """
     from datasets import load_dataset
 
+    part = {"data_dir": folder} if subset is None else {"name": subset}
     try:
-        table = load_dataset(name, subset, data_dir=folder, split=split, revision=revision)
+        table = load_dataset(name, **part, split=split, revision=revision)
     except Exception as error:  # the hub's client raises a dozen kinds; all of them mean the same to the user
         raise DataError(
             f"data set {name!r} could not be read from the hub ({type(error).__name__}: {error}); without a network, give"

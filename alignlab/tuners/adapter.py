@@ -1,8 +1,8 @@
 """Adapters (arXiv 1902.00751): bottlenecks behind the sub-layers of a block, as a PEFT method and as a tuner with a strength.
 
-PEFT has none of its own. h2 = h1 + c * up(gelu(down(h1))), c being the strength, on what a sub-layer writes, before the residual
-sum. With `place=ffn` only behind the feed-forward layer (as arXiv 2110.04366 finds enough); with `drop` not in the lowest blocks
-(AdapterDrop, arXiv 2010.11918). `up` starts at zero, so a new adapter changes nothing.
+PEFT has none of its own. h2 = h1 + c * up(gelu(down(h1))), c being the strength, on what a sub-layer writes, before the
+residual sum. With `place=ffn` only behind the feed-forward layer; with `drop` not in the lowest blocks (AdapterDrop, arXiv
+2010.11918). `up` starts at zero, so a new adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
         """Adds an adapter that changes nothing yet."""
         base: Any = self.base_layer
-        self.adapter_blocks[adapter_name] = Bottleneck(base.nf if isinstance(base, Conv1D) else base.out_features, config.bottleneck)
+        self.adapter_blocks[adapter_name] = Bottleneck(
+            base.nf if isinstance(base, Conv1D) else base.out_features, config.bottleneck
+        )
         BaseTunerLayer._move_adapter_to_device_of_base_layer(self, adapter_name)
         BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
@@ -113,7 +115,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 def _rows(strength_B: Tensor, output: Tensor) -> Tensor:
     if output.shape[0] != len(strength_B):
-        raise ControlError(f"{len(strength_B)} strengths were given for {output.shape[0]} rows; give one number, or one per row.")
+        raise ControlError(
+            f"{len(strength_B)} strengths were given for {output.shape[0]} rows; give one number, or one per row."
+        )
     return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
 
 

@@ -44,6 +44,7 @@ COMMANDS = {
     "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
     "plot": "name --to --metrics --map --where --kind --runs",
     "report": "name --to --runs --experiments --metrics --strength --baseline",
+    "params": "name",
     "export": "--to --dtype --control",
     "sync": "folder",
 }
