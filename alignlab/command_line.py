@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ def _siblings(node: Any) -> list[str]:
 
 def expand_overrides(overrides: Sequence[str], experiments: Path) -> list[str]:
     """The overrides as Hydra reads them: `experiment=red/table1/lora,red` chooses two rows of a table, `scale=toy` its version
-    for the embedded world. Raises ConfigError for an experiment, a row or a scale that does not exist.
+    for the embedded world, `KEY={a: 1}` adds keys to a mapping. Raises ConfigError for an experiment, a row or a scale that
+    does not exist.
     """
     scales = [override.removeprefix(SCALE) for override in overrides if override.startswith(SCALE)]
     rest = [override for override in overrides if not override.startswith(SCALE)]
@@ -106,10 +108,15 @@ def expand_overrides(overrides: Sequence[str], experiments: Path) -> list[str]:
         raise ConfigError(f"scale={scale!r} is not known; choose paper, or toy for the embedded world.")
     expanded: list[str] = []
     for override in rest:
-        expanded += _experiment(override, scale, experiments) if _is_experiment(override) else [override]
+        expanded += _experiment(override, scale, experiments) if _is_experiment(override) else [_opened(override)]
     if scale == TOY and not any(_is_experiment(override) for override in rest):
         raise ConfigError("scale=toy chooses the version of an experiment for the embedded world; add experiment=NAME.")
     return expanded
+
+
+def _opened(override: str) -> str:
+    """The override as one that may add keys, where its value is a mapping: some options are mappings that begin empty."""
+    return f"++{override}" if re.match(r"[\w.]+=\{", override) else override
 
 
 def _is_experiment(override: str) -> bool:

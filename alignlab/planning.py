@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from alignlab.config import GROUPS, RunConfig, folder_of
@@ -30,7 +31,7 @@ from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
 from alignlab.models.strength import Controls
 from alignlab.models.text import Codec
-from alignlab.records import LabelSet, View
+from alignlab.records import EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
 from alignlab.training.stages import Method, Work
 from alignlab.training.trainable import check_parts
@@ -38,6 +39,8 @@ from alignlab.tuners.config import FormConfig
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, at least one token of a prompt and one of a response, EOS."""
+SHOWN = 240
+"""Characters of a prompt, and of a response, that a plan shows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Plan:
     `control`: of a control, and how its classes are told to the model. `labels`: the label set of the data, if it has one.
     `held_out`, `held_out_items`, `held_out_labels`: pairs, responses and labelled texts of the test split, for the suites.
     `decoding`: what sampling the evaluation's texts takes at once, and the weights beside it, in bytes; None where no suite
-    samples any. `validated`: what is measured while it trains.
+    samples any. `validated`: what is measured while it trains. `fed`: one row as the first stage reads it.
     """
 
     config: RunConfig
@@ -68,6 +71,7 @@ class Plan:
     held_out_labels: HeldOut | None = None
     decoding: tuple[Need, int] | None = None
     validated: Validated | None = None
+    fed: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def make_plan(config: RunConfig) -> Plan:
         held_out_labels=texts,
         decoding=_decoding(config, codec, prompts, skeletal, tuner, rows_each) if sampled else None,
         validated=watched,
+        fed=_fed(works[0].groups[0], codec) if works else "",
     )
 
 
@@ -223,7 +228,7 @@ def _decoding(
     if beside_source:
         check_answer(skeletal, new)
     room = context_of(skeletal) - (0 if beside_source else new)
-    asked = codec.prompts(prompts[: config.evaluation.prompts])
+    asked = codec.prompts(codec.askable(prompts)[: config.evaluation.prompts])
     _refuse_unknown([("a prompt of the evaluation", ids) for ids in asked], skeletal, codec)
     lengths = [prefix + len(ids) for ids in asked]
     longest = max((length for length in lengths if length <= room), default=0)
@@ -245,7 +250,7 @@ def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | 
     room = min(config.data.max_tokens or room, room)
     tasks = config.data.tasks() if isinstance(config.data, MixtureConfig) else {}
     of_tasks = {name: (min(config.max_tokens or room, room), config.too_long) for name, config in tasks.items()}
-    return Limits(room, config.data.too_long, tasks=of_tasks)
+    return Limits(room, config.data.too_long, tasks=of_tasks, drops=config.data.drops)
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
@@ -274,6 +279,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", work.account.sentence())
         for task, weight in (work.weights or {}).items():
             table.add_row("", _task(work, task, weight))
+    if plan.fed:
+        table.add_row("row as fed", Text(plan.fed))
     if plan.classes:
         table.add_row("classes", _classes(plan))
     if plan.validated:
@@ -295,6 +302,20 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"left out: {suite} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
+
+
+def _fed(group: EncodedGroup, codec: Codec) -> str:
+    """The first response of a group with its prompt, special tokens visible, the trained part in marks, both cut in the middle
+    to SHOWN characters each."""
+    member = group.members[0]
+    before, trained = codec.shown(member)
+    target = f" -> {member.target:g}" if member.target is not None else f">>>{_short(trained)}<<<"
+    return f"{group.row}: {_short(before)}{target}"
+
+
+def _short(text: str) -> str:
+    visible = text.replace("\n", "\\n")
+    return visible if len(visible) <= SHOWN else f"{visible[: SHOWN // 2]} ... {visible[-SHOWN // 2 :]}"
 
 
 def _classes(plan: Plan) -> str:

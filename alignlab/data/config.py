@@ -43,6 +43,11 @@ class DataConfig:
         one_of(*HALVES, needs=("halves", "give data.halves={seed: 42, test: null, max_prompt: null}, or data.part=null")),
     ]
 
+    @property
+    def drops(self) -> bool:
+        """Whether rows that cannot be used are left out and counted, where they are no error."""
+        return getattr(self, "unusable_pairs", "drop") == "drop"
+
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where nobody has counted them."""
         records = self.counted(split)

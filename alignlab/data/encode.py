@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from alignlab.data.source import Split
-from alignlab.errors import DataError
+from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, View
 
 Encode = Callable[[Sequence[Example], Sequence[str]], list[Encoded]]
@@ -53,13 +53,15 @@ def every(record: Record) -> tuple[Group, ...]:
 class Limits:
     """The most tokens of a row (prompt and response), and what happens to a longer one. Where a stage asks for it:
     `prompt_tokens`, to which a longer prompt is cut on the left (BOS and prefix stay), and `response_tokens`, of which the
-    first are read. `tasks`: those of the records of a task, where there are several sources."""
+    first are read. `tasks`: those of the records of a task, where there are several sources. `drops`: rows that a chat template
+    cannot take are left out."""
 
     max_tokens: int
     too_long: str
     prompt_tokens: int | None = None
     response_tokens: int | None = None
     tasks: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    drops: bool = False
 
     def of(self, task: str | None) -> Limits:
         """Those of a task."""
@@ -108,12 +110,12 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
             dropped["nothing in it for this stage"] += 1
         groups += seen
         tasks += [record.task] * len(seen)
-    examples = [example for group in groups for example in group.members]
-    flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
-    encoded = [
-        EncodedGroup(group.row, tuple(next(flat) for _ in group.members), task=task)
-        for group, task in zip(groups, tasks, strict=True)
-    ]
+    encoded: list[EncodedGroup] = []
+    for group, task, members in zip(groups, tasks, ids_of(groups, encode_examples, limits.drops), strict=True):
+        if isinstance(members, str):
+            dropped[members] += 1
+        else:
+            encoded.append(EncodedGroup(group.row, members, task=task))
 
     kept: list[EncodedGroup] = []
     cut = shortened = ended = 0
@@ -133,6 +135,25 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account
+
+
+def ids_of(groups: Sequence[Group], encode_examples: Encode, drops: bool) -> list[tuple[Encoded, ...] | str]:
+    """The members of each group as ids; of one that cannot be used, its reason, where `drops`. Else raises UnusableRowError."""
+
+    def alone(group: Group) -> tuple[Encoded, ...] | str:
+        try:
+            return tuple(encode_examples(group.members, [group.row] * len(group.members)))
+        except UnusableRowError as error:
+            return error.reason
+
+    try:
+        examples = [example for group in groups for example in group.members]
+        flat = iter(encode_examples(examples, [group.row for group in groups for _ in group.members]))
+        return [tuple(next(flat) for _ in group.members) for group in groups]
+    except UnusableRowError:
+        if not drops:
+            raise
+        return [alone(group) for group in groups]
 
 
 def _opening(group: EncodedGroup, tokens: int | None) -> EncodedGroup:

@@ -9,10 +9,10 @@ from functools import cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Annotated
 
-from alignlab.data.encode import Encode
+from alignlab.data.encode import Encode, ids_of
 from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.records import Encoded, Example, Record
+from alignlab.records import Encoded, Example, Group, Record
 from alignlab.registry import number, random_seed, text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _swapped(record: Record) -> Record:
 def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: Encode) -> dict[str, Split]:
     """Order and sizes after RAHF (arXiv 2312.15997, released code): what fits, shuffled; test from the end, `rm` first."""
     whole = source.split("train")
-    records, too_long = _fitting(whole.records, config.max_tokens, halves.max_prompt, encode)
+    records, too_long = _fitting(whole.records, config, halves.max_prompt, encode)
     left_out = {f"{reason}, {EARLIER}": count for reason, count in (Counter(whole.left_out) + too_long).items()}
     Random(halves.seed).shuffle(records)
     trained = max(len(records) - (halves.test or 0), 0)
@@ -105,15 +105,14 @@ def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: En
 
 
 def _fitting(
-    records: Sequence[Record], max_tokens: int | None, max_prompt: int | None, encode: Encode
+    records: Sequence[Record], config: DataConfig, max_prompt: int | None, encode: Encode
 ) -> tuple[list[Record], Counter[str]]:
     """Those within the limits, and how many are not, by reason; a record counts once."""
-    examples = [Example(record.prompt, response.text) for record in records for response in record.responses]
-    flat = iter(encode(examples, [record.row for record in records for _ in record.responses]))
+    groups = [Group(each.row, tuple(Example(each.prompt, response.text) for response in each.responses)) for each in records]
     kept: list[Record] = []
     left_out: Counter[str] = Counter()
-    for record in records:
-        reason = _reason([next(flat) for _ in record.responses], max_tokens, max_prompt)
+    for record, members in zip(records, ids_of(groups, encode, config.drops), strict=True):
+        reason = members if isinstance(members, str) else _reason(members, config.max_tokens, max_prompt)
         if reason is None:
             kept.append(record)
         else:

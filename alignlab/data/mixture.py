@@ -65,6 +65,11 @@ class MixtureConfig(DataConfig):
             found[name] = typed(f"data.sources.{name}", config, SOURCES[str(config["name"])].config, whole=False)
         return found
 
+    @property
+    def drops(self) -> bool:
+        """Where all sources do."""
+        return all(source.drops for source in self.tasks().values())
+
     def cache_key(self) -> list[str]:
         """What changes with the files of any source."""
         return [each for source in self.tasks().values() for each in contents(source)]

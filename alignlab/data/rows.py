@@ -212,6 +212,12 @@ class Reader:
         asked = (prompt.turns[-1].text if isinstance(prompt, Dialogue) else prompt).strip()
         repeated = " " in asked and all(answer.lstrip().startswith(asked) for answer in answers)
         self.notes["answers that repeat their prompt"] += repeated
+        if prompt.endswith(MARKER):
+            further = any(TURN.search(answer) for answer in answers)
+            self.notes["answers with a further turn behind them, which a chat template leaves out"] += further
+            turns = prompt.turns if isinstance(prompt, Dialogue) else spoken(prompt)
+            joined = bool(turns) and len(TURN.findall(prompt)) > 1 + sum(turn.role != "system" for turn in turns)
+            self.notes["with turns of one speaker in a row, which a chat template gets as one"] += joined
 
     def _take(self, fields: Mapping[str, Any], key: str) -> Any:
         """The value of what is looked for, whose column counts as used; None where there is none."""
@@ -263,6 +269,27 @@ def dialogue_pair(row: str, chosen: str, rejected: str) -> Record:
     return Record.pair(row, prompt, answer, other_answer)
 
 
+def spoken(text: str) -> tuple[Turn, ...]:
+    """The turns of a text that names its speakers, from its first `Human:` to an `Assistant:` that is to go on; what stands in
+    front is the system's, and turns of one speaker in a row are one. None in any other text."""
+    opening, *pieces = TURN.split("\n\n" + text.lstrip("\n"))
+    if not pieces or pieces[0] != "Human" or pieces[-2] != "Assistant" or pieces[-1].strip():
+        return ()
+    turns = [Turn("system", opening.strip())] if opening.strip() else []
+    for speaker, words in zip(pieces[:-2:2], pieces[1:-2:2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        before = [turns.pop().text] if turns and turns[-1].role == role else []
+        turns.append(Turn(role, "\n\n".join([*before, words.strip()])))
+    return tuple(turns) if turns[-1].role == "user" else ()
+
+
+def said(prompt: str, response: str) -> str:
+    """A response as a turn of its own: behind a text that names its speakers, without the space behind the name, and up to the
+    next one."""
+    named = prompt.endswith(MARKER) if isinstance(prompt, Dialogue) else MARKER in f"\n\n{prompt}" and bool(spoken(prompt))
+    return TURN.split(response)[0].removeprefix(" ") if named else response
+
+
 def text(fields: Mapping[str, Any], key: str, row: str) -> str:
     """A field that has to be a text with something in it; raises DataError otherwise."""
     value = fields.get(key)
@@ -310,14 +337,8 @@ def _cut(row: str, dialogue: str) -> tuple[str, str]:
             f"{row}: no answer behind the last {MARKER.strip()!r}; set data.unusable_pairs=drop to leave it out.", EMPTY
         )
     clean(dialogue, "a dialogue", row)
-    _, *pieces = TURN.split(prompt + marker)
-    turns = [Turn("user" if name == "Human" else "assistant", said.strip()) for name, said in zip(pieces[::2], pieces[1::2])]
-    whole = prompt + marker
-    parsed = turns[:-1]
-    in_turn = len(parsed) % 2 == 1 and all(
-        turn.role == ("assistant" if place % 2 else "user") for place, turn in enumerate(parsed)
-    )
-    return Dialogue(whole, parsed) if in_turn and whole.startswith("\n\nHuman:") else whole, answer
+    turns = spoken(prompt + marker)
+    return Dialogue(prompt + marker, turns) if turns else prompt + marker, answer
 
 
 def _differing(row: str) -> str:

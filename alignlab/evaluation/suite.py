@@ -72,9 +72,13 @@ class EvaluationContext:
         return self._answers[point]
 
     def _prompts(self) -> list[str]:
-        """The first prompts of the evaluation split that leave room for an answer; how many did not is logged."""
+        """The first prompts of the evaluation split that the template takes and that leave room for an answer; how many others
+        there are is logged."""
         room = self.policy.prompt_room(self.config.max_new_tokens)
-        offered = self.source.prompts()
+        every = self.source.prompts()
+        offered = self.policy.backbone.codec.askable(every)
+        if not self._answers and len(offered) < len(every):
+            log.info("%d of %d evaluation prompts are none for the chat template", len(every) - len(offered), len(every))
         lengths = [len(ids) for ids in self.policy.backbone.codec.prompts(offered)]
         fitting = [prompt for prompt, length in zip(offered, lengths, strict=True) if length <= room]
         if not self._answers and len(fitting) < len(offered):

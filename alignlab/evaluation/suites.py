@@ -117,12 +117,13 @@ class Fluency:
         ]
 
     def _nats_per_token(self, prompts: Sequence[str], texts: list[str]) -> list[float]:
-        """Negative log-likelihood of each text under the backbone, nats per token; EOS is left out, a cut text has none."""
+        """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none."""
         policy = self._context.policy
         pairs = [Example(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text.strip()]
         encoded = policy.backbone.codec.examples(pairs, [f"sampled text {number}" for number in range(len(pairs))])
         groups = [
-            EncodedGroup(str(number), (replace(example, ids=example.ids[:-1]),)) for number, example in enumerate(encoded)
+            EncodedGroup(str(number), (replace(example, ids=example.ids[: -policy.backbone.codec.end_tokens]),))
+            for number, example in enumerate(encoded)
         ]
         if not groups:
             return []

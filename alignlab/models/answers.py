@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.models.backbone import Backbone
+from alignlab.models.backbone import Backbone, ends_of
 from alignlab.models.decode import decoding
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
@@ -247,7 +247,8 @@ def _answers(
 ) -> list[str]:
     """The text that answers each prompt. batches: row numbers that are generated together, and their passes.
 
-    A text ends at the tokenizer's EOS, at any end that the model's generation_config names, and in front of a stop string.
+    A text ends at the tokenizer's EOS, at the end of a turn as the chat template writes it, at any end that the model's
+    generation_config names, and in front of a stop string.
     What `sampling` has no word for (forced and suppressed tokens, say) is as the model's generation_config has it.
     """
     model = cast("Any", backbone.model)
@@ -265,7 +266,7 @@ def _answers(
                 **_settings(backbone, sampling, begin),
             )
             for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
-                texts[row] = _text(backbone, prompts[row], new_ids, sampling.stop)
+                texts[row] = _text(backbone, prompts[row], new_ids, (*sampling.stop, *backbone.codec.stop))
     return texts
 
 
@@ -287,8 +288,8 @@ def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, A
         "eos_token_id": _ends(backbone),
         "pad_token_id": codec.pad,
     }
-    if sampling.stop:
-        settings["stopping_criteria"] = StoppingCriteriaList([_InAnswer(backbone, sampling.stop, begin)])
+    if stop := (*sampling.stop, *codec.stop):
+        settings["stopping_criteria"] = StoppingCriteriaList([_InAnswer(backbone, stop, begin)])
     if backbone.model.config.is_encoder_decoder:
         # Each stream reads the source at its own setting; this keeps generate from reading it at another one beforehand.
         settings["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.empty(0, 0, 0))
@@ -310,10 +311,8 @@ class _InAnswer(StopStringCriteria):
 
 
 def _ends(backbone: Backbone) -> list[int]:
-    """All ids that end an answer, the tokenizer's EOS first."""
-    named = getattr(backbone.model.generation_config, "eos_token_id", None)
-    others = [] if named is None else [named] if isinstance(named, int) else named
-    return list(dict.fromkeys((backbone.codec.eos, *others)))
+    """All ids that end an answer: the tokenizer's EOS, the chat template's end of a turn, and those that the model names."""
+    return list(dict.fromkeys((*backbone.codec.ends, *ends_of(backbone.model))))
 
 
 def _text(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> str:

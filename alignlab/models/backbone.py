@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from alignlab.errors import ConfigError, ModelError
@@ -156,6 +156,7 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
     model.eval()
     if kind.scores_classes and model.config.pad_token_id is None:
         model.config.pad_token_id = codec.pad  # a decoder that classifies reads the last token that is none
+    _name_ends(model, codec)
     backbone = Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
     log.info("%s: logits by %s", backbone.name, backbone.abilities.cut.name)
     return backbone
@@ -172,12 +173,31 @@ def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedM
 
 
 def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
-    """The tokenizer with the template of the config, for the kind of the model."""
+    """The tokenizer with the template of the config, for the kind of the model. The tokenizer's own chat template is taken
+    where the config leaves it open and the model answers in text."""
     tokenizer = _from(AutoTokenizer, config)
-    wanted = config.template.bos
-    bos = _adds_bos(tokenizer) if wanted is None else wanted
-    template = Template(config.template.format, config.template.chat, bos)
-    return KINDS[config.found_kind].implementation().codec(tokenizer, template, labels)
+    kind, wanted = KINDS[config.found_kind], config.template
+    converses = bool(tokenizer.chat_template) and "generation" in kind.provides
+    chat = converses if wanted.chat is None else wanted.chat
+    if wanted.arguments and not chat:
+        raise ConfigError(
+            f"model.template.arguments go to a chat template, and model={config.name} has none here; leave them out."
+        )
+    return kind.implementation().codec(tokenizer, Template(wanted.format, chat, wanted.bos, wanted.arguments), labels)
+
+
+def ends_of(model: PreTrainedModel) -> list[int]:
+    """The ids that a model's generation_config names as ends."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # a classifier generates nothing
+    return [] if named is None else [named] if isinstance(named, int) else list(named)
+
+
+def _name_ends(model: PreTrainedModel, codec: Codec) -> None:
+    """A checkpoint that is written from the model ends its answers where they were trained to end."""
+    named = ends_of(model)
+    missing = [each for each in codec.ends if each not in named] if codec.chat and model.can_generate() else []
+    if missing:
+        model.generation_config.eos_token_id = [*named, *missing]  # type: ignore[union-attr]
 
 
 def fingerprint(config: ModelConfig, start: str, seed: int) -> str:
@@ -278,8 +298,3 @@ def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
         advice = "check the network, the name and your access" if config.source == "hub" else "check the folder"
         first = str(error).partition("\n")[0]
         raise ModelError(f"model={config.name}: {where} could not be loaded ({first}); {advice}.") from error
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer("a", verbose=False)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 from alignlab.errors import ConfigError
@@ -25,12 +27,22 @@ class Shape:
 
 @dataclass
 class TemplateConfig:
-    """How a prompt becomes text: `format` holds one {prompt}; `chat` takes the tokenizer's template; `bos` null = as the
-    tokenizer does by itself."""
+    """How a prompt becomes text: `format` holds one {prompt}; `chat` takes the tokenizer's template, null = where it has one
+    and the model answers in text; `bos` null = as that template has it, or the tokenizer by itself. `arguments`: of the chat
+    template, such as {enable_thinking: false}."""
 
     format: Annotated[str, text(holds="{prompt}")]
-    chat: bool
+    chat: bool | None
     bos: bool | None
+    arguments: dict[str, Any]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for arguments that go nowhere, or are no single values."""
+        if self.arguments and self.chat is False:
+            raise ConfigError(f"{where}.arguments go to a chat template, and {where}.chat is false; leave one of them out.")
+        for name, value in self.arguments.items():
+            if not isinstance(value, (str, bool, int, float, NoneType)) or (isinstance(value, float) and not isfinite(value)):
+                raise ConfigError(f"{where}.arguments.{name}={value!r} must be a text, a finite number, true, false or null.")
 
 
 @dataclass
@@ -58,9 +70,9 @@ class ModelConfig:
             raise ConfigError(f"{where}.path={self.path} holds no config.json; give a folder saved by save_pretrained.")
 
     def cache_key(self) -> list[str]:
-        """Name, size and time of the weights of a local folder; embedded weights change with the code only."""
-        found = sorted(self.location.glob("*.safetensors")) if self.source == "folder" else []
-        return file_keys(found)
+        """Name, size and time of a local folder's weights and tokenizer; what is embedded changes with the code only."""
+        patterns = ("*.safetensors", "tokenizer*", "*.jinja") if self.source == "folder" else ()
+        return file_keys([file for pattern in patterns for file in sorted(self.location.glob(pattern))])
 
     @property
     def found_kind(self) -> str:

@@ -31,7 +31,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import Kind
 from alignlab.models.packing import Layout
-from alignlab.models.text import Codec, Template, Text
+from alignlab.models.text import Codec, Template, Text, adds_bos
 from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Record, View
 
 SHARE = 0.15
@@ -45,9 +45,13 @@ class SourceTargetCodec(Codec):
 
     predicts_prompt = False
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        super().__init__(tokenizer, template)
+        self.ends, self.stop, self.end_tokens = (self.eos,), (), 1  # whatever a chat template writes, it writes in the source
+
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each source."""
-        return [tuple(ids) for ids in self._sources([self.template.render(prompt, self.tokenizer) for prompt in prompts])]
+        return [tuple(ids) for ids in self._sources([self.written(prompt) for prompt in prompts])]
 
     def answer(self, prompt: str, text: str) -> str:
         """The text itself: a source ends by itself, and nothing of it is left for the target."""
@@ -64,15 +68,20 @@ class SourceTargetCodec(Codec):
                 raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
         if not examples:
             return []
-        rendered = [self.template.render(example.prompt, self.tokenizer) for example in examples]
+        rendered = [self.written(example.prompt, row) for example, row in zip(examples, rows, strict=True)]
         sources = self._sources(rendered, [example.second for example in examples])
         targets = self.tokenizer(
-            text_target=[example.response for example in examples], return_attention_mask=False, verbose=False
+            text_target=[self._target(example, row) for example, row in zip(examples, rows, strict=True)],
+            return_attention_mask=False,
+            verbose=False,
         )["input_ids"]
         return [
             Encoded((*self._whole(source, row), *self._ended(target, row)), len(source), head=self._kept_in_front(source))
             for source, target, row in zip(sources, targets, rows, strict=True)
         ]
+
+    def _target(self, example: Example, row: str) -> str:
+        return self.chat.answer(example.prompt, example.response, row) if self.chat else example.response
 
     def _sources(self, texts: list[str], seconds: Sequence[str | None] = ()) -> list[list[int]]:
         if not texts:
@@ -81,7 +90,7 @@ class SourceTargetCodec(Codec):
         return list(self.tokenizer(pairs, return_attention_mask=False, verbose=False)["input_ids"])
 
     def _whole(self, source: list[int], row: str) -> list[int]:
-        if self.eos in source[:-1]:
+        if self.chat is None and self.eos in source[:-1]:
             raise DataError(f"{row}: the source holds an EOS token as text; remove it, the tokenizer adds its own.")
         return source
 
@@ -258,7 +267,7 @@ class Spans(Seq2seq):
 
 def _whole_texts(codec: SourceTargetCodec, examples: Sequence[Example]) -> list[list[int]]:
     """Ids of prompt and response as one text, with the tokenizer's own special tokens."""
-    texts = [codec.template.render(example.prompt, codec.tokenizer) + example.response for example in examples]
+    texts = [codec.written(example.prompt) + example.response for example in examples]
     return list(codec.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]) if texts else []
 
 
@@ -269,7 +278,7 @@ class LabelCodec(Codec):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet) -> None:
         # Not a language model: nothing has to end, and there may be no EOS.
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer, self.template, self.chat = tokenizer, template, template.chat_of(tokenizer)
         self.labels: LabelSet = labels
         self.head = ()
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
@@ -311,7 +320,7 @@ class LabelCodec(Codec):
         if any(second is None for second in seconds) != all(second is None for second in seconds):
             row = rows[seconds.index(None)]
             raise DataError(f"{row}: has one text, and others beside it have two; give every row as many.")
-        rendered = [self.template.render(first, self.tokenizer) for first, _ in texts]
+        rendered = [self.written(first, row) for (first, _), row in zip(texts, rows, strict=True)]
         pairs = None if seconds[0] is None else [str(second) for second in seconds]
         encoded = self.tokenizer(rendered, pairs, return_attention_mask=False, verbose=False)
         kinds = encoded.get("token_type_ids") or [()] * len(texts)
@@ -401,21 +410,28 @@ class Classifier(Kind):
 
 
 class RewardCodec(LabelCodec):
-    """A prompt with its response as one text, which ends with a special token: the tokenizer's own, or EOS."""
+    """A prompt with its response as one text, which ends with a special token: a turn's end, the tokenizer's own, or EOS."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         super().__init__(tokenizer, template, LabelSet(()))
-        self.head = (int(tokenizer.bos_token_id),) if template.bos and tokenizer.bos_token_id is not None else ()
+        by_itself = self.chat.bos if self.chat else adds_bos(tokenizer)
+        wanted = by_itself if template.bos is None else template.bos
+        self.head = (int(tokenizer.bos_token_id),) if wanted and tokenizer.bos_token_id is not None else ()
 
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
         """Ids of each prompt with its response. Raises DataError, with the row, for an empty response."""
         for example, row in zip(examples, rows, strict=True):
             if not example.response.strip():
                 raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
-        rendered = [self.template.render(example.prompt, self.tokenizer) + example.response for example in examples]
-        encoded = self.tokenizer(rendered, return_attention_mask=False, verbose=False)["input_ids"] if rendered else []
-        whole = [self._ended(tuple(ids)) for ids in encoded]
-        return [Encoded(ids, len(ids), head=1) for ids in whole]
+        whole = [self._answered(example, row) for example, row in zip(examples, rows, strict=True)]
+        encoded = self.tokenizer(whole, return_attention_mask=False, verbose=False)["input_ids"] if whole else []
+        return [Encoded(ids, len(ids), head=1) for ids in map(self._ended, map(tuple, encoded))]
+
+    def _answered(self, example: Example, row: str) -> str:
+        prompt = self.written(example.prompt, row)
+        if self.chat is None:
+            return prompt + example.response
+        return prompt + self.chat.response(example.prompt, example.response, row)
 
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         ids = ids if ids[: len(self.head)] == self.head else (*self.head, *ids)

@@ -72,7 +72,8 @@ class Pass:
 
 
 class Policy:
-    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `tuner` sets it. `packing`: which batches
+    """What is trained, evaluated and used. The tuner sits inside `backbone.model`; `tuner` sets it. A policy is in evaluation
+    mode however its weights arrive, and a stage that trains puts it back into it. `packing`: which batches
     are computed without padding, all in one row, where the backbone can: pairs (those whose members share a prefix), all or
     off. `pass_gib`: GiB that a pass without gradients may take beside the weights, None = no limit. `mixed`: why rows of one
     pass cannot differ in their setting, though the tuner has it so; empty where they can."""
@@ -84,6 +85,7 @@ class Policy:
         self.tuner = tuner
         self.packing = packing
         self._pass_gib = pass_gib
+        backbone.model.eval()  # what a tuner has added, its dropout for one, is in training mode until now
         with tuner.off():
             _ = backbone.abilities  # of the backbone alone, where loading has not asked
         self.mixed = mixed(backbone, tuner) if tuner.per_row else str(getattr(tuner, "one_strength", ""))

@@ -1,17 +1,16 @@
-"""Text to ids and back, with one BOS at most and exactly one EOS per response."""
+"""Text to ids and back, with one BOS at most and exactly one end per response: EOS, or the chat template's own end of turn."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, DataError, ModelError
-from alignlab.records import Dialogue, Encoded, Example, Turn
+from alignlab.models.chat import ANSWER, Chat
+from alignlab.records import Encoded, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,28 +23,21 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt is written for a backbone: a format with one `{prompt}`, or the tokenizer's own chat template."""
+    """How a prompt is written for a backbone: a format with one `{prompt}`, or the tokenizer's own `chat` template, which gets
+    `arguments`. `bos`: whether BOS stands in front; None = as the chat template has it, or the tokenizer by itself."""
 
     format: str
     chat: bool
-    bos: bool
+    bos: bool | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def render(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The prompt as the model reads it, without BOS; a chat template gets every turn of a dialogue."""
+    def chat_of(self, tokenizer: PreTrainedTokenizerBase) -> Chat | None:
+        """The chat template, where prompts are written by it."""
         if not self.chat:
-            return self.format.replace("{prompt}", prompt)
-        given = prompt.turns if isinstance(prompt, Dialogue) else (Turn("user", prompt),)
-        turns = [{"role": turn.role, "content": turn.text} for turn in given]
-        try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            roles = ", ".join(turn.role for turn in given)
-            raise DataError(
-                f"the tokenizer's chat template refuses a prompt of {roles} ({' '.join(str(error).split())}); leave such rows"
-                " out, or set model.template.chat=false."
-            ) from error
-        bos = tokenizer.bos_token
-        return text[len(bos) :] if bos and self.bos and text.startswith(bos) else text
+            return None
+        if not tokenizer.chat_template:
+            raise ConfigError("template.chat is true but the tokenizer has no chat template; set model.template.chat=false.")
+        return Chat(tokenizer, self.arguments)
 
 
 PROBES = ("The", "a", "I", "7", "(", '"', "-", "é")
@@ -60,7 +52,10 @@ class Codec:
     A model is asked with the very ids that it was trained on: the ids of a prompt are the same alone and in front of every
     response. White space at the end of a prompt that a tokenizer joins with what follows (`Assistant: ` and ` The`) therefore
     belongs to the response: it is no part of the prompt, it is trained in front of the response, and `answer` takes it away.
-    `predicts_prompt`: whether the prompt is part of what the model predicts, so that it can count in a loss.
+    So does what a chat template writes around an answer, of which the end of its turn is trained in the place of EOS.
+    `predicts_prompt`: whether the prompt is part of what the model predicts, so that it can count in a loss. `ends`: the ids
+    that end a response; `stop`: the texts that do, where a chat template ends a turn with a text. `end_tokens`: how many ids of
+    an example are that end.
     """
 
     predicts_prompt = True
@@ -72,13 +67,20 @@ class Codec:
             raise ConfigError("the tokenizer has no EOS token, so no response could end; set eos_token in its config.")
         if template.bos and tokenizer.bos_token_id is None:
             raise ConfigError("template.bos is true but the tokenizer has no BOS token; set model.template.bos=false.")
-        if template.chat and not tokenizer.chat_template:
-            raise ConfigError("template.chat is true but the tokenizer has no chat template; set model.template.chat=false.")
         self.tokenizer = tokenizer
-        self.template = template
+        self.chat = template.chat_of(tokenizer)
+        by_itself = self.chat.bos if self.chat else adds_bos(tokenizer)
+        self.template = replace(template, bos=by_itself if template.bos is None else template.bos)
         self.eos = int(tokenizer.eos_token_id)
-        self.head = (int(tokenizer.bos_token_id),) if template.bos else ()
+        self.head = (int(tokenizer.bos_token_id),) if self.template.bos else ()
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
+        end = tokenizer.get_vocab()[self.chat.end] if self.chat and self.chat.end else self.eos
+        self.ends = tuple(dict.fromkeys((self.eos, end)))
+        self.stop = self.chat.stop if self.chat else ()
+        self.end_tokens = 1
+        if self.chat and (closed := self.chat.closing + self.chat.end):
+            alone, ended = self._ids([ANSWER.text, ANSWER.text + closed])
+            self.end_tokens = len(ended) - len(alone)
         self._special = {self.eos, *self.head}
         self._kept: dict[str, int] = {}
 
@@ -89,11 +91,19 @@ class Codec:
 
     def prompts(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of each prompt as the model reads it, BOS included where the template asks for it."""
-        texts = [self._divided(prompt)[0] for prompt in prompts]
+        texts = [self._divided(self.written(prompt))[0] for prompt in prompts]
         return [(*self.head, *ids) for ids in self._ids(texts)]
 
+    def askable(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that the template takes; a chat template may refuse some."""
+        return [prompt for prompt in prompts if self.chat is None or self.chat.takes(prompt)]
+
+    def written(self, prompt: str, row: str = "") -> str:
+        """The prompt as the model reads it, without BOS; a chat template gets every turn of a dialogue."""
+        return self.chat.prompt(prompt, row) if self.chat else self.template.format.replace("{prompt}", prompt)
+
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
-        """Ids of each prompt, as `prompts` has them, then of the response, with EOS behind it.
+        """Ids of each prompt, as `prompts` has them, then of the response, with EOS or the end of its turn behind it.
 
         Both are tokenised as one string. A response that would change the ids of its prompt, as `lo` behind `hel` may, is
         tokenised apart, and `moved` says so. Raises DataError, with the row, for an empty response and for special tokens
@@ -103,8 +113,11 @@ class Codec:
         for text, ids in prefixes.items():
             if not self._special.isdisjoint(ids):
                 raise DataError(f"the prefix {text!r} holds a BOS or EOS token as text; remove it, alignlab adds its own.")
-        divided = [self._divided(example.prompt) for example in examples]
-        answered = [space + self._response(example) for (_, space), example in zip(divided, examples, strict=True)]
+        divided = [self._divided(self.written(each.prompt, row)) for each, row in zip(examples, rows, strict=True)]
+        answered = [
+            space + (self.chat.response(each.prompt, each.response, row) if self.chat else each.response)
+            for (_, space), each, row in zip(divided, examples, rows, strict=True)
+        ]
         alone = self._ids([text for text, _ in divided])
         joined = self._ids([text + answer for (text, _), answer in zip(divided, answered, strict=True)])
         return [
@@ -113,20 +126,28 @@ class Codec:
         ]
 
     def answer(self, prompt: str, continuation: str) -> str:
-        """A generated text as the response to its prompt: without the white space that the prompt had left to it."""
-        left = len(self._divided(prompt)[1])
+        """A generated text as the response to its prompt: without the white space that the prompt had left to it, and without
+        what a chat template writes around it."""
+        left = len(self._divided(self.written(prompt))[1])
         opening = len(continuation) - len(continuation.lstrip())
-        return continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces
+        text = continuation[min(left, opening) :]  # counted, since some tokenizers write all white space as spaces
+        if self.chat and self.chat.opening:
+            text = text.removeprefix(self.decode(self._ids([self.chat.opening])[0]))
+        return text.removesuffix(self.chat.closing) if self.chat else text
 
-    def _response(self, example: Example) -> str:
-        """The response as it is trained: under a chat template without the space that a plain dialogue has before it."""
-        written = self.template.chat and isinstance(example.prompt, Dialogue) and example.prompt.endswith(":")
-        return example.response.removeprefix(" ") if written else example.response
+    def shown(self, encoded: Encoded) -> tuple[str, str]:
+        """A row with its special tokens visible: what stands in front of the trained part, and that part."""
+        before, whole = (
+            str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            for ids in (encoded.ids[: encoded.start], encoded.ids)
+        )
+        return before, whole[len(before) :]
 
     @property
     def template_hash(self) -> str:
-        """Changes with anything that changes how a prompt is written."""
-        words = [vars(self.template), self.tokenizer.chat_template if self.template.chat else None]
+        """Changes with anything that changes how a prompt is written, what a chat template prints by itself included."""
+        plain = {"format": self.template.format, "chat": self.template.chat, "bos": self.template.bos}
+        words = [plain, self.chat.key() if self.chat else None]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
     def prefix(self, text: str) -> tuple[int, ...]:
@@ -149,9 +170,8 @@ class Codec:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(encoded["input_ids"])
 
-    def _divided(self, prompt: str) -> tuple[str, str]:
-        """The text of a prompt, and the white space of its end that belongs to the response."""
-        text = self.template.render(prompt, self.tokenizer)
+    def _divided(self, text: str) -> tuple[str, str]:
+        """The text of a written prompt, and the white space of its end that belongs to the response."""
         bare = len(text.rstrip())
         if bare in (0, len(text)):
             return text, ""
@@ -178,12 +198,13 @@ class Codec:
             raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
         moved = both[: len(prompt)] != prompt
         response = self._apart(answer) if moved else both[len(prompt) :]
-        if not self._special.isdisjoint(response):
+        if self.chat is None and not self._special.isdisjoint(response):  # a chat template's own tokens are looked for as text
             raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
-        if not set(self.head).isdisjoint(prompt):
+        if self.chat is None and not set(self.head).isdisjoint(prompt):
             raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
         before = (*self.head, *prefix)
-        ids = (*before, *prompt, *response, self.eos)
+        written = self.chat is not None and bool(self.chat.end or self.chat.stop)
+        ids = (*before, *prompt, *response, *(() if written else (self.eos,)))
         return Encoded(ids, len(before) + len(prompt), moved=moved, control=example.control, head=len(before))
 
     def _apart(self, answer: str) -> list[int]:
@@ -193,3 +214,8 @@ class Codec:
             if both[: len(alone)] == alone:
                 return both[len(alone) :]
         return self._ids([answer])[0]
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

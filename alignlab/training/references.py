@@ -131,7 +131,8 @@ class OtherModel(Reference):
         return digest.hexdigest()[:16]
 
     def _config(self, dtype: str, attention: str) -> ModelConfig:
-        template = TemplateConfig(format="{prompt}", chat=False, bos=None)  # nothing is rendered: the rows are ids
+        # Nothing is rendered: the rows are ids.
+        template = TemplateConfig(format="{prompt}", chat=False, bos=None, arguments={})
         return ModelConfig("reference", None, "folder", str(self.folder), None, None, dtype, attention, False, template)
 
 

@@ -101,3 +101,16 @@ def test_a_token_without_a_row_in_the_embedding_is_named_with_its_row(tmp_path: 
         DataError, match=r"^train\.jsonl:2: holds the token '<tool599>' \(id \d+\), but the model's embedding has"
     ):
         planning.make_plan(parse(composed(tmp_path, "dpo", *words, data=("data=jsonl", f"data.path={tmp_path}"))))
+
+
+def test_a_plan_shows_one_row_as_it_will_be_fed(tmp_path: Path) -> None:
+    plan = planning.make_plan(parse(composed(tmp_path, "dpo", "evaluation.suites=[]")))
+    console = Console(record=True, width=400)
+
+    show(plan, (), console)
+
+    first = plan.source.split("train").records[0]
+    response = first.responses[0].text
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("row as fed")]
+    assert line.startswith(f"row as fed    {first.row}: <bos>{first.prompt}\\n>>>{response[:120]}")
+    assert line.rstrip().endswith(f"{response[-100:]}</s><<<")

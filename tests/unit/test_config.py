@@ -196,6 +196,14 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
         (["model.path=null"], "model=local needs model.path"),
         (["model.dtype=float8"], "model.dtype='float8' is not known"),
         (["model.template.format=x"], "model.template.format='x' must hold {prompt} exactly once."),
+        (
+            ["++model.template.arguments={a: [1]}"],
+            "model.template.arguments.a=[1] must be a text, a finite number, true, false or null.",
+        ),
+        (
+            ["model.template.chat=false", "++model.template.arguments={a: 1}"],
+            "model.template.arguments go to a chat template, and model.template.chat is false",
+        ),
         (["tuner.edit=all"], "tuner.edit='all' is not known; choose one of both, scale, shift."),
         (["tuner.likelihood_rate=20"], "tuner.likelihood_rate=20.0 must be above 0 and below 10."),
         (["evaluation.suites=[toys]"], "unknown evaluation suite 'toys'; did you mean toy?"),

@@ -57,6 +57,7 @@ def test_a_row_by_its_short_name_is_the_run_that_the_table_makes_of_it() -> None
         (["experiment=home/plain", "seed=1"], ["experiment=home/plain", "seed=1"]),
         (["experiment=null", "method=red"], ["experiment=null", "method=red"]),
         (["method=red"], ["method=red"]),
+        (["data.columns={prompt: question}", "+a={b: 1}"], ["++data.columns={prompt: question}", "+a={b: 1}"]),
         (["experiment=home/table/a,b"], ["experiment=home/table", "+experiment/home/table=a,b"]),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignlab.data.files import read
-from alignlab.data.rows import Reader, dialogue_pair, text
+from alignlab.data.rows import Reader, dialogue_pair, said, spoken, text
 from alignlab.errors import DataError, UnusableRowError
-from alignlab.records import Record, Response
+from alignlab.records import Record, Response, Turn
 
 
 def written(folder: Path, name: str, content: str) -> Path:
@@ -134,3 +134,39 @@ def test_dialogues_with_different_prompts_are_no_pair() -> None:
 def test_a_dialogue_without_a_last_answer_is_refused(dialogue: str) -> None:
     with pytest.raises(DataError, match="row: no answer behind the last 'Assistant:'"):
         dialogue_pair("row", dialogue, "\n\nHuman: a\n\nAssistant: b")
+
+
+ONE, TWO = Turn("user", "a"), (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("\n\nHuman: a\n\nAssistant:", (ONE,)),
+        ("Human: a\n\nAssistant: ", (ONE,)),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", TWO),
+        ("Rules.\n\nHuman: a\n\nAssistant:", (Turn("system", "Rules."), ONE)),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant:", (Turn("user", "a\n\nb"),)),
+        ("a", ()),
+        ("\n\nHuman: a", ()),
+        ("\n\nHuman: a\n\nAssistant: b", ()),
+        ("\n\nAssistant: b\n\nHuman: a\n\nAssistant:", ()),
+        ("\n\nHuman: a\n\nAssistant: b\n\nAssistant:", ()),
+        ("Say 'Human: a' and\nAssistant:", ()),
+    ],
+)
+def test_a_text_that_names_its_speakers_up_to_an_open_answer_has_turns(text: str, turns: tuple[Turn, ...]) -> None:
+    assert spoken(text) == turns
+
+
+def test_what_a_chat_template_leaves_out_of_a_dialogue_is_counted() -> None:
+    reader = Reader()
+    start = "\n\nHuman: a\n\nHuman: b\n\nAssistant:"
+
+    (record,) = reader.records("row", {"chosen": start + " yes\n\nHuman: c", "rejected": start + " no"})
+
+    assert said(record.prompt, record.responses[0].text) == "yes"
+    assert {note: count for note, count in reader.notes.items() if count} == {
+        "answers with a further turn behind them, which a chat template leaves out": 1,
+        "with turns of one speaker in a row, which a chat template gets as one": 1,
+    }

@@ -15,6 +15,7 @@ from alignlab.errors import ConfigError, ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig
+from alignlab.records import LabelSet
 from tests.conftest import backbone
 from tests.unit.conftest import checked
 
@@ -40,7 +41,7 @@ def model_config(path: Path | None, *, bos: bool | None = True, **changes: Any) 
         "dtype": "float32",
         "attention": "sdpa",
         "trust_remote_code": False,
-        "template": TemplateConfig("{prompt}\n", chat=False, bos=bos),
+        "template": TemplateConfig("{prompt}\n", chat=False, bos=bos, arguments={}),
     }
     return ModelConfig(**{**values, **changes})
 
@@ -163,7 +164,7 @@ def test_a_trunk_without_a_list_of_blocks_is_refused(llama: Backbone) -> None:
     [
         ({"source": "web"}, r"model\.source='web' is not known"),
         ({"dtype": "int8"}, r"model\.dtype='int8' is not known"),
-        ({"template": TemplateConfig("{prompt}{prompt}", False, None)}, r"must hold \{prompt\} exactly once"),
+        ({"template": TemplateConfig("{prompt}{prompt}", False, None, {})}, r"must hold \{prompt\} exactly once"),
         ({"path": None}, r"model=local needs model\.path"),
         ({"path": "nowhere"}, r"model\.path=nowhere holds no config\.json"),
     ],
@@ -171,3 +172,40 @@ def test_a_trunk_without_a_list_of_blocks_is_refused(llama: Backbone) -> None:
 def test_a_sheet_that_cannot_be_loaded_is_refused_early(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         checked("model", replace(model_config(folder), **changes))
+
+
+def test_a_tokenizer_with_a_chat_template_is_asked_in_it_unless_the_config_says_otherwise(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}")
+    opened, plain = (TemplateConfig("{prompt}\n", chat=chat, bos=None, arguments={}) for chat in (None, False))
+
+    chats = [load_codec(model_config(folder, template=template)).chat for template in (opened, plain)]
+    of_an_encoder = load_codec(model_config(folder, template=opened, kind="classifier"), LabelSet(("a", "b"))).chat
+
+    assert chats[0] is not None
+    assert (chats[1], of_an_encoder) == (None, None)
+
+
+def test_a_tokenizer_without_a_chat_template_stays_plain_and_takes_no_arguments(folder: Path) -> None:
+    template = TemplateConfig("{prompt}\n", chat=None, bos=None, arguments={})
+
+    assert load_codec(model_config(folder, template=template)).chat is None
+    with pytest.raises(ConfigError, match=r"model\.template\.arguments go to a chat template, and model=local has none here"):
+        load_codec(model_config(folder, template=replace(template, arguments={"enable_thinking": False})))
+
+
+def test_a_checkpoint_of_a_chat_model_names_the_end_of_a_turn(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<pad>{% endfor %}")
+    template = TemplateConfig("{prompt}\n", chat=None, bos=None, arguments={})
+
+    made = loaded(model_config(folder, template=template))
+
+    assert made.model.generation_config.eos_token_id == [made.codec.eos, made.codec.pad]  # type: ignore[union-attr]
+    assert loaded(model_config(folder)).model.generation_config.eos_token_id == made.codec.eos  # type: ignore[union-attr]
+
+
+def test_another_chat_template_is_another_model(folder: Path) -> None:
+    before = model_config(folder).cache_key()
+
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+    assert model_config(folder).cache_key() != before

@@ -18,7 +18,10 @@ BOS, EOS, PAD = 0, 1, 2
 PIECES = ("<s>", "</s>", "<pad>", *"abcd ", "ab", "\n", "U", "A", ":")
 ROW = "train.jsonl:7"
 PLAIN = Template("{prompt}", chat=False, bos=True)
-CHAT = "<s>{% for m in messages %}U:{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+CHAT = (
+    "<s>{% for m in messages %}{{ m['role'][0] | upper }}:{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
 
 
 def tokenizer(
@@ -175,7 +178,7 @@ def test_the_template_is_written_around_the_prompt() -> None:
 
 def test_a_chat_template_gets_every_turn_of_a_dialogue_and_a_format_its_text() -> None:
     made = tokenizer()
-    made.chat_template = CHAT.replace("U:", "{{ m['role'][0].upper() }}:").replace("A:{% endif", "A:{% endif")
+    made.chat_template = CHAT
     prompt = Dialogue("d: c", [Turn("assistant", "ab"), Turn("user", "c")])
     messages = [{"role": "assistant", "content": "ab"}, {"role": "user", "content": "c"}]
 
@@ -189,18 +192,18 @@ def test_a_chat_template_gets_every_turn_of_a_dialogue_and_a_format_its_text() -
 def test_the_space_behind_the_marker_of_a_dialogue_is_no_part_of_a_chat() -> None:
     made = tokenizer()
     made.chat_template = CHAT
-    prompt = Dialogue("U:c\nA:", [Turn("user", "c")])
+    prompt = Dialogue("\n\nHuman: c\n\nAssistant:", [Turn("user", "c")])
 
     (chat,) = Codec(made, Template("{prompt}", chat=True, bos=True)).examples([Example(prompt, " d")], [ROW])
     (plain,) = Codec(made, PLAIN).examples([Example(prompt, " d")], [ROW])
 
     assert chat.ids == (BOS, *ids_of("U:c\nA:d"), EOS)
-    assert plain.ids == (BOS, *ids_of("U:c\nA: d"), EOS)
+    assert plain.ids[plain.start :] == (*ids_of(" d"), EOS)
 
 
 def test_a_chat_template_that_refuses_a_conversation_says_so_in_one_sentence() -> None:
     made = tokenizer()
-    made.chat_template = "{{ raise_exception('no system turn') }}"
+    made.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT
     codec = Codec(made, Template("{prompt}", chat=True, bos=False))
 
     with pytest.raises(DataError, match=r"chat template refuses a prompt of system, user \(no system turn\); leave such rows"):
