@@ -151,7 +151,7 @@ def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = 
         start=method.start,
         seed=plain["seed"],
         device=device_of(device),
-        labels=None if labels is None else LabelSet(tuple(labels["names"])),
+        labels=None if labels is None else LabelSet(tuple(labels["names"]), labels.get("numbers", False)),
         trainer=parts["trainer"],
     )
     for stage in filter(lambda stage: stage.stays, method.stages):

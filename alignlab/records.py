@@ -55,9 +55,11 @@ class Response:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels that a text can have: one of `names`, or a number where there are no names."""
+    """The labels that a text can have: one of `names`, or a number where there are no names. `numbers`: the names are numbers,
+    so that it counts how far off an answer is."""
 
     names: tuple[str, ...]
+    numbers: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from alignlab.data import local, mixture, published
+from alignlab.data import local, mixture, published, tasks
 from alignlab.data.config import (
+    E2eConfig,
     FramedConfig,
+    GlueConfig,
     HhConfig,
     JsonlConfig,
     SummariesConfig,
@@ -25,6 +27,8 @@ SOURCES = Registry(
         "toy": Entry(ToyConfig, world.toy, provides=_toy),
         "toy_classes": Entry(ToyClassesConfig, world.toy_classes, provides=_labelled),
         "text_classification": Entry(TextClassificationConfig, local.text_classification, provides=_labelled),
+        "glue": Entry(GlueConfig, tasks.glue, provides=_labelled),
+        "e2e_nlg": Entry(E2eConfig, tasks.e2e_nlg, provides=capabilities("chosen", "references")),
         "hh_rlhf": Entry(HhConfig, published.hh_rlhf, provides=_pairs),
         "ultrafeedback": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
         "ultrafeedback_cleaned": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),

@@ -15,6 +15,16 @@ from alignlab.registry import number, one_of, path, pattern, random_seed, text
 MOST_STORIES = 10_000_000
 """Records of a split of the embedded world, which stands in memory."""
 
+HELD_OUT = 1000
+"""Rows that a protocol of GLUE holds out of a large split."""
+GLUE_ROWS = {
+    **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846},
+    **{"stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490},
+}
+"""Rows of the training split of each of GLUE's tasks; WNLI is not used."""
+HELD_OUT_OF_TRAINING = ("mnli", "qnli", "qqp", "sst2")
+"""Tasks whose validation rows are training rows under T5's protocol."""
+
 
 @dataclass
 class DataConfig:
@@ -147,6 +157,37 @@ class HubConfig(FilesConfig):
     def counted(self, split: str) -> int | None:
         """What was published; a local folder may hold anything."""
         return None if self.path else self.records
+
+
+@dataclass
+class GlueConfig(HubConfig):
+    """One of GLUE's tasks. `path`: a folder with the files of this task. `protocol`: how the labelled rows that are not trained
+    on become a validation and a test split, clean | t5; `split_seed` draws them. `answers`: classes are told by their names, or
+    as T5 is asked (arXiv 2402.15179, appendix B.3) by their numbers, a similarity with one decimal."""
+
+    task: Annotated[str, one_of(*GLUE_ROWS)]
+    protocol: Annotated[str, one_of("clean", "t5")]
+    split_seed: Annotated[int, random_seed()]
+    answers: Annotated[str, one_of("names", "numbers")]
+
+    def counted(self, split: str) -> int | None:
+        """What GLUE's training split has, without what the protocol holds out of it."""
+        held_out = HELD_OUT if self.protocol == "t5" and self.task in HELD_OUT_OF_TRAINING else 0
+        return None if self.path else GLUE_ROWS[self.task] - held_out
+
+    def files(self, pattern: str) -> list[Path]:
+        """Without MNLI's second validation set, of other genres than the training rows, which RED's paper does not use."""
+        return [file for file in super().files(pattern) if "mismatched" not in file.name]
+
+
+@dataclass
+class E2eConfig(HubConfig):
+    """E2E NLG: what to say of a restaurant, and what people wrote. `path`: the release's archive, or a folder with its files.
+    `validation`: as `train` and `test`. `linearisation` of what is to be said: raw, as it stands, `name[Aromi], area[city]`; or
+    fields, `name : Aromi | area : city`."""
+
+    validation: str
+    linearisation: Annotated[str, one_of("raw", "fields")]
 
 
 @dataclass

@@ -42,24 +42,28 @@ def offers(config: JsonlConfig) -> frozenset[str]:
     return frozenset(held)
 
 
-def of_files(config: FilesConfig, reader: Callable[[str], Split], **more: Any) -> Source:
-    """A source of local files. `reader`: split -> its records. Counted in the notes: rows that stand there twice, and rows of
-    the test split that stand in the training split."""
+def of_files(
+    config: FilesConfig, reader: Callable[[str], Split], patterns: Mapping[str, str] | None = None, **more: Any
+) -> Source:
+    """A source of local files. `reader`: split -> its records. `patterns`: of the files of each split; None = train and test of
+    the config. Counted in the notes: rows that stand there twice, and rows held out that stand in the training split."""
+    patterns = patterns or {"train": config.train, "test": config.test}
 
     @lru_cache
     def noted(name: str) -> Split:
         split = reader(name)
         seen = {_content(record) for record in split.records}
         notes = {**split.notes, "that repeat another row": len(split.records) - len(seen)}
-        if name == "test":
+        if name != "train":
             trained = {_content(record) for record in noted("train").records}
             notes["that stand in the training split too"] = sum(_content(record) in trained for record in split.records)
-        found = find(Path(str(config.path)), config.train if name == "train" else config.test)
-        files = {"files": tuple(file.name for file in found.files), "passed_over": found.passed_over}
+        found, read_files = find(Path(str(config.path)), patterns[name]), config.files(patterns[name])
+        passed = (*found.passed_over, *(f"{file.name} (not used)" for file in found.files if file not in read_files))
+        files = {"files": tuple(file.name for file in read_files), "passed_over": passed}
         origin = replace(split.origin or Origin(), **files)
         return replace(split, notes={note: count for note, count in notes.items() if count}, origin=origin)
 
-    return Source(config.name, {name: partial(noted, name) for name in ("train", "test")}, **more)
+    return Source(config.name, {name: partial(noted, name) for name in patterns}, **more)
 
 
 def text_classification(config: TextClassificationConfig) -> Source:

@@ -52,7 +52,7 @@ def _hh_split(config: HhConfig, pattern: str, hub_split: str, limit: int | None)
 
 def _hh_hub(config: HhConfig, split: str, limit: int | None) -> Iterable[tuple[str, dict[str, Any]]]:
     for subset in config.subsets:
-        yield from _hub_rows(config.hub, split, config.commit, limit, folder=subset)
+        yield from hub_rows(config.hub, split, config.commit, limit, folder=subset)
 
 
 def ultrafeedback(config: FramedConfig) -> Source:
@@ -71,7 +71,7 @@ def ultrafeedback_pairs(lines: Iterable[Row], frame: str) -> Split:
 
 def _ultrafeedback_split(config: FramedConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
     hub = config.hub, hub_split, config.commit, limit
-    lines: Iterable[Row] = rows(config.files(pattern), limit) if config.path else _hub_rows(*hub)
+    lines: Iterable[Row] = rows(config.files(pattern), limit) if config.path else hub_rows(*hub)
     return ultrafeedback_pairs(lines, config.frame)
 
 
@@ -111,7 +111,7 @@ def summary_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Sp
 def _summary_split(config: SummariesConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
     if config.path:
         return summary_pairs(read(config.files(pattern), limit), config.frame)
-    return summary_pairs(_hub_rows(config.hub, hub_split, config.commit, limit, folder=config.subset), config.frame)
+    return summary_pairs(hub_rows(config.hub, hub_split, config.commit, limit, folder=config.subset), config.frame)
 
 
 def _info(fields: dict[str, Any], row: str) -> dict[str, Any]:
@@ -142,18 +142,22 @@ def _framed(frame: str, info: dict[str, Any], row: str) -> str:
     return PLACE.sub(lambda place: text(info, place[1], row), frame)
 
 
-def _hub_rows(
-    name: str, split: str, revision: str | None, limit: int | None, folder: str | None = None
+def hub_rows(
+    name: str, split: str, revision: str | None, limit: int | None, folder: str | None = None, subset: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (name/split:number, fields). Raises DataError, cause kept, where the hub cannot be reached."""
+    """Yields (name/split:number, fields) of a folder of the hub's layout, or of a subset that the data set names itself.
+
+    Raises DataError, cause kept, where the hub cannot be reached.
+    """
     from datasets import load_dataset
 
+    part = {"data_dir": folder} if subset is None else {"name": subset}
     try:
-        table = load_dataset(name, data_dir=folder, split=split, revision=revision)
+        table = load_dataset(name, **part, split=split, revision=revision)
     except Exception as error:  # the hub's client raises a dozen kinds; all of them mean the same to the user
         raise DataError(
             f"data set {name!r} could not be read from the hub ({type(error).__name__}: {error}); without a network, give"
             " data.path, a folder with the files."
         ) from error
     for number in range(len(table) if limit is None else min(limit, len(table))):
-        yield f"{'/'.join(filter(None, (name, folder, split)))}:{number + 1}", dict(table[number])
+        yield f"{'/'.join(filter(None, (name, subset, folder, split)))}:{number + 1}", dict(table[number])

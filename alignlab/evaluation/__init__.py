@@ -60,7 +60,20 @@ _SUITES: Mapping[str, SuiteEntry] = {
         EvaluationConfig,
         _at("suites.Classification"),
         requires=capabilities("label set"),
-        metrics=("accuracy", "nats", "squared_error"),
+        metrics=("accuracy", "nats", "squared_error", "matthews", "f1", "pearson", "spearman"),
+    ),
+    "reward_pairs": SuiteEntry(
+        EvaluationConfig,
+        _at("suites.RewardPairs"),
+        requires=capabilities("pairs", "response scores"),
+        metrics=("accuracy", "margin", "reward"),
+    ),
+    "nlg": SuiteEntry(
+        EvaluationConfig,
+        _at("nlg.Nlg"),
+        requires=capabilities("references", "generation"),
+        provides=capabilities("sampled texts"),
+        metrics=("bleu", "nist", "meteor", "rouge_l", "cider"),
     ),
 }
 SUITES = Registry("evaluation suite", _SUITES)

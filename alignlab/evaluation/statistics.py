@@ -11,6 +11,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -19,6 +20,7 @@ FEWEST = 5
 SCALES: Mapping[str, Callable[[float], float]] = {"": float, "exp": math.exp}
 """From a mean of values to a metric: the mean itself, or its exponential, as a perplexity is of nats."""
 NOT_ESTIMABLE = (math.nan, math.nan)
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,19 @@ def bootstrap(metric: str, values: Sequence[float], scale: str = "", names: Sequ
         )
         low, high = show(float(result.confidence_interval.low)), show(float(result.confidence_interval.high))
     return Measurement(metric, show(mean), len(array), low, high, dict(zip(names, values)), scale)
+
+
+def resampled(metric: str, items: int, statistic: Callable[[Places], float]) -> Measurement:
+    """A number that belongs to all items together, with its percentile bootstrap interval over items; none where `bootstrap`
+    has none. `statistic`: the places of some items, each any number of times -> the number of those."""
+    value, (low, high) = statistic(np.arange(items)), NOT_ESTIMABLE
+    if items >= FEWEST:
+        generator = np.random.default_rng(0)
+        drawn_R = np.array([statistic(generator.integers(items, size=items)) for _ in range(RESAMPLES)])
+        tail = (1 - CONFIDENCE) / 2
+        if np.ptp(drawn_R) > 0:
+            low, high = (float(end) for end in np.quantile(drawn_R, [tail, 1 - tail]))
+    return Measurement(metric, value, items, low, high)
 
 
 def share(metric: str, values: Sequence[float], names: Sequence[str] = ()) -> Measurement:

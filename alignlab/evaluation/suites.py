@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import Point
-from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, share
+from alignlab.evaluation.statistics import Measurement, Places, bootstrap, item_names, resampled, share
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.answers import scored
+from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.records import Encoded, EncodedGroup, Example
+from alignlab.records import Batch, Encoded, EncodedGroup, Example
 
 SAMPLED_PER_PASS = 64
 """Sampled texts that are scored together at most."""
@@ -162,36 +166,109 @@ class Classification:
         if context.labels is None or context.held_out_labels is None:
             raise ConfigError(f"evaluation suite classification needs labels; data={context.source.name} has none.")
         self._policy = context.policy
-        self._names = context.labels.names
+        self._names, self._numbers = context.labels.names, context.labels.numbers
         self._groups = context.held_out_labels.groups[: context.config.pairs]
         labels = {record.row: record.responses[0].text for record in context.source.split("test").records}
         self._labels = [labels[group.row] for group in self._groups]
         self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
-        """Of classes: accuracy, and nats of the right one, normalised over the classes. Of a number: its squared error."""
+        """Of classes: accuracy, nats of the right one, normalised over the classes, and what `of_classes` adds. Of a number:
+        its squared error, and what `of_numbers` adds. Of classes whose names are numbers, both but the correlation of classes.
+        """
         with point.set(self._policy):
-            scores_NC = self._scores()
+            scores_NC = by_batches(self._policy, self._groups, self._policy.label_scores)
         if not self._names:
-            numbers = torch.tensor([float(text) for text in self._labels])
-            return [bootstrap("squared_error", (scores_NC[:, 0] - numbers).square().tolist(), names=self._items)]
+            return of_numbers(scores_NC[:, 0].tolist(), [float(text) for text in self._labels], self._items)
         right_N = torch.tensor([self._names.index(name) for name in self._labels])
+        answer_N = scores_NC.argmax(-1)
         nats_N = F.cross_entropy(scores_NC, right_N, reduction="none")
-        return [
-            share("accuracy", (scores_NC.argmax(-1) == right_N).float().tolist(), self._items),
+        measured = [
+            share("accuracy", (answer_N == right_N).float().tolist(), self._items),
             bootstrap("nats", nats_N.tolist(), names=self._items),
         ]
+        if self._numbers:
+            answers = [float(self._names[place]) for place in answer_N]
+            return [*measured, *of_numbers(answers, [float(text) for text in self._labels], self._items)]
+        return [*measured, *of_classes(answer_N.numpy(), right_N.numpy(), len(self._names))]
 
-    @torch.inference_mode()
-    def _scores(self) -> Tensor:
-        """Scores of the labels of each group, N,C, fp32 on the CPU."""
-        codec = self._policy.backbone.codec
-        rows: list[Tensor] = [torch.empty(0)] * len(self._groups)
-        for places in in_order(self._groups, HELD_OUT_PER_PASS):
-            batch = whole([self._groups[place] for place in places], codec.pad).to(self._policy.backbone.device)
-            for place, scores_C in zip(places, self._policy.label_scores(batch).float().cpu(), strict=True):
-                rows[place] = scores_C
-        return torch.stack(rows)
+
+class RewardPairs:
+    """Held-out pairs of a reward model: does it give the preferred answer more? Ties count one half."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        if context.held_out is None:
+            raise ConfigError(f"evaluation suite reward_pairs needs pairs; data={context.source.name} has none.")
+        self._policy = context.policy
+        self._groups = context.held_out.groups[: context.config.pairs]
+        self._items = group_names(self._groups)
+
+    def measure(self, point: Point) -> list[Measurement]:
+        """Accuracy, the mean margin r(chosen) - r(rejected), and the mean reward of all answers."""
+        with point.set(self._policy):
+            reward_NM = by_batches(self._policy, self._groups, lambda batch: self._policy.class_scores(batch)[..., 0])
+        margin_N = reward_NM[:, 0] - reward_NM[:, 1]
+        wins = torch.where(margin_N == 0, 0.5, (margin_N > 0).float())
+        return [
+            share("accuracy", wins.tolist(), self._items),
+            bootstrap("margin", margin_N.tolist(), names=self._items),
+            bootstrap("reward", reward_NM.mean(-1).tolist(), names=self._items),
+        ]
+
+
+@torch.inference_mode()
+def by_batches(policy: Policy, groups: Sequence[EncodedGroup], ask: Callable[[Batch], Tensor]) -> Tensor:
+    """What is asked of each group, in their order, fp32 on the CPU."""
+    codec = policy.backbone.codec
+    rows: list[Tensor] = [torch.empty(0)] * len(groups)
+    for places in in_order(groups, HELD_OUT_PER_PASS):
+        batch = whole([groups[place] for place in places], codec.pad).to(policy.backbone.device)
+        for place, found in zip(places, ask(batch).float().cpu(), strict=True):
+            rows[place] = found
+    return torch.stack(rows)
+
+
+def of_classes(answer_N: Places, right_N: Places, classes: int) -> list[Measurement]:
+    """Matthews' correlation, for more than two classes Gorodkin's R_K (doi 10.1016/j.compbiolchem.2004.09.006), 0 where only
+    one class is answered or right; and F1, the mean over the classes that are answered or right."""
+    pair_N = answer_N * classes + right_N
+
+    def confusion(places: Places) -> NDArray[np.float64]:
+        return np.bincount(pair_N[places], minlength=classes**2).reshape(classes, classes).astype(np.float64)
+
+    def matthews(places: Places) -> float:
+        table = confusion(places)
+        answered, right, all_of = table.sum(1), table.sum(0), table.sum()
+        spread = (all_of**2 - (answered**2).sum()) * (all_of**2 - (right**2).sum())
+        return float((np.trace(table) * all_of - answered @ right) / math.sqrt(spread)) if spread else 0.0
+
+    def f1(places: Places) -> float:
+        table = confusion(places)
+        both = table.sum(1) + table.sum(0)
+        return float((2 * np.diag(table)[both > 0] / both[both > 0]).mean())
+
+    return [resampled("matthews", len(pair_N), matthews), resampled("f1", len(pair_N), f1)]
+
+
+def of_numbers(answers: Sequence[float], right: Sequence[float], names: Sequence[str] = ()) -> list[Measurement]:
+    """The squared error, and Pearson's and Spearman's correlation of answers and right numbers: 0 where either are alike."""
+    from scipy.stats import rankdata
+
+    answer_N, right_N = np.asarray(answers, np.float64), np.asarray(right, np.float64)
+
+    def pearson(places: Places) -> float:
+        return _correlation(answer_N[places], right_N[places])
+
+    def spearman(places: Places) -> float:
+        return _correlation(rankdata(answer_N[places]), rankdata(right_N[places]))
+
+    squared = bootstrap("squared_error", ((answer_N - right_N) ** 2).tolist(), names=names)
+    return [squared, resampled("pearson", len(right), pearson), resampled("spearman", len(right), spearman)]
+
+
+def _correlation(one_N: NDArray[np.float64], other_N: NDArray[np.float64]) -> float:
+    alike = np.ptp(one_N) == 0 or np.ptp(other_N) == 0
+    return 0.0 if alike else float(np.corrcoef(one_N, other_N)[0, 1])
 
 
 def group_names(groups: Sequence[EncodedGroup]) -> list[str]:

@@ -15,6 +15,7 @@ METHODS = Registry(
         "meet": controlled.MEET,
         "coh": controlled.COH,
         "rahf": rahf.ENTRY,
+        "reward": preference.REWARD,
         "evaluate": evaluate.ENTRY,
         "pretrain": likelihood.PRETRAIN,
     },

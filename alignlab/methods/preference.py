@@ -1,6 +1,7 @@
-"""Methods that learn from pairs by a preference loss, perhaps after fine-tuning the backbone: DPO and its relatives, and CLM.
+"""Methods that learn from pairs: by a preference loss, perhaps after fine-tuning the backbone (DPO and its relatives, CLM); and
+reward models, a head of one output on a backbone (arXiv 2203.02155, section 3.5).
 
-CLM (arXiv 2503.04346) is the same training: its config chooses the tuner `clm`, an identity block in front of the model.
+CLM (arXiv 2503.04346) is the same training as DPO: its config chooses the tuner `clm`, an identity block in front of the model.
 """
 
 from __future__ import annotations
@@ -121,3 +122,35 @@ def _check_model(folder: Path) -> None:
 
 
 ENTRY = Entry(PreferenceConfig, build, requires=capabilities("pairs"), provides=capabilities("training"))
+
+
+@dataclass
+class RewardConfig(MethodConfig):
+    """`margin`: by how much more reward the chosen response should get. `centring`: weight of the squared sum of a pair's
+    rewards."""
+
+    name: str
+    margin: Annotated[float, number(minimum=0, maximum=1000)]
+    centring: Annotated[float, number(minimum=0, maximum=1000)]
+    fit: FitConfig
+
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {"fit": self.fit}
+
+
+def build_reward(config: RewardConfig) -> Method:
+    """`fit`: the tuner and the head, on pairs."""
+    from alignlab.data.encode import pair
+    from alignlab.training.objectives import RewardLoss
+    from alignlab.training.stages import Method, TrainStage
+
+    return Method(config.name, (TrainStage("fit", "train", pair, RewardLoss(config.margin, config.centring), config.fit),))
+
+
+REWARD = Entry(
+    RewardConfig,
+    build_reward,
+    requires=capabilities("pairs", "response scores"),
+    provides=capabilities("training", "reward training"),
+)

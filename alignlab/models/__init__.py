@@ -14,5 +14,8 @@ _ENTRY = Entry(
     provides=lambda config: KINDS[config.found_kind].provides | (_FLOAT32 if config.dtype == "float32" else frozenset()),
 )
 EMBEDDED = ("tiny", "tiny_gpt2", "tiny_roberta", "tiny_t5")
-ON_THE_HUB = ("gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "qwen25_15b", "qwen25_7b")
+ON_THE_HUB = (
+    *("gpt2_large", "gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "qwen25_15b", "qwen25_7b"),
+    *("roberta_base", "roberta_large", "t5_base"),
+)
 MODELS = Registry("model", dict.fromkeys((*EMBEDDED, "local", *ON_THE_HUB), _ENTRY))

@@ -153,6 +153,8 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
         model = _pretrained(config, architecture, kind)
     model.requires_grad_(False)
     model.eval()
+    if kind.scores_classes and model.config.pad_token_id is None:
+        model.config.pad_token_id = codec.pad  # a decoder that classifies reads the last token that is none
     _name_ends(model, codec)
     backbone = Backbone(config.name, model.to(device), codec, fingerprint(config, start, seed), kind)
     log.info("%s: logits by %s", backbone.name, backbone.abilities.cut.name)
@@ -162,7 +164,8 @@ def load(config: ModelConfig, *, start: str, seed: int, device: str, labels: Lab
 def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedModel:
     """The model without weights (meta device): shapes and counts in a moment, whatever the size. Raises ModelError for an
     attention that this model or this machine does not have."""
-    architecture, kind = _architecture(config, labels), KINDS[config.found_kind].implementation()
+    described = AutoConfig.for_model(**config.facts) if config.facts else None
+    architecture, kind = _architecture(config, labels, described), KINDS[config.found_kind].implementation()
     try:
         with torch.device("meta"):
             model: PreTrainedModel = kind.auto.from_config(architecture, attn_implementation=config.attention)
@@ -196,7 +199,7 @@ def load_codec(config: ModelConfig, labels: LabelSet | None = None) -> Codec:
 
 def ends_of(model: PreTrainedModel) -> list[int]:
     """The ids that a model's generation_config names as ends."""
-    named = getattr(model.generation_config, "eos_token_id", None)
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # a classifier generates nothing
     return [] if named is None else [named] if isinstance(named, int) else list(named)
 
 
@@ -225,8 +228,8 @@ def _weights(config: ModelConfig) -> list[Any]:
     return sorted(config.location.glob("*.safetensors"))
 
 
-def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
-    architecture = _from(AutoConfig, config)
+def _architecture(config: ModelConfig, labels: LabelSet | None, described: Any = None) -> Any:
+    architecture = described or _from(AutoConfig, config)
     _fit_head(config, architecture, labels)
     for key, value in architecture.to_dict().items():
         # Policy and reference have to agree at step 0, so dropout and noise are off unless a tuner brings its own (L4).
@@ -237,7 +240,9 @@ def _architecture(config: ModelConfig, labels: LabelSet | None) -> Any:
 
 def _fit_head(config: ModelConfig, architecture: Any, labels: LabelSet | None) -> None:
     """A classifier's head as wide as the data's labels. Raises ModelError where the checkpoint's own head has another width."""
-    if labels is None or not KINDS[config.found_kind].new_head:
+    kind = KINDS[config.found_kind]
+    labels = LabelSet(()) if kind.one_output else labels
+    if labels is None or not kind.new_head:
         return
     wanted = max(1, len(labels.names))
     has_head = any(str(name).endswith("ForSequenceClassification") for name in architecture.architectures or ())

@@ -53,14 +53,16 @@ class TemplateConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone. `kind`: causal | seq2seq | classifier, null = as its config.json says (of the hub: causal until it is known).
-    `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub."""
+    """A backbone. `kind`: causal | seq2seq | classifier | reward, null = as its config.json says (of the hub: causal until it
+    is known). `source`: embedded (shipped with alignlab), folder, or hub. `revision`: a commit hash of the hub.
+    `architecture`: what of its config.json decides shapes and kind, for counts and plans where that file is not here."""
 
     name: str
     kind: Annotated[str | None, one_of(*KINDS)]
     source: Annotated[str, one_of("embedded", "folder", "hub")]
     path: Annotated[str | None, path()]
     revision: str | None
+    architecture: dict[str, Any] | None
     dtype: Annotated[str, one_of("float32", "bfloat16", "float16")]
     attention: str
     trust_remote_code: bool
@@ -95,9 +97,14 @@ class ModelConfig:
             return self.kind
         file = _cached(self, "config.json") if self.source == "hub" else self.location / "config.json"
         try:
-            return kind_of(json.loads(file.read_text(encoding="utf-8"))) if file and file.is_file() else "causal"
+            return kind_of(json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else self.architecture or {})
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.json of model={self.name} cannot be read ({error}); give a whole checkpoint.") from error
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """The architecture as it was given, where the hub's own file of it is not on this machine."""
+        return self.architecture if self.source == "hub" and _cached(self, "config.json") is None else None
 
     @property
     def location(self) -> Path:

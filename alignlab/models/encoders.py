@@ -5,6 +5,7 @@
 * Masked tokens, spans: a text with gaps is the source, and the tokens that fill them are the target. Which tokens are left out
   depends on the row alone.
 * Classifier: an example's ids are its source alone, a text or a pair of texts; its target is a class's number, or a number.
+* Reward model: a classifier with one output, whose source is a prompt with its response.
 
 Shapes: G groups, M members, R rows, T time, S source time, U target time, K target tokens, V vocabulary, C classes.
 """
@@ -30,7 +31,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import Kind
 from alignlab.models.packing import Layout
-from alignlab.models.text import Codec, Template, Text
+from alignlab.models.text import Codec, Template, Text, adds_bos
 from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Record, View
 
 SHARE = 0.15
@@ -406,6 +407,45 @@ class Classifier(Kind):
     def states(self, backbone: Backbone, layout: Layout, layers: Sequence[int]) -> Tensor:
         """Raises ModelError: there are no response tokens whose states could be read."""
         raise ModelError(f"model={backbone.name} is a classifier, which has no response tokens to read hidden states of.")
+
+
+class RewardCodec(LabelCodec):
+    """A prompt with its response as one text, which ends with a special token: a turn's end, the tokenizer's own, or EOS."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        super().__init__(tokenizer, template, LabelSet(()))
+        by_itself = self.chat.bos if self.chat else adds_bos(tokenizer)
+        wanted = by_itself if template.bos is None else template.bos
+        self.head = (int(tokenizer.bos_token_id),) if wanted and tokenizer.bos_token_id is not None else ()
+
+    def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
+        """Ids of each prompt with its response. Raises DataError, with the row, for an empty response."""
+        for example, row in zip(examples, rows, strict=True):
+            if not example.response.strip():
+                raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
+        whole = [self._answered(example, row) for example, row in zip(examples, rows, strict=True)]
+        encoded = self.tokenizer(whole, return_attention_mask=False, verbose=False)["input_ids"] if whole else []
+        return [Encoded(ids, len(ids), head=1) for ids in map(self._ended, map(tuple, encoded))]
+
+    def _answered(self, example: Example, row: str) -> str:
+        prompt = self.written(example.prompt, row)
+        if self.chat is None:
+            return prompt + example.response
+        return prompt + self.chat.response(example.prompt, example.response, row)
+
+    def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        ids = ids if ids[: len(self.head)] == self.head else (*self.head, *ids)
+        closed = ids[-1] in self.tokenizer.all_special_ids or self.tokenizer.eos_token_id is None
+        return ids if closed else (*ids, int(self.tokenizer.eos_token_id))
+
+
+class RewardModel(Classifier):
+    """One number for a prompt with its response."""
+
+    def codec(self, tokenizer: PreTrainedTokenizerBase, template: Template, labels: LabelSet | None) -> Codec:
+        """The data's labels, if it has any, change nothing."""
+        del labels
+        return RewardCodec(tokenizer, template)
 
 
 def _text_with_its_label(record: Record) -> tuple[Group, ...]:

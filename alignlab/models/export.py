@@ -108,7 +108,7 @@ def _give_biases_a_place(plain: PreTrainedModel) -> None:
     if homeless:
         raise ModelError(
             f"a plain {plain.config.model_type} model has no place for {min(homeless)}, which the merged shift needs; "
-            "train with edit=scale, or keep the adapter beside its backbone."
+            "train with edit=scale, or another tuner that merges (lora), or keep the adapter beside its backbone."
         )
     for key in _keys(type(plain), plain.config) - held:
         layer = cast("nn.Linear", plain.get_submodule(key.removesuffix(".bias")))

@@ -87,13 +87,15 @@ class Kind(ABC):
 @dataclass(frozen=True)
 class KindEntry:
     """A row of the table. `task_type`: PEFT's word. `provides`: capabilities that methods and suites may require. `requires`:
-    those required of the data. `new_head`: a checkpoint may lack the head, which is then drawn from the seed."""
+    those required of the others. `new_head`: a checkpoint may lack the head, which is then drawn from the seed. `one_output`:
+    the head says one number, whatever labels the data has."""
 
     place: str
     task_type: str
     provides: frozenset[str]
     requires: frozenset[str] = frozenset()
     new_head: bool = False
+    one_output: bool = False
 
     def implementation(self) -> Kind:
         """The kind itself; imports torch."""
@@ -111,10 +113,19 @@ KINDS: Mapping[str, KindEntry] = {
     "classifier": KindEntry(
         "encoders.Classifier", "SEQ_CLS", frozenset({"class scores"}), frozenset({"label set"}), new_head=True
     ),
+    "reward": KindEntry(
+        "encoders.RewardModel",
+        "SEQ_CLS",
+        frozenset({"response scores"}),
+        frozenset({"pairs", "reward training"}),
+        new_head=True,
+        one_output=True,
+    ),
     "masked": KindEntry("encoders.Masked", "FEATURE_EXTRACTION", frozenset(), frozenset({"corpus"})),
     "spans": KindEntry("encoders.Spans", "SEQ_2_SEQ_LM", frozenset(), frozenset({"corpus"})),
 }
-"""masked and spans are what encoders and encoder-decoder models are pretrained by (method=pretrain)."""
+"""reward reads a prompt with its response; masked and spans are what encoders and encoder-decoder models are pretrained by
+(method=pretrain)."""
 
 _BY_ARCHITECTURE = (
     ("ForSequenceClassification", "classifier"),

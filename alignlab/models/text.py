@@ -68,7 +68,7 @@ class Codec:
             raise ConfigError("template.bos is true but the tokenizer has no BOS token; set model.template.bos=false.")
         self.tokenizer = tokenizer
         self.chat = template.chat_of(tokenizer)
-        by_itself = self.chat.bos if self.chat else _adds_bos(tokenizer)
+        by_itself = self.chat.bos if self.chat else adds_bos(tokenizer)
         self.template = replace(template, bos=by_itself if template.bos is None else template.bos)
         self.eos = int(tokenizer.eos_token_id)
         self.head = (int(tokenizer.bos_token_id),) if self.template.bos else ()
@@ -215,6 +215,6 @@ class Codec:
         return self._ids([answer])[0]
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer("a", verbose=False)["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

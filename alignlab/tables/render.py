@@ -6,8 +6,8 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,9 @@ from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES
 from alignlab.tables.sweep import Aggregate, Difference, Table, TableRow, aggregate, count_states, difference
 
-FILE = "published.csv"
+FILE, COLUMNS = "published.csv", "columns.csv"
+"""The numbers of a paper's table; and, where its columns are not called as our metrics are, what each stands for: column,
+metric (suite/metric, empty for none of ours), setting (of its jobs, `key=value`, or empty), times (of ours, to compare)."""
 TOY = "toy"
 Matches = Mapping[tuple[str, str], str]
 """From the key of a row of ours to the published row it is compared with."""
@@ -38,25 +40,45 @@ TEX = str.maketrans(
 
 
 @dataclass(frozen=True)
+class Column:
+    """What a published column stands for: our suite/metric, of jobs with this setting ("" = all), ours being multiplied."""
+
+    metric: str
+    setting: str = ""
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
 class Published:
     """The numbers of a paper's table as printed, "" if none is known. `same_scale`: whether the sweep is at the paper's
-    scale, so that a column of the same name is the same metric."""
+    scale, so that a column of the same name is the same metric. `stands_for`: what columns of other names mean."""
 
     path: Path
     same_scale: bool
     columns: tuple[str, ...]
     rows: Mapping[str, Mapping[str, str]]
+    stands_for: Mapping[str, Column] = field(default_factory=dict)
 
-    def column(self, metric: str) -> str | None:
-        """The column that is compared with our suite/metric: one of the same name, at the paper's scale only."""
+    def column(self, metric: str, settings: Mapping[str, str]) -> str | None:
+        """The column that is compared with our suite/metric of jobs with these settings, at the paper's scale only: one that
+        stands for it, or one of the same name."""
         if not self.same_scale:
             return None
-        return next((name for name in self.columns if name in (metric, metric.partition("/")[2])), None)
+        having = {"", *(f"{key}={value}" for key, value in settings.items())}
+        mapped = (name for name, meant in self.stands_for.items() if meant.metric == metric and meant.setting in having)
+        named = (n for n in self.columns if n not in self.stands_for and n in (metric, metric.partition("/")[2]))
+        return next(mapped, None) or next(named, None)
 
-    def printed(self, row: str | None, metric: str) -> str:
-        """The printed number in a row for our suite/metric, "" if none is known."""
-        column = self.column(metric)
-        return self.rows[row][column] if row is not None and column is not None else ""
+    def printed(self, row: str | None, metric: str, settings: Mapping[str, str]) -> tuple[str, float]:
+        """The printed number in a row for our suite/metric, "" if none is known; and what ours is multiplied by."""
+        column = self.column(metric, settings)
+        if row is None or column is None:
+            return "", 1.0
+        return self.rows[row][column], self.stands_for[column].times if column in self.stands_for else 1.0
+
+    def part(self, settings: Mapping[str, str]) -> tuple[str, ...]:
+        """Which of the settings that columns are of a job has: a row of the paper has a number for each of them."""
+        return tuple(sorted({meant.setting for meant in self.stands_for.values()} & {f"{k}={v}" for k, v in settings.items()}))
 
 
 def published_for(name: str, experiments: Path) -> Published | None:
@@ -72,7 +94,19 @@ def published_for(name: str, experiments: Path) -> Published | None:
     if not lines or "row" not in lines[0]:
         raise DataError(f"{path} has no column named row, or no line; see how the other {FILE} begin.")
     rows = {line["row"]: {column: line[column] or "" for column in columns} for line in lines}
-    return Published(path, not _is_toy(name), columns, rows)
+    return Published(path, not _is_toy(name), columns, rows, _columns(path.with_name(COLUMNS)))
+
+
+def _columns(path: Path) -> dict[str, Column]:
+    """What the columns of a published table stand for. Raises DataError for a line without a column."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    try:
+        return {line["column"]: Column(line["metric"], line["setting"], float(line["times"] or 1)) for line in lines}
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} must have the columns column, metric, setting and times, a number ({error}).") from error
 
 
 def minus_published(mean: float, printed: str) -> float | None:
@@ -98,8 +132,9 @@ def match_published(table: Table, published: Published | None) -> Matches:
     if published is None or not published.same_scale:
         return {}
     found = {row.key: paper_row for row in table.all_rows if (paper_row := _row_of(row, published)) is not None}
-    shared = Counter(found.values())
-    return {key: paper_row for key, paper_row in found.items() if shared[paper_row] == 1}
+    parts = {row.key: published.part(row.settings) for row in table.all_rows}
+    shared = Counter((paper_row, parts[key]) for key, paper_row in found.items())
+    return {key: paper_row for key, paper_row in found.items() if shared[paper_row, parts[key]] == 1}
 
 
 def _row_of(row: TableRow, published: Published) -> str | None:
@@ -129,6 +164,11 @@ def _is_called(paper_row: str, name: str, strength: float | None, row: TableRow)
         rest = rest[number.end() :]
     models: Sequence[str] = ["", *(_plain(job.model) for job in row.jobs if job.model)]
     return (not rest or rest.startswith("-")) and _plain(rest) in models
+
+
+def called(row: str, model: str, published: Iterable[str]) -> str | None:
+    """The published row that a row on a backbone is called; None without one."""
+    return next((name for name in published if _plain(name) in (_plain(row), _plain(row + model))), None)
 
 
 def _plain(name: str) -> str:
@@ -199,10 +239,10 @@ def _cells(
         name = metric.partition("/")[2]
         cells[name] = _cell(found[metric], row, metric)
         cells[f"{name}{_minus(table)}"] = _difference(difference(table, row, metric), len(row.jobs))
-        if published is not None and published.column(metric):
-            printed = published.printed(paper_row, metric)
+        if published is not None and published.column(metric, row.settings):
+            printed, times = published.printed(paper_row, metric, row.settings)
             cells[f"{name}, published"] = printed or NOT_KNOWN
-            cells[f"{name} - published"] = _minus_published(found[metric], printed)
+            cells[f"{name} - published"] = _minus_published(found[metric], printed, times)
     return cells
 
 
@@ -235,8 +275,8 @@ def _difference(made: Difference | None, declared: int) -> str:
     return f"{made.value:+.3f} [{made.low:+.3f}, {made.high:+.3f}]{mark}"
 
 
-def _minus_published(found: Aggregate | None, printed: str) -> str:
-    made = minus_published(found.mean, printed) if found else None
+def _minus_published(found: Aggregate | None, printed: str, times: float) -> str:
+    made = minus_published(times * found.mean, printed) if found else None
     return NOTHING if made is None else f"{made:+.3f}"
 
 
@@ -245,16 +285,21 @@ def _published(table: Table, published: Published | None, matches: Matches, expe
     if published is None:
         path = path_for(table.sweep.name, experiments)
         return [Section("published", pd.DataFrame(), (f"Published numbers: {NOT_KNOWN}; there is no {path}.",))]
-    ours = {paper_row: row for row in table.all_rows if (paper_row := matches.get(row.key))}
+    ours: dict[str, list[TableRow]] = {}
+    for row in table.all_rows:
+        if paper_row := matches.get(row.key):
+            ours.setdefault(paper_row, []).append(row)
     cells = []
     for paper_row, printed in published.rows.items():
-        own = ours.get(paper_row)
-        compared = {"ours": _named(own) if own else NOT_RUN} if published.same_scale else {}
+        own = ", ".join(map(_named, ours.get(paper_row, ())))
+        compared = {"ours": own or NOT_RUN} if published.same_scale else {}
         cells.append({"row": paper_row, **compared, **{name: value or NOT_KNOWN for name, value in printed.items()}})
     if not published.same_scale:
         notes = ["This sweep is at the toy scale: another model, other data and other metrics, so no difference is formed."]
     else:
-        notes = ["A difference is formed only where a column has the name of one of our metrics."]
+        notes = [
+            "A difference is formed only where a column has the name of one of our metrics, or stands for it in columns.csv."
+        ]
         unmatched: dict[str, list[str]] = {}
         for row in table.rows:
             if row.key not in matches:
@@ -302,7 +347,7 @@ def long_csv(table: Table, published: Published | None) -> str:
         point = {"strength": row.strength, "control": row.control}
         for metric in table.metrics or ("",):
             found, compared = aggregate(row, metric), difference(table, row, metric)
-            printed = published.printed(paper_row, metric) if published else ""
+            printed, times = published.printed(paper_row, metric, row.settings) if published else ("", 1.0)
             numbers.append(
                 {
                     "table": table.sweep.name,
@@ -328,7 +373,7 @@ def long_csv(table: Table, published: Published | None) -> str:
                     "resamples": RESAMPLES if compared and compared.items and not math.isnan(compared.low) else None,
                     "published_row": paper_row or "",
                     "published": printed,
-                    "minus_published": minus_published(found.mean, printed) if found else None,
+                    "minus_published": minus_published(times * found.mean, printed) if found else None,
                 }
             )
     return pd.DataFrame(numbers).astype({"pairs": "Int64", "paired_items": "Int64", "resamples": "Int64"}).to_csv(index=False)

@@ -146,6 +146,35 @@ class PreferenceLoss:
             return self._value(policy.logprobs(batch).total_GM, scores)
 
 
+@dataclass(frozen=True)
+class RewardLoss:
+    """The loss of a reward model on pairs (member 0 chosen, member 1 rejected). `margin`: by how much more the chosen response
+    should get (arXiv 2307.09288, eq. 2, there by rating). `centring`: weight of the squared sum of a pair's rewards, which
+    draws their mean to 0 (arXiv 2312.09244)."""
+
+    margin: float
+    centring: float
+
+    def __call__(self, policy: Policy, batch: Batch) -> Loss:
+        """The batch's share of the mean over the step's pairs, and what the pairs are given."""
+        reward_GM = policy.class_scores(batch)[..., 0]
+        loss_G = bradley_terry(_margin(reward_GM) - self.margin) + self.centring * reward_GM.sum(-1) ** 2
+        per_group = 1 / batch.step_groups
+        gap_G = _margin(reward_GM)
+        metrics = {
+            "accuracy": (gap_G > 0).float() + 0.5 * (gap_G == 0).float(),
+            "reward_margin": gap_G,
+            "chosen_reward": reward_GM[:, 0],
+            "rejected_reward": reward_GM[:, 1],
+        }
+        return Loss(loss_G.sum() * per_group, {name: value.detach().sum() * per_group for name, value in metrics.items()})
+
+
+def bradley_terry(gap_G: Tensor) -> Tensor:
+    """Nats per pair: -log of the probability that the chosen response is preferred, where it is given so much more reward."""
+    return -F.logsigmoid(gap_G)
+
+
 def _margin(value_GM: Tensor) -> Tensor:
     return value_GM[:, 0] - value_GM[:, 1]
 

@@ -134,10 +134,9 @@ class OtherModel(Reference):
         return hashlib.sha256(json.dumps([dtype, self.cache_key()]).encode()).hexdigest()[:16]
 
     def _config(self, dtype: str, attention: str) -> ModelConfig:
-        template = TemplateConfig(
-            format="{prompt}", chat=False, bos=None, arguments={}
-        )  # nothing is rendered: the rows are ids
-        return ModelConfig("reference", None, "folder", str(self.folder), None, dtype, attention, False, template)
+        # Nothing is rendered: the rows are ids.
+        template = TemplateConfig(format="{prompt}", chat=False, bos=None, arguments={})
+        return ModelConfig("reference", None, "folder", str(self.folder), None, None, dtype, attention, False, template)
 
 
 def with_references(

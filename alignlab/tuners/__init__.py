@@ -7,6 +7,7 @@ from typing import Any
 
 from alignlab.registry import Entry, Registry, capabilities, deferred
 from alignlab.tuners.config import (
+    AdapterTunerConfig,
     BitfitConfig,
     BlocksConfig,
     ClmTunerConfig,
@@ -51,6 +52,7 @@ TUNERS = Registry(
         "lora": Entry(LoraConfig, _from("lora"), provides=_IN_PLACE),
         "lora_lower": Entry(LowerLoraConfig, _from("lora"), provides=_IN_PLACE),
         "ia3": Entry(Ia3Config, _from("ia3"), provides=_IN_PLACE),
+        "adapter": Entry(AdapterTunerConfig, _from("adapter"), provides=_IN_PLACE),
         "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
         "control": Entry(
             ControlTunerConfig,

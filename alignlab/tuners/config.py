@@ -119,6 +119,19 @@ class RedTunerConfig(TunerConfig):
 
 
 @dataclass
+class AdapterTunerConfig(TunerConfig):
+    """Bottlenecks of this inner width behind sub-layers. `place`: both (attention and feed-forward) | ffn. `norms`: the layer
+    norms of the same blocks are trained too. `drop`: the lowest blocks of each stack, which have none. `targets`: names of
+    linear maps behind which they stand instead, or one pattern; null = those of `place` in this kind of model."""
+
+    bottleneck: Annotated[int, number(minimum=1)]
+    place: Annotated[str, one_of("both", "ffn")]
+    norms: bool
+    drop: Annotated[int, number(minimum=0)]
+    targets: Annotated[Any, names(empty="would add nothing; give names, or null for the place.")]
+
+
+@dataclass
 class BlocksConfig(TunerConfig):
     """Some of the backbone's own blocks, nothing added: the `count` nearest to `side`, bottom (embeddings) or top (head)."""
 

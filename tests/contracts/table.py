@@ -40,6 +40,7 @@ class Case:
 OPEN: dict[str, dict[str, Any]] = {
     "red": {"targets": None},
     "ia3": {"targets": None, "feedforward": None},
+    "adapter": {"targets": None, "drop": 0},
     "clm": {"targets": None, "writes": None},
 }
 """What a case leaves to the tables, unless it names it."""
@@ -58,6 +59,8 @@ CASES = (
     Case("red", "llama", {"edit": "scale", "place": "ffn"}),
     Case("red", "llama", {"edit": "shift", "place": "ffn"}),
     Case("red", "llama", {"edit": "both", "place": "plus"}),
+    Case("adapter", "llama", {"bottleneck": 4, "place": "ffn", "norms": False}),
+    Case("adapter", "gpt2", {"bottleneck": 4, "place": "both", "norms": True}),
     Case("clm", "llama", {"blocks": 1, "start": "identity", "merge": "logits"}),
     Case("clm", "gpt2", {"blocks": 1, "start": "identity", "merge": "logits"}),
     Case("clm", "llama", {"blocks": 3, "start": "identity", "merge": "logits"}),

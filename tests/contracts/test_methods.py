@@ -40,12 +40,15 @@ STAGE = {
     "meet": "joint",
     "coh": "joint",
     "rahf": "fit",
+    "reward": "fit",
 }
 """The last stage of each method."""
 BEFORE = {"meet": "controls", "rahf": "instruct"}
 """The stage before it, where there is one."""
-CASES = [(method, model) for method in STAGE for model in ("tiny", "tiny_gpt2")]
-every_method = pytest.mark.parametrize(("method", "model"), CASES)
+ANSWERING = [(method, model) for method in STAGE if method != "reward" for model in ("tiny", "tiny_gpt2")]
+every_method = pytest.mark.parametrize(("method", "model"), [*ANSWERING, ("reward", "tiny_roberta")])
+every_answering_method = pytest.mark.parametrize(("method", "model"), ANSWERING)
+"""A reward model writes no answers; see test_reward_runs.py."""
 
 
 def composed(
@@ -93,7 +96,7 @@ def test_a_run_leaves_a_complete_folder(method: str, model: str, tmp_path: Path)
     assert status["state"] == "done"
 
 
-@every_method
+@every_answering_method
 def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, tmp_path: Path) -> None:
     run(composed(tmp_path, method, f"model={model}"))
 
@@ -163,7 +166,7 @@ def test_resuming_equals_never_having_stopped(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@every_method
+@every_answering_method
 def test_a_loaded_run_answers_like_the_run(method: str, model: str, tmp_path: Path) -> None:
     run(composed(tmp_path, method, f"model={model}"))
     sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0)

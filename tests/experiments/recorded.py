@@ -13,6 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -45,16 +46,17 @@ def table_lines() -> list[list[str]]:
 
 
 def choice_lines() -> list[list[str]]:
-    """Each method by itself, and beside each model each choice of each group.
+    """Each method by itself, and beside each model that has values of its own each choice of each group.
 
-    The longest group gives as many lines per model as it has choices, the others start again.
+    The longest group gives as many lines per model as it has choices, the others start again. Other models have a line each.
     """
     choices = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", *GROUPS)}
+    sized = yaml.safe_load((ROOT / "conf" / "_sizing.yaml").read_text())
     most = max(len(choices[group]) for group in GROUPS)
     crossed = [
         [f"model={model}", *(f"{group}={choice}" for group, choice in zip(GROUPS, row, strict=True))]
         for model in choices["model"]
-        for row in islice(zip(*(cycle(choices[group]) for group in GROUPS), strict=True), most)
+        for row in islice(zip(*(cycle(choices[group]) for group in GROUPS), strict=True), most if model in sized else 1)
     ]
     return [*([f"method={name}"] for name in choices["method"]), *crossed]
 

@@ -46,6 +46,14 @@ def cells(table: str) -> list[list[str]]:
     return [list(cell) for cell in product(*(_choices(key, str(values)) for key, values in swept(table).items()))]
 
 
+def tried(table: str) -> list[list[str]]:
+    """Every cell of a table but further seeds of all cells but the first: seeds are plain values that nothing reads."""
+    every = cells(table)
+    seeds = [word for word in every[0] if word.startswith("seed=")]
+    without = [word for word in every[0] if word not in seeds]
+    return [cell for cell in every if set(seeds) <= set(cell) or set(without) <= set(cell)]
+
+
 def distinct(table: str) -> list[list[str]]:
     """The first of the cells that choose the same configs and differ in plain values only."""
     found: dict[tuple[str, ...], list[str]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.experiments.recorded import RECORD, Values, choice_values, table_values, unpacked
-from tests.experiments.sweeps import cells, run_of, tables
+from tests.experiments.sweeps import run_of, tables, tried
 
 TABLES = tables()
 PAPER = [table for table in TABLES if not table.startswith("tiny/") and "/toy/" not in table]
@@ -15,7 +15,7 @@ PAPER = [table for table in TABLES if not table.startswith("tiny/") and "/toy/" 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str) -> None:
-    every = cells(table)
+    every = tried(table)
 
     runs = {(config.fingerprint, config.seed) for config in (run_of(table, *cell) for cell in every)}
 
@@ -24,7 +24,7 @@ def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str
 
 @pytest.mark.parametrize("table", PAPER)
 def test_no_toy_number_reaches_the_papers_scale(table: str) -> None:
-    for cell in cells(table):
+    for cell in tried(table):
         configs = vars(run_of(table, *cell).sizing).values()
 
         assert not [config for config in configs if config and config.startswith("tiny")]

@@ -1,7 +1,8 @@
-"""Our preference objective and TRL's, an independent implementation, on the same pairs and the same weights."""
+"""Our objectives on pairs and TRL's, an independent implementation, on the same pairs and the same weights."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ import peft
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from alignlab.training.objectives import PreferenceLoss
+from alignlab.records import Batch
+from alignlab.training.objectives import PreferenceLoss, RewardLoss
 from tests.conftest import backbone
 from tests.contracts.table import PAIRS, Case, attach, batch, logits, trained
 
@@ -179,3 +182,34 @@ def test_lora_through_our_tuner_equals_plain_peft() -> None:
             optimiser.step()
 
     assert torch.equal(logits(ours), plain(ids).logits)
+
+
+@pytest.mark.parametrize(("margin", "centring"), [(0.0, 0.0), (0.4, 0.0), (0.4, 0.02)])
+def test_the_loss_of_a_reward_model_equals_trl(margin: float, centring: float) -> None:
+    from trl import RewardTrainer
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, pad_token_id=0, num_labels=1, **size)).eval()
+    ids_GMT = torch.randint(1, 64, (3, 2, 9), generator=torch.Generator().manual_seed(0))
+    ids_GMT[1, 0, 5:] = 0
+    theirs_RT = ids_GMT.transpose(0, 1).flatten(0, 1)  # all chosen, then all rejected
+    trainer: Any = SimpleNamespace(
+        model=model,
+        args=SimpleNamespace(center_rewards_coefficient=centring or None),
+        accelerator=SimpleNamespace(gather=lambda tensor: tensor, gather_for_metrics=lambda tensor: tensor),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    inputs = {"input_ids": theirs_RT, "attention_mask": (theirs_RT != 0).long(), "margin": torch.full((3,), margin)}
+    policy: Any = SimpleNamespace(class_scores=lambda batch: model(batch.ids_GMT.flatten(0, 1)).logits.unflatten(0, (3, 2)))
+    lengths_GM = (ids_GMT != 0).sum(-1)
+
+    with torch.no_grad():
+        expected = RewardTrainer.compute_loss(trainer, model, inputs)
+        ours = RewardLoss(margin, centring)(
+            policy, Batch(ids_GMT, lengths_GM, lengths_GM, lengths_GM[:, 0], ("a", "b", "c"), 3, 0)
+        )
+
+    assert ours.value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert ours.metrics["reward_margin"].item() == pytest.approx(trainer._metrics["eval"]["margin"][0], abs=1e-6)

@@ -70,14 +70,17 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
     [
         (
             "method=rde",
-            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft.",
+            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft.",
         ),
         (
             "data=toys",
-            "unknown data 'toys'; did you mean toy or toy_classes? known: hh_rlhf, jsonl, mixture, summaries,"
+            "unknown data 'toys'; did you mean toy or toy_classes? known: e2e_nlg, glue, hh_rlhf, jsonl, mixture, summaries,"
             " text_classification, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
         ),
-        ("tuner=abc", "unknown tuner 'abc'; known: bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red."),
+        (
+            "tuner=abc",
+            "unknown tuner 'abc'; known: adapter, bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red.",
+        ),
     ],
 )
 def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, word: str, said: str) -> None:
@@ -137,8 +140,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ),
         (
             "~data",
-            "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, hh_rlhf, ultrafeedback,"
-            " ultrafeedback_cleaned, summaries, jsonl, mixture.",
+            "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, glue, e2e_nlg, hh_rlhf,"
+            " ultrafeedback, ultrafeedback_cleaned, summaries, jsonl, mixture.",
         ),
     ],
 )
@@ -258,6 +261,8 @@ def test_suites_that_the_data_cannot_serve_are_left_out_with_the_reason(composed
         "toy": "needs oracle, which this run does not have",
         "classes": "needs classes, which this run does not have",
         "classification": "needs label set, which this run does not have",
+        "nlg": "needs references, which this run does not have",
+        "reward_pairs": "needs response scores, which this run does not have",
     }
 
 

@@ -18,10 +18,12 @@ from alignlab.evaluation import METRICS
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = "ClmConfig ControlConfig Policy RedConfig Sampling at_class at_strength load"
 CHOICES = {
-    "method": "clm coh dpo evaluate meet pretrain rahf red sft",
-    "tuner": "bitfit blocks clm control dera full ia3 lora lora_lower red",
-    "model": "gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback ultrafeedback_cleaned",
+    "method": "clm coh dpo evaluate meet pretrain rahf red reward sft",
+    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower red",
+    "model": "gpt2_large gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b roberta_base roberta_large"
+    " t5_base tiny tiny_gpt2 tiny_roberta tiny_t5",
+    "data": "e2e_nlg glue hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback"
+    " ultrafeedback_cleaned",
     "control": "dial grid lora prefixes soft_prompt text token trained",
     "evaluation": "full off quick",
     "trainer": "deepspeed default fsdp validated",
@@ -33,13 +35,16 @@ SUITES = {
     "preference": "accuracy accuracy_per_token reward_accuracy reward_margin",
     "fluency": "distinct_2 perplexity repetition_4 words",
     "classes": "class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
-    "classification": "accuracy nats squared_error",
+    "classification": "accuracy f1 matthews nats pearson spearman squared_error",
+    "nlg": "bleu cider meteor nist rouge_l",
+    "reward_pairs": "accuracy margin reward",
 }
 COMMANDS = {
     "status": "name --runs",
     "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
     "plot": "name --to --metrics --map --where --kind --runs",
     "report": "name --to --runs --experiments --metrics --strength --baseline",
+    "params": "name",
     "export": "--to --dtype --control",
     "sync": "folder",
 }

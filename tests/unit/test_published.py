@@ -132,3 +132,29 @@ def test_a_file_that_is_no_published_table_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="has no column named row"):
         published_for("x/t", experiments)
+
+
+def test_a_column_that_stands_for_a_metric_of_a_setting_is_compared_with_its_jobs(tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "red/glue", "row,params_m,rte,stsb\nred-roberta-base,0.02,78.0,90.4\n")
+    columns = "column,metric,setting,times\nparams_m,,,\nrte,classification/accuracy,data.task=rte,100\n"
+    (experiments / "red/glue/columns.csv").write_text(columns + "stsb,classification/pearson,data.task=stsb,100\n")
+    sweep = MadeSweep(tmp_path, "red/glue")
+    for task, metric, value in (("rte", "accuracy", 0.75), ("stsb", "pearson", 0.9)):
+        results = [number(f"classification/{metric}", value, 1.0)]
+        sweep.done("red", 0, results, {"model": "roberta_base", "data.task": task})
+    table, published = table_of(read_sweep(tmp_path, "red/glue"), Selection()), read("red/glue", experiments)
+
+    (section, *_) = sections_of(table, published, experiments)
+
+    assert set(match_published(table, published).values()) == {"red-roberta-base"}
+    assert section.cells["accuracy, published"].tolist() == ["78.0", "-"]
+    assert section.cells["accuracy - published"].tolist() == ["-3.000", "-"]
+    assert section.cells["pearson - published"].tolist() == ["-", "-0.400"]
+
+
+def test_a_file_of_columns_without_its_own_is_refused(tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "red/glue", "row,rte\nred,78.0\n")
+    (experiments / "red/glue/columns.csv").write_text("column,metric\nrte,accuracy\n")
+
+    with pytest.raises(DataError, match=r"columns\.csv must have the columns column, metric, setting and times"):
+        published_for("red/glue", experiments)

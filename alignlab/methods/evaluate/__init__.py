@@ -26,4 +26,4 @@ def build(config: EvaluateConfig) -> Method:
     return Method(config.name, ())
 
 
-ENTRY = Entry(EvaluateConfig, build, provides=capabilities("no training"))
+ENTRY = Entry(EvaluateConfig, build, provides=capabilities("no training", "reward training"))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from alignlab.evaluation.statistics import bootstrap, item_names, over_seeds, paired, share
+from alignlab.evaluation.statistics import bootstrap, item_names, over_seeds, paired, resampled, share
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -162,3 +162,16 @@ def test_over_seeds_the_interval_is_students() -> None:
 
     assert (made.low, made.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
     assert math.isnan(over_seeds("reward", [1.0]).low)
+
+
+def test_a_number_of_all_items_has_the_interval_of_redrawn_items() -> None:
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+
+    whole = resampled("mean", 8, lambda places: float(values[places].mean()))
+    alike = resampled("mean", 8, lambda places: 0.25)
+
+    assert (whole.value, whole.n) == (0.625, 8)
+    # the mean's own bootstrap, by another generator: both ends lie on the grid of eighths
+    assert (whole.low, whole.high) == (0.25, 1.0)
+    assert alike.value == 0.25
+    assert math.isnan(alike.low)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.report import Row, headline
 from alignlab.evaluation.statistics import Measurement, bootstrap, rank_correlation, share
 from alignlab.evaluation.suite import EvaluationContext, held_out, sweep
-from alignlab.evaluation.suites import Fluency, PreferenceSuite, Toy, _distinct, _wins
+from alignlab.evaluation.suites import Fluency, PreferenceSuite, Toy, _distinct, _wins, of_classes, of_numbers
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
@@ -273,3 +274,34 @@ def test_of_nothing_there_is_no_number(measure: Callable[..., Measurement]) -> N
 
     assert measured.n == 0
     assert all(math.isnan(number) for number in (measured.value, measured.low, measured.high))
+
+
+def test_matthews_and_f1_of_two_classes_are_those_of_their_table() -> None:
+    # answers down, right classes across: 3 1 / 2 4
+    answer_N = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    right_N = np.array([0, 0, 0, 1, 0, 0, 1, 1, 1, 1])
+
+    found = named(of_classes(answer_N, right_N, 2))
+
+    assert found["matthews"].value == pytest.approx((3 * 4 - 1 * 2) / math.sqrt(4 * 6 * 5 * 5))
+    assert found["f1"].value == pytest.approx((2 * 3 / 9 + 2 * 4 / 11) / 2)
+    assert found["matthews"].low < found["matthews"].value < found["matthews"].high
+
+
+def test_correlation_of_three_classes_is_gorodkins_and_none_is_zero() -> None:
+    # 5 of 6 right; of the classes 2, 2, 2 are answered and 3, 1, 2 right
+    answer_N, right_N = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 2, 2])
+    found = named(of_classes(answer_N, right_N, 3))
+
+    assert found["matthews"].value == pytest.approx((5 * 6 - (2 * 3 + 2 * 1 + 2 * 2)) / math.sqrt((36 - 12) * (36 - 14)))
+    assert named(of_classes(np.zeros(4, int), np.array([0, 1, 0, 1]), 2))["matthews"].value == 0.0
+
+
+def test_numbers_are_compared_by_size_and_by_rank() -> None:
+    found = named(of_numbers([1.0, 2.0, 9.0], [1.0, 2.0, 3.0]))
+
+    assert found["squared_error"].value == pytest.approx(12.0)
+    # deviations -3 -2 5 and -1 0 1: 8 / sqrt(38 * 2)
+    assert found["pearson"].value == pytest.approx(8 / math.sqrt(76))
+    assert found["spearman"].value == pytest.approx(1.0)
+    assert named(of_numbers([2.0, 2.0], [1.0, 3.0]))["pearson"].value == 0.0

@@ -37,6 +37,7 @@ def model_config(path: Path | None, *, bos: bool | None = True, **changes: Any) 
         "source": "folder",
         "path": path and str(path),
         "revision": None,
+        "architecture": None,
         "dtype": "float32",
         "attention": "sdpa",
         "trust_remote_code": False,

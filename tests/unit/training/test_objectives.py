@@ -17,7 +17,7 @@ from alignlab.data.batching import collate, whole
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch
-from alignlab.training.objectives import Objective, PreferenceLoss, nll
+from alignlab.training.objectives import Objective, PreferenceLoss, RewardLoss, nll
 from tests.unit.conftest import attached, batch_of, encoded
 
 TOTAL_GM = torch.tensor([[-4.0, -6.0], [-3.0, -2.0]])
@@ -244,3 +244,34 @@ def _margin_without_tuner(policy: Policy, given: Batch) -> Tensor:
     with policy.off():
         total_GM = policy.logprobs(given).total_GM
     return total_GM[:, 0] - total_GM[:, 1]
+
+
+class Rewarding(Made):
+    """A policy that gives made-up rewards: margins 2 and -1, sums 4 and 3."""
+
+    def class_scores(self, batch: Batch) -> Tensor:
+        return torch.tensor([[3.0, 1.0], [1.0, 2.0]])[..., None]
+
+
+def test_a_reward_model_is_charged_for_pairs_that_it_orders_the_other_way() -> None:
+    policy: Any = Rewarding()
+
+    plain = RewardLoss(margin=0.0, centring=0.0)(policy, batch())
+    more = RewardLoss(margin=0.5, centring=0.01)(policy, batch())
+
+    assert plain.value == pytest.approx((softplus(-2) + softplus(1)) / 2)
+    assert more.value == pytest.approx((softplus(-1.5) + softplus(1.5)) / 2 + 0.01 * (16 + 9) / 2)
+    assert {name: value.item() for name, value in plain.metrics.items()} == {
+        "accuracy": 0.5,
+        "reward_margin": 0.5,
+        "chosen_reward": 2.0,
+        "rejected_reward": 1.5,
+    }
+
+
+def test_the_rewards_of_a_part_of_a_step_are_its_share() -> None:
+    policy: Any = Rewarding()
+
+    whole_step, half = (RewardLoss(0.0, 0.0)(policy, batch(step_groups=groups)).value for groups in (2, 4))
+
+    assert half.item() == pytest.approx(whole_step.item() / 2)
