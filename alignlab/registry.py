@@ -95,6 +95,22 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}."
 
 
+def choose(path: str, table: Any) -> Any:
+    """The value of `${choose:KEY.KEY,{...}}`: the table is entered by one key after another, or by `other`, up to a value.
+
+    A paper's values that go with a row, a model and a task stand so in one place. Raises ConfigError for a key without a value.
+    """
+    for word in path.split("."):
+        if not isinstance(table, Mapping):
+            break
+        if word not in table and "other" not in table:
+            raise ConfigError(unknown(f"choice in {path}", word, [str(key) for key in table]))
+        table = table[word] if word in table else table["other"]
+    if isinstance(table, Mapping):
+        raise ConfigError(f"{path} names no value of a table; the next key is one of {', '.join(map(str, table))}.")
+    return table
+
+
 @dataclass(frozen=True)
 class Allowed:
     """What a field may hold beside its type; in a list or a dict, each value. Made by `number`, `one_of`, `text`, `path`,

@@ -417,6 +417,7 @@ class RewardCodec(LabelCodec):
         by_itself = self.chat.bos if self.chat else adds_bos(tokenizer)
         wanted = by_itself if template.bos is None else template.bos
         self.head = (int(tokenizer.bos_token_id),) if wanted and tokenizer.bos_token_id is not None else ()
+        self.eos = self.pad if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
         """Ids of each prompt with its response. Raises DataError, with the row, for an empty response."""
@@ -428,15 +429,12 @@ class RewardCodec(LabelCodec):
         return [Encoded(ids, len(ids), head=1) for ids in map(self._ended, map(tuple, encoded))]
 
     def _answered(self, example: Example, row: str) -> str:
-        prompt = self.written(example.prompt, row)
-        if self.chat is None:
-            return prompt + example.response
-        return prompt + self.chat.response(example.prompt, example.response, row)
+        said = self.chat.response(example.prompt, example.response, row) if self.chat else example.response
+        return self.written(example.prompt, row) + said
 
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         ids = ids if ids[: len(self.head)] == self.head else (*self.head, *ids)
-        closed = ids[-1] in self.tokenizer.all_special_ids or self.tokenizer.eos_token_id is None
-        return ids if closed else (*ids, int(self.tokenizer.eos_token_id))
+        return ids if ids[-1] in self.tokenizer.all_special_ids else (*ids, self.eos)
 
 
 class RewardModel(Classifier):

@@ -3,7 +3,7 @@ the groups `sizing/*`, made of conf/_sizing.yaml."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from alignlab.errors import ConfigError
-from alignlab.registry import unknown
+from alignlab.registry import choose
 from alignlab.sweeps import local, sweeper
 
 FROM_LAUNCH = {
@@ -38,22 +37,6 @@ class Planned(sweeper.PlannedSweeper):
 
 class Local(local.LocalLauncher):
     """hydra/launcher=local, which launch=local chooses."""
-
-
-def choose(path: str, table: Any) -> Any:
-    """The value of `${choose:KEY.KEY,{...}}`: the table is entered by one key after another, or by `other`, up to a value.
-
-    A paper's values that go with a row, a model and a task stand so in one place. Raises ConfigError for a key without a value.
-    """
-    for word in path.split("."):
-        if not isinstance(table, Mapping):
-            break
-        if word not in table and "other" not in table:
-            raise ConfigError(unknown(f"choice in {path}", word, [str(key) for key in table]))
-        table = table[word] if word in table else table["other"]
-    if isinstance(table, Mapping):
-        raise ConfigError(f"{path} names no value of a table; the next key is one of {', '.join(map(str, table))}.")
-    return table
 
 
 OmegaConf.register_new_resolver("choose", choose, replace=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignlab.errors import ConfigError
-from alignlab.registry import Entry, Registry, nearest, unknown
+from alignlab.registry import Entry, Registry, choose, nearest, unknown
 
 
 class ControlConfigLike:
@@ -57,3 +57,21 @@ def test_nearest_names_come_best_first() -> None:
 
 def test_an_entry_needs_and_offers_nothing_unless_it_says_so() -> None:
     assert (ENTRY.requires(ControlConfigLike()), ENTRY.provides(ControlConfigLike())) == (frozenset(), frozenset())
+
+
+def test_a_value_of_a_table_is_chosen_by_the_keys_of_its_path() -> None:
+    table = {"red": {"rte": 8e-3, "other": 1e-3}, "other": 5e-4}
+
+    assert [choose(path, table) for path in ("red.rte", "red.mnli", "lora.rte")] == [8e-3, 1e-3, 5e-4]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("red.mnli", r"unknown choice in red\.mnli 'mnli'.*known: rte"),
+        ("red", "red names no value of a table; the next key is"),
+    ],
+)
+def test_a_path_that_names_no_value_is_refused(path: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        choose(path, {"red": {"rte": 8e-3}})

@@ -10,9 +10,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from alignlab.errors import ConfigError
 from alignlab.sweeps.jobs import Composer
-from hydra_plugins.alignlab import choose
 from tests.experiments.sweeps import cells
 from tests.unit.sweeps.configs import choices, composer, load
 
@@ -114,21 +112,3 @@ def test_a_key_that_no_config_has_is_refused_at_its_own_job_only() -> None:
         compose(["seed=1", "method.fit.bach=2"])
 
     assert plain(compose(["seed=2"])) == plain(load(["seed=2"]))
-
-
-def test_a_value_of_a_table_is_chosen_by_the_keys_of_its_path() -> None:
-    table = {"red": {"rte": 8e-3, "other": 1e-3}, "other": 5e-4}
-
-    assert [choose(path, table) for path in ("red.rte", "red.mnli", "lora.rte")] == [8e-3, 1e-3, 5e-4]
-
-
-@pytest.mark.parametrize(
-    ("path", "says"),
-    [
-        ("red.mnli", r"unknown choice in red\.mnli 'mnli'.*known: rte"),
-        ("red", "red names no value of a table; the next key is"),
-    ],
-)
-def test_a_path_that_names_no_value_is_refused(path: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        choose(path, {"red": {"rte": 8e-3}})
