@@ -72,6 +72,8 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (["control.strengths.x=1"], "error: a key on the command line does not fit the configs: "),
         (["folder=../model/config.json"], "error: ../model/config.json is a file; give the path of a folder."),
         (["-m", "paths.runs=../model/config.json/runs", "seed=0,1"], "error: ../model/config.json/runs/sweeps/"),
+        (["folder=../model/config.json/run", "plan=true"], "error: ../model/config.json/run cannot be made in /"),
+        (["hydra.run.dir=../model/config.json/x"], "error: '../model/config.json/x' cannot be made (Not a directory); give "),
         (["-m", "paths.runs=null", "seed=0,1"], "error: paths.runs=None must be a folder."),
     ],
 )

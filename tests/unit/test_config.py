@@ -150,6 +150,22 @@ def test_a_missing_value_is_named_with_its_key(composed: Compose, word: str, sai
 
 
 @pytest.mark.parametrize(
+    "words", [["trainer@x=1"], ["+tuner=_self_"], ["~launch=1"], ["+seed.z=1", "+seed.z=2"], ["hydra.job.env_copy=[NOT_SET]"]]
+)
+def test_what_hydra_cannot_compose_is_one_sentence(composed: Compose, words: list[str]) -> None:
+    with pytest.raises(Exception) as info:  # Hydra raises what its parts raise
+        composed(*words)
+
+    said = sentence(info.value)
+    assert said is not None
+    assert said == " ".join(said.split())
+
+
+def test_a_text_that_cannot_be_written_is_refused(composed: Compose) -> None:
+    assert refused(composed, "evaluation.stop=['a\udc80']").startswith("evaluation.stop.0='a\\udc80' is no text:")
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from alignlab.config import GROUPS, TopConfig
 from alignlab.errors import ConfigError
-from alignlab.registry import Allowed, names, number, one_of, text, typed
+from alignlab.registry import Allowed, names, number, one_of, path, pattern, text, typed
 
 
 @dataclass
@@ -118,6 +118,8 @@ class Several:
     targets: Annotated[Any, names(empty="names nothing.", alone=("place", "there"))]
     other: Annotated[str | None, text(filled=True, unlike="frame")]
     inner: Annotated[int | None, number(minimum=0, needs=("targets", "give both"))]
+    folder: Annotated[str | None, path()]
+    files: Annotated[str, pattern()]
 
 
 SEVERAL = {
@@ -129,6 +131,8 @@ SEVERAL = {
     "targets": None,
     "other": "o",
     "inner": None,
+    "folder": None,
+    "files": "*.csv",
 }
 
 
@@ -151,6 +155,14 @@ SEVERAL = {
         ({"other": " "}, "s.other=' ' is empty; give it a text, or null."),
         ({"other": "{x}"}, "s: other and frame are both '{x}'; give two different ones."),
         ({"inner": 1}, "s.inner=1 needs s.targets, which is null; give both."),
+        ({"folder": ""}, "s.folder='' is empty; give it a text, or null."),
+        ({"folder": "a\0"}, "s.folder='a\\x00' is no path: names have at most 255 bytes, a path 4095, and no NUL."),
+        ({"folder": "é" * 128}, f"s.folder='{'é' * 12}...{'é' * 13}' is no path"),
+        (
+            {"files": "/data/*"},
+            "s.files='/data/*' must be a pattern of file names below a folder, such as *.jsonl or **/*.csv.",
+        ),
+        ({"files": "a**"}, "s.files='a**' must be a pattern"),
         ({"steps": 2**60}, "s.steps=1152921504606846976 must be at most 9007199254740992 in size, or null."),
     ],
 )
