@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignlab.config import parse
@@ -25,7 +26,7 @@ from alignlab.data.source import Split
 from alignlab.errors import DataError
 from alignlab.models.backbone import load
 from alignlab.models.text import Codec, Template
-from alignlab.planning import Plan, make_plan
+from alignlab.planning import make_plan
 from alignlab.records import Dialogue
 from tests.unit.conftest import CONF, plain
 from tests.unit.data.forms import config
@@ -108,13 +109,21 @@ def cases(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def compose_on(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
-    """Composes a run on stories260k and a folder."""
+    """Composes a run of a method on stories260k and a folder."""
     words = [f"model.path={shared}/models/stories260k", "model.template.format='{prompt}\n'", "model.template.bos=true"]
     words += ["tracking=off", "trainer.device=cpu", "evaluation=off", f"paths.runs={tmp_path_factory.mktemp('runs')}"]
 
-    def composed(folder: Path, *more: str) -> DictConfig:
+    @cache
+    def of(method: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("run", ["model=local", *words, "data=jsonl", f"data.path={folder}", *more])
+            return compose("run", ["model=local", *words, "data=jsonl", f"method={method}"])
+
+    def composed(folder: Path, method: str) -> DictConfig:
+        raw = of(method).copy()
+        raw.data.path = str(folder)
+        with open_dict(raw.data.columns):
+            raw.data.update(SETTINGS.get(folder.name, {}))
+        return raw
 
     return composed
 
@@ -256,7 +265,7 @@ SINGLE = ("messages_only", "alpaca", "kto_bool", "kto_completion")
 def test_a_plan_has_the_ids_of_a_plain_tokenizer_and_counts_every_row(
     cases: Path, shared: Path, compose_on: Callable[..., DictConfig], name: str
 ) -> None:
-    plan = planned(compose_on, cases / name, "sft" if name in SINGLE else "dpo")
+    plan = make_plan(parse(compose_on(cases / name, "sft" if name in SINGLE else "dpo")))
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
     rows = rows_of(cases / name, "train")
@@ -275,7 +284,7 @@ def test_a_plan_has_the_ids_of_a_plain_tokenizer_and_counts_every_row(
 def test_log_probabilities_are_those_of_plain_transformers(
     cases: Path, shared: Path, compose_on: Callable[..., DictConfig]
 ) -> None:
-    plan = planned(compose_on, cases / "conv_implicit", "dpo")
+    plan = make_plan(parse(compose_on(cases / "conv_implicit", "dpo")))
     policy = plain(load(plan.config.model, start="pretrained", seed=0, device="cpu"))
     model = AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260k").eval()
     groups = plan.works[0].groups[:4]
@@ -286,7 +295,7 @@ def test_log_probabilities_are_those_of_plain_transformers(
             for member, total in zip(group.members, total_M, strict=True):
                 ids = torch.tensor([member.ids])
                 logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-                torch.testing.assert_close(total, logprobs[member.start - 1 :].sum(), atol=1e-3, rtol=1e-5)
+                torch.testing.assert_close(total, logprobs[member.start - 1 :].sum(), atol=1e-4, rtol=1e-5)
 
 
 def test_a_token_that_the_embedding_has_no_row_for_is_named(
@@ -297,11 +306,8 @@ def test_a_token_that_the_embedding_has_no_row_for_is_named(
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save_pretrained(tmp_path / "model")
 
+    raw = compose_on(cases / "tooltok", "dpo")
+    raw.model.path = str(tmp_path / "model")
+
     with pytest.raises(DataError, match=r"^train\.jsonl:1: holds the token '▁?<tool>' \(id 512\), but .* 512 rows; take"):
-        planned(compose_on, cases / "tooltok", "dpo", f"model.path={tmp_path / 'model'}")
-
-
-def planned(compose_on: Callable[..., DictConfig], folder: Path, method: str, *words: str) -> Plan:
-    """The plan of a run of a method on a folder."""
-    given = [f"++data.{key}={json.dumps(value).replace(chr(34), '')}" for key, value in SETTINGS.get(folder.name, {}).items()]
-    return make_plan(parse(compose_on(folder, f"method={method}", *given, *words)))
+        make_plan(parse(raw))

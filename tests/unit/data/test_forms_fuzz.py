@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignlab.data.local import jsonl, offers
+from alignlab.data.local import jsonl, offers, text_classification
+from alignlab.data.published import hh_pairs, summary_pairs, ultrafeedback_pairs
 from alignlab.data.rows import COLUMNS
 from alignlab.data.source import Split
 from alignlab.errors import AlignlabError
 from tests.unit.data.forms import WRITERS, config
+from tests.unit.data.test_text_classification import config as texts_of
 
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 TEXTS = st.sampled_from(["p", "q", "Why is it?", "yes", "no", "\n\nHuman: a\n\nAssistant: b", "", " ", "a\0b", "é"]) | ANY_TEXT
@@ -125,6 +128,62 @@ def test_every_file_is_accounted_for_or_refused(
         assert sum(split.read for split in found.values()) == count
     else:
         assert all(split.read == count for split in found.values())
+
+
+LABELLED = st.fixed_dictionaries(
+    {"text": TEXTS | SCALARS, "label": st.sampled_from(["a", "b", "1.5"]) | SCALARS | st.just([1])}
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    rows=st.lists(LABELLED, max_size=6).map(lambda rows: [{"text": "p", "label": "2"}, {"text": "q", "label": "b"}, *rows]),
+    form=st.sampled_from([".jsonl", ".csv", ".json"]),
+    task=st.sampled_from(["classes", "classes", "number"]),
+)
+def test_labelled_texts_are_accounted_for_or_refused(rows: list[dict[str, Any]], form: str, task: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for split in ("train", "test"):
+            WRITERS[form](Path(name) / f"{split}{form}", as_table(rows) if form == ".csv" else rows)
+        settled = texts_of(Path(name), task=task)
+        try:
+            settled.check("data")
+            source = text_classification(settled)
+            assert source.labels is not None
+            source.labels()
+            found = [source.split(split) for split in ("train", "test")]
+        except AlignlabError as error:
+            return one_sentence(error)
+    assert all(split.read == len(rows) == kept(split) + sum(split.left_out.values()) for split in found)
+
+
+SUMMARIES = st.fixed_dictionaries(
+    {
+        "info": st.dictionaries(st.sampled_from(["subreddit", "title", "post"]), TEXTS | SCALARS) | SCALARS,
+        "summaries": st.lists(st.fixed_dictionaries({"text": TEXTS | SCALARS}) | SCALARS, max_size=3) | SCALARS,
+        "choice": st.integers(-1, 2) | SCALARS,
+    }
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    rows=st.lists(SENSIBLE | STRANGE | SUMMARIES, max_size=5),
+    read=st.sampled_from(
+        [
+            lambda rows: ultrafeedback_pairs(rows, "Q: {prompt}"),
+            lambda rows: hh_pairs(rows, "drop"),
+            lambda rows: hh_pairs(rows, "error"),
+            lambda rows: summary_pairs(rows, "{title} {post}"),
+        ]
+    ),
+)
+def test_rows_of_published_sets_are_accounted_for_or_refused(rows: list[dict[str, Any]], read: Callable[[Any], Split]) -> None:
+    try:
+        split = read([(f"rows:{number}", row) for number, row in enumerate(rows)])
+    except AlignlabError as error:
+        return one_sentence(error)
+    assert split.read == len(rows) == kept(split) + sum(split.left_out.values())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
