@@ -145,7 +145,7 @@ def test_a_strength_between_is_the_mixture_of_both(case: Case) -> None:
 def test_a_strength_between_three_classes_is_refused_and_names_them(case: Case) -> None:
     policy = trained(case, backbone(case.backbone))
 
-    with pytest.raises(ControlError, match="between two classes, and here are good, bad, dull; ask for one by name"):
+    with pytest.raises(ControlError, match="a strength mixes two classes, and here are good, bad, dull; ask for one by name"):
         policy.respond(PROMPTS, strength=0.5, sampling=GREEDY, seed=0)
     with pytest.raises(ControlError, match="here are good, bad, dull"):
         policy.at(1.0).__enter__()
