@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -68,9 +68,12 @@ PART = ".part"
 _known: dict[tuple[object, ...], str] = {}
 
 
-def content_keys(files: Iterable[Path]) -> list[str]:
-    """Name and hash of the content of each file: the same list wherever the files lie and whenever they were written."""
-    return [f"{file.name} {content_hash(file)}" for file in files]
+def content_keys(files: Sequence[Path]) -> list[str]:
+    """Name and hash of the content of each file, of a folder those of the files in it: the same list wherever the files lie and
+    whenever they were written."""
+    whole = [(file, file.parent) for file in files if not file.is_dir()]
+    inside = [(file, folder) for folder in files if folder.is_dir() for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [f"{file.relative_to(above).as_posix()} {content_hash(file)}" for file, above in [*whole, *inside]]
 
 
 def content_hash(file: Path) -> str:
