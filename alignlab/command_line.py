@@ -68,7 +68,7 @@ def sentence(error: Exception) -> str | None:
     if told := storage_error(error):
         return str(told)
     if isinstance(error, (ValueError, AssertionError, KeyError, OSError)) and _raised_in(error) in ("omegaconf", "hydra"):
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename:
             return f"{brief(error.filename)} cannot be made ({error.strerror}); give other folders in the keys of hydra."
         said = _on_one_line(error).rstrip(".") or "Hydra takes no such choice"
         return f"a key on the command line does not fit the configs: {said[:LONGEST]}."

@@ -244,7 +244,7 @@ def _resolved(raw: DictConfig) -> dict[str, Any]:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ConfigError(f"{key}={text!r} is no text: it holds a byte or half of a character that is none.") from error
+                raise ConfigError(f"{key}={text!r} holds a byte that is no UTF-8; give it as UTF-8.") from error
     return typing.cast("dict[str, Any]", resolved)
 
 
@@ -402,11 +402,12 @@ def headline_of(report: Path) -> float | None:
 
 def refuse_other(ledger: Ledger, config: RunConfig) -> None:
     """Raises RunFolderError for a folder that another config made, or that holds no run, or is a file, or cannot be made."""
-    if ledger.folder.exists() and not ledger.folder.is_dir():
+    there = os.path.exists  # unlike Path.exists, it raises nothing below a folder that may not be read
+    if there(ledger.folder) and not ledger.folder.is_dir():
         raise RunFolderError(f"{ledger.folder} is a file; give the path of a folder.")
-    if not ledger.folder.exists():
-        above = next(folder for folder in ledger.folder.absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+    if not there(ledger.folder):
+        above = next(folder for folder in ledger.folder.absolute().parents if there(folder))
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise RunFolderError(f"{ledger.folder} cannot be made in {above}; give another folder.")
         return
     try:

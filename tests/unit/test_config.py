@@ -162,7 +162,9 @@ def test_what_hydra_cannot_compose_is_one_sentence(composed: Compose, words: lis
 
 
 def test_a_text_that_cannot_be_written_is_refused(composed: Compose) -> None:
-    assert refused(composed, "evaluation.stop=['a\udc80']").startswith("evaluation.stop.0='a\\udc80' is no text:")
+    said = refused(composed, "evaluation.stop=['a\udc80']")
+
+    assert said == r"evaluation.stop.0='a\udc80' holds a byte that is no UTF-8; give it as UTF-8."
 
 
 @pytest.mark.parametrize(
