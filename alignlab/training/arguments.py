@@ -60,6 +60,8 @@ MEANT: Mapping[str, str] = {
     "seed": "seed",
 }
 """Arguments that the plan of steps, resuming or the ledger depend on -> the key that is meant."""
+SHARDING = ("fsdp", "fsdp_config", "deepspeed")
+"""Looked at by themselves: transformers takes more of them than it annotates, and some of it on GPUs only."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Arguments under which passes are computed in another dtype than the weights'."""
 
@@ -128,7 +130,7 @@ def check_extra(trainer: TrainerConfig) -> None:
             raise ConfigError(
                 f"trainer.extra.{key} has no effect here, or is the frame's own; trainer.extra takes {', '.join(ALLOWED)}."
             )
-        if not _is(value, hints[key]):
+        if key not in SHARDING and not _is(value, hints[key]):
             raise ConfigError(f"trainer.extra.{key}={value!r} must be of type {_written(hints[key])}.")
     asked = next((key for key in ("fsdp", "deepspeed") if trainer.extra.get(key)), None)
     if asked == "deepspeed" and find_spec("deepspeed") is None:
@@ -147,7 +149,7 @@ def check_arguments(fit: FitConfig, trainer: TrainerConfig, steps: int) -> None:
     """Raises ConfigError for what `check_extra` refuses, and for values that transformers does not take: arguments, optimiser
     and schedule are made as a stage makes them, of one parameter."""
     check_extra(trainer)
-    given = {key: value for key, value in trainer.extra.items() if key not in ("fsdp", "fsdp_config", "deepspeed")}
+    given = {key: value for key, value in trainer.extra.items() if key not in SHARDING}
     if not given:
         return
     try:
