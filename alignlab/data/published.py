@@ -70,9 +70,9 @@ def ultrafeedback_pairs(lines: Iterable[Row], frame: str) -> Split:
 
 
 def _ultrafeedback_split(config: FramedConfig, pattern: str, hub_split: str, limit: int | None) -> Split:
-    hub = config.hub, hub_split, config.commit, limit
-    lines: Iterable[Row] = rows(config.files(pattern), limit) if config.path else hub_rows(*hub)
-    return ultrafeedback_pairs(lines, config.frame)
+    if config.path:
+        return ultrafeedback_pairs(rows(config.files(pattern), limit), config.frame)
+    return ultrafeedback_pairs(hub_rows(config.hub, hub_split, config.commit, limit), config.frame)
 
 
 def summaries(config: SummariesConfig) -> Source:
