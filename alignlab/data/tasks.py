@@ -79,7 +79,7 @@ def glue(config: GlueConfig) -> Source:
         if config.path:
             return list(read(config.files(config.train if of_training else config.test)))
         split = "train" if of_training else held_out
-        return list(hub_rows(config.hub, split, config.revision, None, subset=config.task))
+        return list(hub_rows(config.hub, split, config.commit, None, subset=config.task))
 
     def reader(split: str) -> Split:
         rows = _rows_of(split, config, every)[: config.limit if split == "train" else config.test_limit]
@@ -223,7 +223,7 @@ def _texts(row: str, fields: Mapping[str, Any]) -> tuple[str, str]:
 
 def _e2e_rows(config: HubConfig, split: str, pattern: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not config.path:
-        return hub_rows(config.hub, split, config.revision, None)
+        return hub_rows(config.hub, split, config.commit, None)
     path = Path(config.path)
     return _archived(path, pattern) if path.suffix == ".zip" else read(config.files(pattern))
 

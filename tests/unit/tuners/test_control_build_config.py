@@ -187,7 +187,7 @@ def test_a_placeholder_beyond_the_vocabulary_is_refused_by_the_model_too() -> No
 
 
 def test_targets_that_match_no_layer_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"found no layer for its targets: .*nowhere"):
+    with pytest.raises(ConfigError, match=r"control\.targets: 'nowhere' names no layer of this model"):
         attach(Case("lora", "llama"), backbone("llama"), target_modules=["nowhere"])
 
 
