@@ -21,7 +21,7 @@ from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.mixture import MixtureConfig
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluation import SUITES, Point, points
+from alignlab.evaluation import SUITES, Point
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
@@ -32,12 +32,12 @@ from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
 from alignlab.models.strength import Controls
 from alignlab.models.text import Codec
-from alignlab.records import EncodedGroup, LabelSet, View
+from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
 from alignlab.training.arguments import device_of
 from alignlab.training.stages import Method, Work
 from alignlab.training.trainable import check_parts
-from alignlab.tuners.config import FormConfig
+from alignlab.tuners.config import FormConfig, StrengthConfig
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, at least one token of a prompt and one of a response, EOS."""
@@ -205,6 +205,16 @@ def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreT
                 f"{row}: holds the token {token!r} (id {max(ids)}), but the model's embedding has {known} rows; take it out of"
                 " the text, or give the tokenizer that belongs to the model."
             )
+
+
+def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
+    """Where a policy is measured. Raises ConfigError for strengths between more than two classes."""
+    if classes is None:
+        return [Point(strength, control.name) for strength in control.strengths]
+    if control.strengths and len(classes) != 2:
+        raise ConfigError(f"control.strengths mix two classes, and there are {', '.join(classes)}; set control.strengths=[].")
+    alone = [Point(1.0, name, name) for name in (*classes, NO_CLASS)]
+    return alone + [Point(strength, "/".join(classes)) for strength in control.strengths]
 
 
 def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:

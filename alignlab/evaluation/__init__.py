@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignlab.errors import ConfigError
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.records import NO_CLASS
 from alignlab.registry import Entry, Registry, capabilities, deferred
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
-    from alignlab.tuners.config import FormConfig, StrengthConfig
 
 
 @dataclass(frozen=True)
@@ -24,53 +21,48 @@ class SuiteEntry(Entry):
     metrics: tuple[str, ...] = ()
 
 
-def _at(place: str) -> Callable[..., Any]:
-    """What builds the class at module.Name of this package, imported when it is built."""
-    return deferred(f"{__name__}.{place}")
-
-
 _SUITES: Mapping[str, SuiteEntry] = {
     "toy": SuiteEntry(
         EvaluationConfig,
-        _at("suites.Toy"),
+        deferred(f"{__name__}.suites.Toy"),
         requires=capabilities("oracle", "generation"),
         provides=capabilities("sampled texts"),
         metrics=("reward", "capability", "consistency", "obedience"),
     ),
     "preference": SuiteEntry(
         EvaluationConfig,
-        _at("suites.PreferenceSuite"),
+        deferred(f"{__name__}.suites.PreferenceSuite"),
         requires=capabilities("pairs", "token likelihood"),
         metrics=("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
     ),
     "fluency": SuiteEntry(
         EvaluationConfig,
-        _at("suites.Fluency"),
+        deferred(f"{__name__}.suites.Fluency"),
         requires=capabilities("generation", "token likelihood"),
         provides=capabilities("sampled texts"),
         metrics=("perplexity", "distinct_2", "repetition_4", "words"),
     ),
     "classes": SuiteEntry(
         EvaluationConfig,
-        _at("classes.BetweenClasses"),
+        deferred(f"{__name__}.classes.BetweenClasses"),
         requires=capabilities("classes", "token likelihood"),
         metrics=("class_accuracy", "pair_accuracy", "likelihood_separation", "nats_per_token", "gap", "separation"),
     ),
     "classification": SuiteEntry(
         EvaluationConfig,
-        _at("suites.Classification"),
+        deferred(f"{__name__}.suites.Classification"),
         requires=capabilities("label set"),
         metrics=("accuracy", "nats", "squared_error", "matthews", "f1", "pearson", "spearman"),
     ),
     "reward_pairs": SuiteEntry(
         EvaluationConfig,
-        _at("suites.RewardPairs"),
+        deferred(f"{__name__}.suites.RewardPairs"),
         requires=capabilities("pairs", "response scores"),
         metrics=("accuracy", "margin", "reward"),
     ),
     "nlg": SuiteEntry(
         EvaluationConfig,
-        _at("nlg.Nlg"),
+        deferred(f"{__name__}.nlg.Nlg"),
         requires=capabilities("references", "generation"),
         provides=capabilities("sampled texts"),
         metrics=("bleu", "nist", "meteor", "rouge_l", "cider"),
@@ -95,13 +87,3 @@ class Point:
     def set(self, policy: Policy) -> AbstractContextManager[None]:
         """Inside, the policy is at this point."""
         return policy.at(self.strength) if self.mixture is None else policy.under(self.mixture)
-
-
-def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
-    """Where a policy is measured. Raises ConfigError for strengths between more than two classes."""
-    if classes is None:
-        return [Point(strength, control.name) for strength in control.strengths]
-    if control.strengths and len(classes) != 2:
-        raise ConfigError(f"control.strengths mix two classes, and there are {', '.join(classes)}; set control.strengths=[].")
-    alone = [Point(1.0, name, name) for name in (*classes, NO_CLASS)]
-    return alone + [Point(strength, "/".join(classes)) for strength in control.strengths]

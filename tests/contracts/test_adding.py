@@ -132,7 +132,7 @@ class Lengths:
     "alignlab/evaluation/__init__.py": [
         (
             '    "fluency": SuiteEntry(',
-            '    "lengths": SuiteEntry(\n        EvaluationConfig,\n        _at("lengths.Lengths"),\n'
+            '    "lengths": SuiteEntry(\n        EvaluationConfig,\n        deferred(f"{__name__}.lengths.Lengths"),\n'
             '        requires=capabilities("generation"),\n        provides=capabilities("sampled texts"),\n'
             '        metrics=("characters",),\n    ),\n    "fluency": SuiteEntry(',
         )

@@ -8,8 +8,9 @@ import pytest
 
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
-from alignlab.evaluation import Point, points
+from alignlab.evaluation import Point
 from alignlab.models.policy import Policy
+from alignlab.planning import points
 from alignlab.tuners.config import FormConfig, StrengthConfig
 from tests.conftest import backbone
 from tests.contracts.controls import Case, batch_of, items, totals, totals_under, trained
