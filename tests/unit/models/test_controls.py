@@ -221,7 +221,7 @@ def test_strengths_that_differ_run_in_two_passes() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_between_three_classes_there_is_no_strength(strength: float) -> None:
-    with pytest.raises(ControlError, match="between two classes, and here are good, bad, dull"):
+    with pytest.raises(ControlError, match="a strength mixes two classes, and here are good, bad, dull"):
         THREE.at_strength(strength)
 
 
