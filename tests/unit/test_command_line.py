@@ -43,7 +43,7 @@ def test_help_lists_the_groups_without_importing_anything_heavy(tmp_path: Path) 
     done = run_py(tmp_path, "--help")
 
     assert done.returncode == 0
-    assert re.search(r"^method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft$", done.stdout, re.MULTILINE)
+    assert re.search(r"^method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft$", done.stdout, re.MULTILINE)
     assert not HEAVY.search(done.stderr)
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
     [
         (
             ["method=rde"],
-            "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, sft.",
+            "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft.",
         ),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
@@ -71,7 +71,10 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (["seed=[1"], "error: "),
         (["control.strengths.x=1"], "error: a key on the command line does not fit the configs: "),
         (["folder=../model/config.json"], "error: ../model/config.json is a file; give the path of a folder."),
-        (["-m", "paths.runs=../model/config.json/runs", "seed=0,1"], "error: ../model/config.json/runs/sweeps/"),
+        (
+            ["-m", "paths.runs=../model/config.json/runs", "seed=0,1"],
+            "error: every job of this sweep is refused, and nothing was begun; the first: ../model/config.json/runs/",
+        ),
         (["folder=../model/config.json/run", "plan=true"], "error: ../model/config.json/run cannot be made in /"),
         (["hydra.run.dir=../model/config.json/x"], "error: '../model/config.json/x' cannot be made (Not a directory); give "),
         (["-m", "paths.runs=null", "seed=0,1"], "error: paths.runs=None must be a folder."),
