@@ -62,7 +62,8 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
     [
         (
             ["method=rde"],
-            "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft.",
+            "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, "
+            "sft.",
         ),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
