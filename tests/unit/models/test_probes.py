@@ -107,7 +107,6 @@ def test_trying_leaves_no_trace(llama: Backbone) -> None:
     state = torch.get_rng_state()
 
     find("llama", llama.model)
-    Policy(llama, policy.tuner)
     with policy.tuner.off():
         assert llama.cache_objection == ""
 
