@@ -173,13 +173,15 @@ def test_stages_fetched_from_the_store_give_the_same(case: str, trained: Callabl
 @every_case
 def test_a_stage_resumed_from_a_checkpoint_gives_the_same(case: str, trained: Callable[[str], Trained], tmp_path: Path) -> None:
     made = trained(case)
-    shutil.copytree(made.folder / "run", tmp_path / "run")
+    words = (f"paths.runs={tmp_path}", f"folder={tmp_path}/run", "trainer.keep_optimizer=true")
+    arrive(made.config(*words))
     last = tmp_path / "run" / "stages" / STAGES[case][-1]
+    shutil.rmtree(tmp_path / ".store")
     shutil.rmtree(last / "checkpoint-2")
     shutil.rmtree(last / "result")
     (last / "done.json").unlink()
 
-    _, policy = arrive(made.config(f"paths.runs={tmp_path}", f"folder={tmp_path}/run"))
+    _, policy = arrive(made.config(*words))
 
     assert given_by(policy) == made.given
 
