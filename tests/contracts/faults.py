@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alignlab.tracking.ledger import Ledger
+
 ROOT = Path(__file__).parents[2]
 CALLS = 65536
 WORDS = (
@@ -118,7 +120,7 @@ def result(folder: Path) -> dict[str, Any]:
         str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(run.glob("stages/*/result/**/*.safetensors"))
     }
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = list(Ledger(run).history())  # a line that a kill has cut is no line
     losses = sorted({(line["step"], line["fit/loss"]) for line in lines if "fit/loss" in line})
     return {"weights": weights, "results": json.loads((run / "report.json").read_text())["results"], "losses": losses}
 

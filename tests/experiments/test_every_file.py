@@ -39,7 +39,8 @@ def rows_of(table: str) -> set[str]:
 
 def below(name: str) -> set[str]:
     """The files that a file is laid over, and so on down."""
-    named = {entry.removeprefix("/experiment/") for entry in model_config(name).get("defaults", []) if isinstance(entry, str)}
+    entries = model_config(name).get("defaults", [])
+    named = {entry.removeprefix("/experiment/") for entry in entries if isinstance(entry, str) and entry != "_self_"}
     return named | {lower for entry in named for lower in below(entry)}
 
 
