@@ -238,6 +238,7 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
         if processes.by_main_process(partial(_is_done, stage, key, session)):
             log.info("%s: done before, restored", stage.name)
             stage.restore(policy, folder)
+            processes.by_main_process(partial(_keep_still, folder, key, store))
             continue
         with store.alone(key) if processes.is_main_process() else nullcontext():
             if not plan.config.force and processes.by_main_process(partial(_fetch, stage, key, store, session)):
@@ -257,6 +258,13 @@ def _is_done(stage: Stage, key: str, session: Session) -> bool:
         Ledger(aside).write(METRICS, {"lines": lines})
         log.warning("%s: what an earlier run has left %s; it is set aside as %s, and computed again", stage.name, why, aside)
     return (folder / DONE).is_file()
+
+
+def _keep_still(folder: Path, key: str, store: StageStore) -> None:
+    """Keeps a finished stage that a kill has kept out of the store, and removes what was begun there."""
+    if not store.holds(key):
+        with store.alone(key):
+            store.keep(key, folder)
 
 
 def _fetch(stage: Stage, key: str, store: StageStore, session: Session) -> bool:
@@ -318,7 +326,7 @@ def _forget(folder: Path) -> None:
 
 def _tidy(folder: Path) -> None:
     """Removes what a dead process had begun to write; the cluster's note is another process's."""
-    for left in folder.glob(f"*{PART}"):
+    for left in [*folder.glob(f"*{PART}"), *(folder / "stages").rglob(f"*{PART}")]:
         if not left.name.startswith(QUEUED):
             left.unlink(missing_ok=True)
 

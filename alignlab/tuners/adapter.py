@@ -16,15 +16,15 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from alignlab.errors import ConfigError, ControlError, ModelError
+from alignlab.errors import ConfigError, ModelError
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import AdapterTunerConfig
-from alignlab.tuners.peft_tuner import Float32, PeftTuner, peft_type, register, temporarily
+from alignlab.tuners.peft_tuner import Float32, LayerModel, PeftTuner, peft_type, per_row, register, temporarily
 from alignlab.tuners.targets import RED_TARGETS, matched
 
 _ATTENTION_OUTPUT: Mapping[str, str] = {
@@ -99,8 +99,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         strength = self.strength
         if self.disable_adapters or (not isinstance(strength, Tensor) and strength == 0):
             return output
-        per_row = isinstance(strength, Tensor)
-        factor = _rows(cast("Tensor", strength), output) if per_row else strength
+        factor = per_row(strength, output) if isinstance(strength, Tensor) else strength
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
         for name in self.active_adapters:
             if name in self.adapter_blocks:
@@ -113,15 +112,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError("a bottleneck with an activation has no place in a linear layer; keep it beside its backbone")
 
 
-def _rows(strength_B: Tensor, output: Tensor) -> Tensor:
-    if output.shape[0] != len(strength_B):
-        raise ControlError(
-            f"{len(strength_B)} strengths were given for {output.shape[0]} rows; give one number, or one per row."
-        )
-    return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
-
-
-class AdapterModel(BaseTuner):
+class AdapterModel(LayerModel):
     """Adapters as a PEFT method."""
 
     prefix = "adapter_"
@@ -131,24 +122,6 @@ class AdapterModel(BaseTuner):
         if peft_config.target_modules is None:
             raise ModelError("an adapter needs target_modules: the names of the layers behind which it stands.")
         return peft_config
-
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: AdapterConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, AdapterLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = AdapterLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
 
 
 class AdapterTuner(PeftTuner):

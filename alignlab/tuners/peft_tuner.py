@@ -72,6 +72,46 @@ def register(name: str, config: type[PeftConfig], model: type[BaseTuner], tuner:
     REGISTERED[name.upper()] = tuner
 
 
+class LayerModel(BaseTuner):
+    """A PEFT method that puts a layer of its own, a `tuner_layer_cls`, in the place of each module that its config names."""
+
+    def around(self, target: nn.Module, parent: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> nn.Module:
+        """The new layer in the place of `target`, which `parent` has. `name`: of the target in the model."""
+        del parent, name
+        made: nn.Module = self.tuner_layer_cls(target, adapter_name, config)  # type: ignore[call-arg]
+        return made
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = self.around(target, parent, current_key, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+
+def per_row(strength_B: Tensor, output: Tensor) -> Tensor:
+    """One strength per row as float32 of shape (B, 1, ..., 1), for an output of shape (B, ..., D), or of shape (B * T, D), in
+    which the tokens of all rows stand after one another, as OPT's feed-forward sees them. Raises ControlError where the
+    strengths do not fit the rows."""
+    if output.dim() == 2 and output.shape[0] % len(strength_B) == 0:
+        strength_B = strength_B.repeat_interleave(output.shape[0] // len(strength_B))
+    if strength_B.shape[0] != output.shape[0]:
+        given, rows = strength_B.shape[0], output.shape[0]
+        raise ControlError(f"{given} strengths were given for a batch of {rows} rows; give one number, or one per row.")
+    return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
+
+
 class Float32(nn.Module):
     """Parameters that stay in float32 over any backbone: small steps round away in half precision."""
 

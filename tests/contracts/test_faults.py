@@ -50,7 +50,6 @@ def held(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     assert not wrong, json.dumps(wrong, indent=1)
 
 
-@pytest.mark.slow
 def test_a_sample_of_faults_loses_nothing(library: Path, tmp_path: Path) -> None:
     lines, summary = tried(library, tmp_path, "--every", "37", "--first", "5")
 

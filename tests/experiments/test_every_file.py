@@ -99,7 +99,6 @@ def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.freeze()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", [*(table for table in TABLES if table not in ELSEWHERE), *ALONE])
 def test_a_file_runs_with_each_of_its_rows(file: str, runs: Path) -> None:
     for cell in enough(file):

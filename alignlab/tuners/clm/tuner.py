@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,7 +18,7 @@ from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.strength import Strength, WeightedPass
 from alignlab.tuners.clm.layer import HALF, ClmBlocks, ClmConfig, ClmLayer, block_at, number_as, written
 from alignlab.tuners.config import ClmTunerConfig
-from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.peft_tuner import LayerModel, PeftTuner
 from alignlab.tuners.targets import BLOCK_LAYOUTS, POST_NORM, BlockLayout, block_names, matched, near
 from alignlab.tuners.tuner import mixed_logits
 
@@ -100,7 +100,7 @@ def refuse_other_than_identity(model: nn.Module, name: str, writes: list[str]) -
         )
 
 
-class ClmModel(BaseTuner):
+class ClmModel(LayerModel):
     """CLM as a PEFT method: `get_peft_model`, saving, loading and several adapters come from PEFT."""
 
     prefix = "clm_"
@@ -186,24 +186,11 @@ class ClmModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: ClmConfig, model_config: dict[str, Any]) -> ClmConfig:  # type: ignore[override]
         return peft_config
 
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: ClmConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, ClmLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
+    def around(self, target: nn.Module, parent: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> nn.Module:
+        """The first block with the new ones in front; it has to know how many blocks follow."""
         assert isinstance(parent, nn.ModuleList)
-        layer = ClmLayer(target, len(parent), adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        assert isinstance(config, ClmConfig)
+        return ClmLayer(target, len(parent), adapter_name, config)
 
 
 def _blocks(layer: ClmLayer, name: str) -> list[nn.Module]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,7 @@ from alignlab.records import NO_CLASS
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
-from alignlab.tuners.peft_tuner import PeftTuner, both, temporarily
+from alignlab.tuners.peft_tuner import LayerModel, PeftTuner, both, temporarily
 from alignlab.tuners.targets import matched
 
 SAMPLED = 16
@@ -79,7 +80,7 @@ class NoPlaceholder(SuppressTokensLogitsProcessor):
     """A type of its own, since generate drops its `suppress_tokens` for a processor of the type that it would build."""
 
 
-class ControlModel(BaseTuner):
+class ControlModel(LayerModel):
     """Controls as a PEFT method: `get_peft_model`, saving, loading and several adapters come from PEFT."""
 
     prefix = "control_"
@@ -133,32 +134,15 @@ class ControlModel(BaseTuner):
     def _check_tied_modules(self, model: nn.Module, peft_config: ControlConfig) -> None:  # type: ignore[override]
         """peft warns that a tied head will not follow; it must not, and nothing is merged into the embedding."""
 
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: ControlConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, (ControlEmbedding, ControlLora)):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer: ControlEmbedding | ControlLora
-        if peft_config.embeds:
+    def around(self, target: nn.Module, parent: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> nn.Module:
+        """Raises ConfigError for a LoRA on the head."""
+        assert isinstance(config, ControlConfig)
+        if config.embeds:
             assert isinstance(target, nn.Embedding)
-            layer = ControlEmbedding(target, adapter_name, peft_config)
-        elif target is self.model.get_output_embeddings():  # type: ignore[operator]
-            raise ConfigError(
-                f"control.targets names {current_key}, the head, which sees single tokens and no rows; leave it out."
-            )
-        else:
-            layer = ControlLora(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        setattr(parent, target_name, layer)
+            return ControlEmbedding(target, adapter_name, config)
+        if target is self.model.get_output_embeddings():  # type: ignore[operator]
+            raise ConfigError(f"control.targets names {name}, the head, which sees single tokens and no rows; leave it out.")
+        return ControlLora(target, adapter_name, config)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """What is unloaded was on its devices all along."""

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import EDITS, RedTunerConfig
-from alignlab.tuners.peft_tuner import Float32, PeftTuner, peft_type, temporarily
+from alignlab.tuners.peft_tuner import Float32, LayerModel, PeftTuner, peft_type, per_row, temporarily
 from alignlab.tuners.targets import EXPERTS, RED_PLUS_TARGETS, RED_TARGETS, matched
 
 
@@ -166,7 +166,7 @@ class RedLayer(nn.Module, BaseTunerLayer):
             self._refuse_other_than(self._before_merge[2])
             return output
         if isinstance(self.strength, Tensor):
-            rows_B11 = _per_row(self.strength, output)
+            rows_B11 = per_row(self.strength, output)
             # At 0 the base output itself: 1 * y + 0 would lose the sign of a zero.
             return torch.where(rows_B11 == 0, output, self._edited(output, rows_B11))
         return output if self.strength == 0 else self._edited(output, self.strength)
@@ -243,16 +243,6 @@ class RedLayer(nn.Module, BaseTunerLayer):
             raise ControlError(f"this edit is merged at strength {merged_at}; unmerge it before turning the dial.")
 
 
-def _per_row(strength_B: Tensor, output: Tensor) -> Tensor:
-    if output.dim() == 2 and output.shape[0] % len(strength_B) == 0:
-        # OPT's feed-forward sees the tokens of all rows after one another.
-        strength_B = strength_B.repeat_interleave(output.shape[0] // len(strength_B))
-    if strength_B.shape[0] != output.shape[0]:
-        given, rows = strength_B.shape[0], output.shape[0]
-        raise ControlError(f"{given} strengths were given for a batch of {rows} rows; give one number, or one per row.")
-    return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
-
-
 def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
     """Sets the strength of every RED edit below `module`, and puts the old ones back on leaving, errors included.
 
@@ -274,7 +264,7 @@ def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     return temporarily("strength", value.detach().to(torch.float32), layers)
 
 
-class RedModel(BaseTuner):
+class RedModel(LayerModel):
     """RED as a PEFT method: `get_peft_model`, saving, loading, merging and several adapters come from PEFT."""
 
     prefix = "red_"
@@ -311,26 +301,11 @@ class RedModel(BaseTuner):
         index = re.search(rf"(?:^|\.)(?:{'|'.join(lists)})\.(\d+)\.", key)
         return index is not None and int(index.group(1)) in ([layers] if isinstance(layers, int) else layers)
 
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: RedConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, RedLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
+    def around(self, target: nn.Module, parent: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> nn.Module:
+        """Raises ModelError for a module that is neither Linear nor Conv1D."""
         if not isinstance(target, (nn.Linear, Conv1D)):
-            kind = type(target).__name__
-            raise ModelError(f"RED edits the output of Linear and Conv1D layers; {current_key} is a {kind}.")
-        layer = RedLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+            raise ModelError(f"RED edits the output of Linear and Conv1D layers; {name} is a {type(target).__name__}.")
+        return super().around(target, parent, name, adapter_name, config)
 
 
 class RedTuner(PeftTuner):
