@@ -77,9 +77,8 @@ def resampled(metric: str, items: int, statistic: Callable[[Places], float]) -> 
     if items >= FEWEST:
         generator = np.random.default_rng(0)
         drawn_R = np.array([statistic(generator.integers(items, size=items)) for _ in range(RESAMPLES)])
-        tail = (1 - CONFIDENCE) / 2
         if np.ptp(drawn_R) > 0:
-            low, high = (float(end) for end in np.quantile(drawn_R, [tail, 1 - tail]))
+            low, high = _percentiles(drawn_R)
     return Measurement(metric, value, items, low, high)
 
 
@@ -169,9 +168,14 @@ def paired(metric: str, own: Sequence[Items], other: Sequence[Items], scale: str
         drawn_R = (by_seed_RS * (_draws(count, -1) / count)).sum(axis=1)
     else:
         drawn_R = drawn[0]
+    return Measurement(metric, value, len(named), *_percentiles(drawn_R))
+
+
+def _percentiles(drawn_R: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the interval that holds the middle CONFIDENCE of what was drawn."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn_R, [tail, 1 - tail])
-    return Measurement(metric, value, len(named), float(low), float(high))
+    return float(low), float(high)
 
 
 def _shown(means_R: np.ndarray, scale: str) -> np.ndarray:

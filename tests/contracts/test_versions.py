@@ -53,18 +53,23 @@ def code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return becomes
 
 
-def killed(folder: Path, method: str, *words: str, after: int = 2) -> None:
-    """A run whose process ends behind a step: nothing is written any more."""
+def ended(error: type[BaseException], after: int) -> Callable[..., Any]:
+    """`FitTrainer.compute_loss`, which raises an error behind so many batches."""
     real, made = FitTrainer.compute_loss, []
 
     def counted(self: FitTrainer, *given: Any, **more: Any) -> Any:
         made.append(self)
         if len(made) > after:
-            raise PulledError
+            raise error
         return real(self, *given, **more)
 
+    return counted
+
+
+def killed(folder: Path, method: str, *words: str, after: int = 2) -> None:
+    """A run whose process ends behind a step: nothing is written any more."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FitTrainer, "compute_loss", counted)
+        patched.setattr(FitTrainer, "compute_loss", ended(PulledError, after))
         patched.setattr("alignlab.training.processes.failed", lambda *_: None)
         with pytest.raises(PulledError):
             run(composed(folder, method, *SHORT, *words, steps=4))
@@ -291,15 +296,7 @@ def test_a_signal_while_evaluating_ends_as_in_training(monkeypatch: pytest.Monke
 def test_an_interruption_promises_a_checkpoint_only_where_there_is_one(
     after: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real, made = FitTrainer.compute_loss, []
-
-    def interrupted(self: FitTrainer, *given: Any, **more: Any) -> Any:
-        made.append(self)
-        if len(made) > after:
-            raise KeyboardInterrupt
-        return real(self, *given, **more)
-
-    monkeypatch.setattr(FitTrainer, "compute_loss", interrupted)
+    monkeypatch.setattr(FitTrainer, "compute_loss", ended(KeyboardInterrupt, after))
 
     with pytest.raises(KeyboardInterrupt, match=f"^{said}$"):
         run(composed(tmp_path, "sft", *SHORT, steps=4))

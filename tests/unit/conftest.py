@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.data.batching import whole
+from alignlab.data.halves import PrefixConfig
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
@@ -36,6 +37,19 @@ PAIRS = (
     ("Tell a story.", "Once there was a dog.", "The cat was angry. The end."),
     ("Tell a gloomy story about Sam and a boat.", "Sam lost the boat.", "Sam saw a boat. It was glad."),
 )
+DATA: dict[str, Any] = {
+    "max_tokens": None,
+    "too_long": "error",
+    "limit": None,
+    "test_limit": None,
+    "prefixes": PrefixConfig(None, None, ""),
+    "flipped": 0.0,
+    "halves": None,
+    "part": None,
+}
+"""What every data config has, as a test needs it that asks for none of it."""
+HUB: dict[str, Any] = {**DATA, "hub": "someone/data", "revision": None, "records": None}
+"""The same of a data set of the hub."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
     "red": {"edit": "both", "place": "ffn", "targets": None},

@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 
 from alignlab.config import parse
 from alignlab.data.config import DataConfig
-from alignlab.data.halves import EARLIER, HalvesConfig, PrefixConfig, flipped, with_halves
+from alignlab.data.halves import EARLIER, HalvesConfig, flipped, with_halves
 from alignlab.data.source import Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Record, Response
 from tests.conftest import CODEC
+from tests.unit.conftest import DATA
 
 ROWS = [f"file:{number}" for number in range(1, 1001)]
 
@@ -29,15 +30,9 @@ def words(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
 
 def config(**changes: Any) -> DataConfig:
     values: dict[str, Any] = {
+        **DATA,
         "name": "made",
-        "max_tokens": None,
         "too_long": "drop",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
     }
     return DataConfig(**{**values, **changes})
 

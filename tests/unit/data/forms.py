@@ -12,23 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.data.config import JsonlConfig, PrefixConfig
+from alignlab.data.config import JsonlConfig
+from tests.unit.conftest import DATA
 
 Rows = Sequence[dict[str, Any]]
 
 
-def config(path: Path, **changes: Any) -> JsonlConfig:
+def config(path: Path | None, **changes: Any) -> JsonlConfig:
     values: dict[str, Any] = {
+        **DATA,
         "name": "jsonl",
-        "max_tokens": None,
-        "too_long": "error",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
-        "path": str(path),
+        "path": path and str(path),
         "train": "train*",
         "test": "test*",
         "columns": {},

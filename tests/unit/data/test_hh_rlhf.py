@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import HhConfig
-from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import hh_pairs as pairs
 from alignlab.data.published import hh_rlhf as build
 from alignlab.errors import DataError
 from alignlab.records import Record
+from tests.unit.conftest import HUB
 
 START = "\n\nHuman: a\n\nAssistant:"
 GOOD = {"chosen": START + " yes", "rejected": START + " no"}
@@ -24,21 +24,13 @@ DIFFERING = {"chosen": START + " yes", "rejected": "\n\nHuman: b\n\nAssistant: n
 
 def config(path: Path | None, **changes: Any) -> HhConfig:
     values: dict[str, Any] = {
+        **HUB,
         "name": "hh_rlhf",
-        "max_tokens": None,
         "too_long": "drop",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
         "path": path and str(path),
         "train": "*train*.jsonl*",
         "test": "*test*.jsonl*",
         "hub": "someone/pairs",
-        "revision": None,
-        "records": None,
         "subsets": ["first", "second"],
         "unusable_pairs": "drop",
     }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignlab.data.config import JsonlConfig
-from alignlab.data.halves import PrefixConfig
 from alignlab.data.local import jsonl as build
 from alignlab.data.local import offers
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record, Response
+from tests.unit.data.forms import config as form_config
 
+config = partial(form_config, test_share=0.1)
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 
 
@@ -23,30 +24,6 @@ def folder_of(tmp_path: Path, *lines: dict[str, Any]) -> Path:
     (tmp_path / "train.jsonl").write_text(content, encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(json.dumps(PAIR) + "\n", encoding="utf-8")
     return tmp_path
-
-
-def config(path: Path | None, **changes: Any) -> JsonlConfig:
-    values: dict[str, Any] = {
-        "name": "jsonl",
-        "max_tokens": None,
-        "too_long": "error",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
-        "path": path and str(path),
-        "train": "train*",
-        "test": "test*",
-        "columns": {},
-        "answers": "last",
-        "repeated_prompt": "keep",
-        "test_share": 0.1,
-        "split_seed": 0,
-        "unusable_pairs": "error",
-    }
-    return JsonlConfig(**{**values, **changes})
 
 
 def test_pairs_become_records_named_by_their_line(tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from omegaconf import DictConfig
 from alignlab.config import parse
 from alignlab.data import SOURCES
 from alignlab.data.config import SummariesConfig
-from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import summaries as build
 from alignlab.data.published import summary_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
-from tests.unit.conftest import checked
+from tests.unit.conftest import HUB, checked
 
 FRAME = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 INFO = {"id": "t3_1", "post": "My cat left.", "title": "Cat", "subreddit": "pets", "site": None, "article": None}
@@ -41,21 +40,15 @@ def comparison(first: str = " one", second: str = " two", **changes: Any) -> dic
 
 def config(path: Path | None = None, **changes: Any) -> SummariesConfig:
     values: dict[str, Any] = {
+        **HUB,
         "name": "summaries",
         "max_tokens": 512,
         "too_long": "drop",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
         "path": path and str(path),
         "train": "*train*.jsonl*",
         "test": "*valid*.jsonl*",
         "hub": "someone/summaries",
         "revision": "a-branch",
-        "records": None,
         "subset": "comparisons",
         "frame": FRAME,
     }

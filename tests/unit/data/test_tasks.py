@@ -11,35 +11,22 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import E2eConfig, GlueConfig
-from alignlab.data.halves import PrefixConfig
 from alignlab.data.tasks import TASKS, e2e_nlg, glue, halves, linearised
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import LabelSet
+from tests.unit.conftest import HUB
 
-COMMON: dict[str, Any] = {
-    "max_tokens": None,
-    "too_long": "error",
-    "limit": None,
-    "test_limit": None,
-    "prefixes": PrefixConfig(None, None, ""),
-    "flipped": 0.0,
-    "halves": None,
-    "part": None,
-    "hub": "someone/data",
-    "revision": None,
-    "records": None,
-}
 MEANING = "name[The Eagle], priceRange[£20-25], near[Burger King]"
 
 
 def config(path: Path | None, task: str = "rte", **changes: Any) -> GlueConfig:
     own = {"name": "glue", "path": path and str(path), "train": "train*", "test": "validation*"}
-    return replace(GlueConfig(**COMMON, **own, task=task, protocol="clean", split_seed=42, answers="names"), **changes)
+    return replace(GlueConfig(**HUB, **own, task=task, protocol="clean", split_seed=42, answers="names"), **changes)
 
 
 def e2e(path: Path | None, **changes: Any) -> E2eConfig:
     files = {"train": "trainset*", "validation": "devset*", "test": "testset*"}
-    made = E2eConfig(**COMMON, name="e2e_nlg", path=path and str(path), **files, linearisation="raw")
+    made = E2eConfig(**HUB, name="e2e_nlg", path=path and str(path), **files, linearisation="raw")
     return replace(made, **changes)
 
 

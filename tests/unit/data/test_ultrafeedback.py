@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from alignlab.data.config import FramedConfig
-from alignlab.data.halves import PrefixConfig
 from alignlab.data.published import ultrafeedback as build
 from alignlab.data.published import ultrafeedback_pairs as pairs
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
-from tests.unit.conftest import checked
+from tests.unit.conftest import HUB, checked
 
 FRAME = "Human: {prompt}\n\nAssistant: "
 
@@ -23,21 +22,14 @@ def chat(answer: str) -> list[dict[str, str]]:
 
 def config(**changes: Any) -> FramedConfig:
     values: dict[str, Any] = {
+        **HUB,
         "name": "ultrafeedback",
         "max_tokens": 768,
         "too_long": "drop",
-        "limit": None,
-        "test_limit": None,
-        "prefixes": PrefixConfig(None, None, ""),
-        "flipped": 0.0,
-        "halves": None,
-        "part": None,
         "path": None,
         "train": "*train*",
         "test": "*test*",
         "hub": "someone/questions",
-        "revision": None,
-        "records": None,
         "frame": FRAME,
         "train_split": "train_prefs",
         "test_split": "test_prefs",
