@@ -15,7 +15,7 @@ from peft import PeftConfig
 
 from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import ControlError, RunFolderError
-from alignlab.evaluation.report import Report, Row, write_report
+from alignlab.evaluation.report import ROWS, Report, Row, write_report
 from alignlab.evaluation.suite import EvaluationContext, sweep
 from alignlab.files import damage, places
 from alignlab.models.export import export_plain
@@ -23,7 +23,7 @@ from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
-from alignlab.running import CONTROL, LABELS, ROWS, build_policy, evaluation_key
+from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import STATUS, Ledger
 from alignlab.training.arguments import device_of
 from alignlab.training.collect import PROFILE
@@ -74,7 +74,7 @@ class _Kept(MutableMapping[str, list[Row]]):
     def __setitem__(self, name: str, rows: list[Row]) -> None:
         self._rows[name] = rows
         written = {name: [asdict(row) for row in each] for name, each in self._rows.items()}
-        self._ledger.write(ROWS, {"key": self._key, "rows": written})
+        self._ledger.write(ROWS, {"key": self._key, "rows": written}, indent=None)
 
     def __delitem__(self, name: str) -> None:
         del self._rows[name]

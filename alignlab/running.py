@@ -20,7 +20,7 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
-from alignlab.evaluation.report import ITEMS
+from alignlab.evaluation.report import ROWS
 from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
@@ -52,8 +52,6 @@ CONTROL = "control"
 """Folder of a run with the configuration of its control, so that it loads without its data."""
 LABELS = "labels.json"
 """File of a run with the labels of its texts, likewise."""
-ROWS = "evaluation.json"
-"""File of a run with the rows that its evaluation has so far."""
 TRACKED = "tracker.json"
 """File of a run with what its name in a tracker ends with."""
 NOT_SHOWN = ("paths", "folder", "plan", "force", "rerun", "sweep")
@@ -320,7 +318,7 @@ def _leave(session: Session) -> None:
 def _forget(folder: Path) -> None:
     """Removes what an earlier run of the same config left, so that it begins at the start."""
     shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, ITEMS):
+    for name in ("metrics.jsonl", REPORT, STATUS, ROWS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -15,15 +15,15 @@ from alignlab.errors import MeasureError
 from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
 
-ITEMS = "items.json"
-"""File of a run with the value of each item of each metric that is a mean over items, for comparisons item by item."""
-ITEM_KEYS = ("strength", "control", "suite", "metric", "scale", "items")
+ROWS = "evaluation.json"
+"""File of a run with the rows of its evaluation, so far or whole, and the value of each item of a metric that is a mean over
+items, for comparisons item by item."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One number of a report. `low`, `high`: of the 95 % interval, None where it cannot be estimated. `items`, `scale`: as in
-    `Measurement`; they stand in ITEMS, not in the report. `note`: what was left out, if anything was."""
+    `Measurement`; they stand in ROWS, not in the report. `note`: what was left out, if anything was."""
 
     strength: float
     control: str
@@ -60,14 +60,12 @@ class Report:
 
 
 def write_report(ledger: Ledger, names: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-    """Writes report.json: who the run is, its headline, and a list of rows; and the values of their items to ITEMS. Rows with
-    n = 0 are no numbers, and stand apart, in `unmeasured`, where there are any."""
+    """Writes report.json: who the run is, its headline, and a list of rows. Rows with n = 0 are no numbers, and stand apart, in
+    `unmeasured`, where there are any."""
     unmeasured = [row for row in rows if not row.n]
     first = headline(rows) if rows else None
     rows = [row for row in rows if row.n]
     shown = {"metric": f"{first.suite}/{first.metric}", "value": first.value} if first else None
-    measured = [{**row.plain, "items": row.items, "scale": row.scale} for row in rows if row.items]
-    ledger.write(ITEMS, {"results": [{key: row[key] for key in ITEM_KEYS} for row in measured]}, indent=None)
     results = {"headline": shown, "results": [row.plain for row in rows]}
     if unmeasured:
         results["unmeasured"] = [row.unmeasured for row in unmeasured]

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.evaluation.report import ITEMS
+from alignlab.evaluation.report import ROWS
 from alignlab.evaluation.statistics import Items, over_seeds, paired
 from alignlab.records import ACROSS, NO_CLASS
 from alignlab.registry import unknown
@@ -59,11 +59,16 @@ class JobResult:
     def items(self) -> Mapping[Key, tuple[str, Items]]:
         """From strength, control, suite and metric to the scale of the metric and the value of each item; empty for a run that
         kept none."""
-        kept = Ledger(self.folder).found(ITEMS) if self.results else {}
-        return {
-            (line["strength"], line["control"], line["suite"], line["metric"]): (line["scale"], line["items"])
-            for line in kept.get("results", ())
-        }
+        kept = Ledger(self.folder).found(ROWS).get("rows", {}) if self.results else {}
+        try:
+            return {
+                (row["strength"], row["control"], row["suite"], row["metric"]): (row["scale"], row["items"])
+                for rows in kept.values()
+                for row in rows
+                if row["items"]
+            }
+        except (AttributeError, KeyError, TypeError):
+            return {}  # no evaluation's file; the difference is then taken over seeds
 
     @property
     def model(self) -> str:

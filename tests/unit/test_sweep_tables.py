@@ -73,7 +73,7 @@ def test_with_items_a_difference_is_paired_by_item(tmp_path: Path) -> None:
             run = sweep.done(row, seed, [number("toy/reward", 0.0)])
             line = {"strength": 1.0, "control": "dial", "suite": "toy", "metric": "reward", "scale": ""}
             values = {f"item {k}": 100.0 * k + more[k % 2] for k in range(40)}
-            run.write("items.json", {"results": [{**line, "items": values}]})
+            run.write("evaluation.json", {"key": "k", "rows": {"0/toy": [{**line, "items": values}]}})
     made = table_of(read_sweep(tmp_path, "t"), Selection())
 
     found = difference(made, made.rows[1], "toy/reward")
@@ -83,6 +83,16 @@ def test_with_items_a_difference_is_paired_by_item(tmp_path: Path) -> None:
     # the mean of 40 draws of 0.1 or 0.3: standard error 0.1 / root 40
     assert [found.low, found.high] == pytest.approx([0.2 - 1.96 * 0.1 / 40**0.5, 0.2 + 1.96 * 0.1 / 40**0.5], abs=0.006)
     assert words(made).loc["lora", "reward - red"] == f"+0.200 [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+@pytest.mark.parametrize("content", [{"rows": 3}, {"rows": {"0/toy": [{}]}}, {"rows": {"0/toy": 1}}])
+def test_items_that_cannot_be_read_are_none(content: dict[str, object], tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    sweep.done("red", 0, [number("toy/reward", 0.0)]).write("evaluation.json", content)
+
+    (line,) = table_of(read_sweep(tmp_path, "t"), Selection()).rows
+
+    assert line.items("toy/reward") == {}
 
 
 def test_the_baseline_is_not_compared_with_itself(table: Table) -> None:
