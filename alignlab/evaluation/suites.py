@@ -208,9 +208,8 @@ class RewardPairs:
         with point.set(self._policy):
             reward_NM = by_batches(self._policy, self._groups, lambda batch: self._policy.class_scores(batch)[..., 0])
         margin_N = reward_NM[:, 0] - reward_NM[:, 1]
-        wins = torch.where(margin_N == 0, 0.5, (margin_N > 0).float())
         return [
-            share("accuracy", wins.tolist(), self._items),
+            share("accuracy", _wins(margin_N, tie=0.0), self._items),
             bootstrap("margin", margin_N.tolist(), names=self._items),
             bootstrap("reward", reward_NM.mean(-1).tolist(), names=self._items),
         ]
@@ -284,8 +283,8 @@ def _of_each(metric: str, values: Sequence[float], tasks: Sequence[str | None]) 
     ]
 
 
-def _wins(margin_N: Tensor) -> list[float]:
-    return torch.where(margin_N.abs() <= TIE_NATS, 0.5, (margin_N > 0).float()).tolist()
+def _wins(margin_N: Tensor, tie: float = TIE_NATS) -> list[float]:
+    return torch.where(margin_N.abs() <= tie, 0.5, (margin_N > 0).float()).tolist()
 
 
 def _distinct(words: list[str], size: int) -> float:
