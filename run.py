@@ -113,7 +113,8 @@ def _run(planned: Plan) -> float | None:
         made = report(planned, evaluate(planned, keys, policy, session), session)
     show_report(made, console())
     print(f"report: {made.path}")
-    refuse_unmeasured(made.path)
+    if made.unmeasured:
+        refuse_unmeasured(made.path)
     return made.value
 
 
