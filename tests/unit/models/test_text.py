@@ -102,6 +102,13 @@ def test_bos_or_eos_written_out_in_a_response_is_refused_with_its_row(response: 
         codec.examples([Example("a", response)], [ROW])
 
 
+def test_two_texts_are_refused_where_the_model_reads_one_prompt() -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    with pytest.raises(DataError, match=f"{ROW}: has two texts, and a causal language model reads one prompt; join them"):
+        codec.examples([Example("a", "c", second="b")], [ROW])
+
+
 @pytest.mark.parametrize("prompt", ["<s>a", "a<s>b"])
 def test_a_second_bos_in_a_prompt_is_refused_with_its_row(prompt: str) -> None:
     codec = Codec(tokenizer(), PLAIN)
