@@ -189,8 +189,8 @@ def _refuse_other_labels(records: Sequence[Record], known: Sequence[str]) -> Non
     for record in records:
         if record.responses[0].text not in known:
             raise DataError(
-                f"{record.row}: label {record.responses[0].text[:40]!r} is none of the classes {names(known)}; mend the row, or name"
-                " the classes in data.labels."
+                f"{record.row}: label {record.responses[0].text[:40]!r} is none of the classes {names(known)}; mend the row, or"
+                " name the classes in data.labels."
             )
 
 
