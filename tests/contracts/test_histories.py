@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from alignlab.errors import RunFolderError
 from alignlab.files import PART
@@ -44,11 +44,13 @@ from tests.contracts.histories import (
 cells = st.sampled_from(CELLS)
 ends = st.builds(End, st.sampled_from([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGUSR2]), st.integers(1, 190))
 """A whole run has about 180 steps and file operations."""
-HAPPENS = (
-    *("other data", "data written again", "data moved", "other code", "runs moved", "removed from the store"),
-    *("cut", "garbage", "flipped", "removed"),
-)
-"""What can happen between two commands; the last four to any file of a run or of the store."""
+places = st.integers(0, 10**6)
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "garbage": lambda _: b"\xff\x00{",
+    "other bytes at the end": lambda content: content[:-9] + bytes(byte ^ 129 for byte in content[-9:]),
+}
+"""No byte that text of ours has is above 127: what is left is no text."""
 made: Counter[str] = Counter()
 """Steps of histories that were made, by rule, and what was seen."""
 _references: list[Path] = []
@@ -135,77 +137,64 @@ class Histories(RuleBasedStateMachine):
         for cell in CELLS:
             self._ended(cell, ended, before, own=ended.code == 0)
 
-    @rule(what=st.sampled_from(HAPPENS), place=st.integers(0, 10**6))
-    def something_else(self, what: str, place: int) -> None:
-        made[what] += getattr(self, f"_{what.replace(' ', '_')}")(place)
-
-    def _other_data(self, _: int) -> bool:
-        content = CONTENTS[1 - CONTENTS.index(self.world.content)]
+    @rule(content=st.sampled_from(CONTENTS))
+    def data_is_written(self, content: str) -> None:
         write_data(self.world.data, content)
+        made["other data" if content != self.world.content else "data written again"] += 1
         self.world = replace(self.world, content=content)
-        return True
 
-    def _data_written_again(self, _: int) -> bool:
-        shutil.rmtree(self.world.data)
-        write_data(self.world.data, self.world.content)
-        return True
-
-    def _other_code(self, _: int) -> bool:
+    @rule()
+    def code_changes(self) -> None:
         self.world = replace(self.world, version=VERSIONS[1 - VERSIONS.index(self.world.version)])
-        return True
+        made["other code"] += 1
 
-    def _data_moved(self, _: int) -> bool:
+    @rule()
+    def data_moves(self) -> None:
         self.world = replace(self.world, data=self._moved(self.world.data))
-        return True
+        made["data moved"] += 1
 
-    def _runs_moved(self, _: int) -> bool:
+    @rule()
+    def runs_move(self) -> None:
         self.world = replace(self.world, runs=self._moved(self.world.runs))
-        return True
+        made["runs moved"] += 1
 
     def _moved(self, old: Path) -> Path:
         name, _, number = old.name.partition("-")
         return old.rename(old.with_name(f"{name}-{int(number) + 1}"))
 
-    def _removed_from_the_store(self, place: int) -> bool:
-        if self.stored:
-            stage, key = sorted(self.stored.items(), key=str)[place % len(self.stored)]
-            shutil.rmtree(self.world.runs / ".store" / "stages" / key)
-            del self.stored[stage]
-            return True
-        return False
+    @precondition(lambda self: self.stored)
+    @rule(place=places)
+    def store_loses(self, place: int) -> None:
+        stage, key = sorted(self.stored.items(), key=str)[place % len(self.stored)]
+        shutil.rmtree(self.world.runs / ".store" / "stages" / key)
+        del self.stored[stage]
+        made["removed from the store"] += 1
 
-    def _cut(self, place: int) -> bool:
-        return self._damaged(self._files(), place, lambda content: content[: len(content) // 2])
-
-    def _garbage(self, place: int) -> bool:
-        return self._damaged(self._files(), place, lambda _: b"\xff\x00{")
-
-    def _flipped(self, place: int) -> bool:
-        binary = [file for file in self._files() if file.suffix in (".safetensors", ".pt", ".pth")]
-        return self._damaged(binary, place, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
-
-    def _removed(self, place: int) -> bool:
+    @precondition(lambda self: self._files())
+    @rule(place=places, how=st.sampled_from(list(DAMAGES)))
+    def file_is_damaged(self, place: int, how: str) -> None:
+        """Writes into a file, and so into all that are hard links to it."""
         files = self._files()
-        if files:
-            file = files[place % len(files)]
-            file.unlink()
-            self._forget(file.relative_to(self.world.runs).parts)
-        return bool(files)
+        file = files[place % len(files)]
+        same = [each for each in files if each.stat().st_ino == file.stat().st_ino]
+        file.write_bytes(DAMAGES[how](file.read_bytes()))
+        for each in same:
+            self._forget(each.relative_to(self.world.runs).parts)
+        made[how] += 1
+
+    @precondition(lambda self: self._files())
+    @rule(place=places)
+    def file_is_removed(self, place: int) -> None:
+        files = self._files()
+        file = files[place % len(files)]
+        file.unlink()
+        self._forget(file.relative_to(self.world.runs).parts)
+        made["removed"] += 1
 
     def _files(self) -> list[Path]:
         """What can be damaged: locks hold nothing."""
         found = sorted(file for file in self.world.runs.rglob("*") if file.is_file())
         return [file for file in found if file.stat().st_size and file.name[0] != "." and file.suffix != ".lock"]
-
-    def _damaged(self, offered: list[Path], place: int, damaged: Callable[[bytes], bytes]) -> bool:
-        """Writes into a file, and so into all that are hard links to it."""
-        if offered:
-            file = offered[place % len(offered)]
-            touched = [each for each in self._files() if each.stat().st_ino == file.stat().st_ino]
-            file.write_bytes(damaged(file.read_bytes()))
-            for each in touched:
-                self._forget(each.relative_to(self.world.runs).parts)
-        return bool(offered)
 
     # what holds at any time
 
