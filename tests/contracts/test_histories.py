@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -224,16 +225,22 @@ class Histories(RuleBasedStateMachine):
 
     def _run(self, cell: Cell, end: End | None, **changed: object) -> None:
         named = self._names([cell])
-        if changed.get("force"):
-            self._begun_anew(cell)
+        (name,) = named
+        again = "force" in changed or ("rerun" in changed and self._may_be_outdated(name))
+        if again:
+            self._begun_anew(name)
         before = self._known()
         ended = self._command(self.world, cell, end, **changed).ended()
 
         self._count(" ".join(["start", *map(str, changed)]), end, ended)
         self._check_code(ended, end)
-        self._nothing_twice(named, before, ended, again=bool(changed))
+        self._nothing_twice(named, before, ended, force="force" in changed)
         self._learn([ended])
-        self._ended(cell, ended, before, again=bool(changed))
+        self._ended(cell, ended, before)
+
+    def _may_be_outdated(self, name: str) -> bool:
+        """Other code has finished it, or the file that says which has been damaged."""
+        return name in self.finished and (self.finished[name] != self.world.version or name in self.hurt)
 
     def _command(self, world: World, cell: Cell, end: End | None, **changed: object) -> Command:
         config = world.config(cell, **changed)
@@ -264,13 +271,12 @@ class Histories(RuleBasedStateMachine):
     def _known(self) -> Known:
         return Known(dict(self.steps), set(self.stored), dict(self.finished), set(self.hurt))
 
-    def _begun_anew(self, cell: Cell) -> None:
-        name = self._name(cell)
+    def _begun_anew(self, name: str) -> None:
         self.finished.pop(name, None)
         self.steps = {key: value for key, value in self.steps.items() if key[0] != name}
 
     def _nothing_twice(
-        self, named: dict[str, Cell], before: Known, *ended: Ended, again: bool = False, both_whole: bool = True
+        self, named: dict[str, Cell], before: Known, *ended: Ended, force: bool = False, both_whole: bool = True
     ) -> None:
         """What was saved, kept or finished before is not computed, and nothing is computed by two at once."""
         computed: Counter[tuple[tuple[object, ...], int]] = Counter()
@@ -279,10 +285,9 @@ class Histories(RuleBasedStateMachine):
                 name = str(Path(folder).relative_to(self.world.runs))
                 identity = self.world.stage(named[name], stage)
                 computed[identity, int(step)] += 1
-                outdated = again and before.finished.get(name) != self.world.version
-                assert again or identity not in before.stored, (name, identity, "is in the store", each.said)
+                assert force or identity not in before.stored, (name, identity, "is in the store", each.said)
                 assert int(step) >= before.steps.get((name, identity), 0), (name, identity, step, "is saved", each.said)
-                assert outdated or name in before.hurt or name not in before.finished, (name, "is finished", each.said)
+                assert name in before.hurt or name not in before.finished, (name, "is finished", each.said)
         if both_whole:
             assert not computed or max(computed.values()) == 1, computed
 
@@ -304,30 +309,30 @@ class Histories(RuleBasedStateMachine):
         kept = {key: value for key, value in self.steps.items() if key[0] != name or key[1][-1] == self.world.version}
         self.steps = kept
 
-    def _ended(self, cell: Cell, ended: Ended, before: Known, *, again: bool = False, own: bool | None = None) -> None:
+    def _ended(self, cell: Cell, ended: Ended, before: Known, *, own: bool | None = None) -> None:
         """A command that ended well has left what an undisturbed run leaves."""
         name = self._name(cell)
         folder = self.world.runs / name
         done_before = before.finished.get(name)
         if not (ended.code == 0 if own is None else own):
-            if done_before is None or again or name in before.hurt:
+            if done_before is None or name in before.hurt:
                 self._only_this_version(name)
                 self.finished.pop(name, None)
             return
-        skipped = done_before is not None and not (again and done_before != self.world.version)
-        version = done_before if skipped and not ended.of("batch") and done_before else self.world.version
-        found = left(folder)
-        wanted = self._undisturbed(cell, self.world.content, version)
-        assert found["results"] == wanted["results"], (name, version, ended.said)
+        found, hurt = left(folder), name in before.hurt
+        versions = [done_before] if done_before and not hurt else [*filter(None, [done_before]), self.world.version]
+        possible = {version: self._undisturbed(cell, self.world.content, version) for version in versions}
         for stage, hashes in found["stages"].items():
-            assert hashes == wanted["stages"][stage] or (hashes == "damaged" and name in before.hurt), (name, stage, ended.said)
+            assert hashes != "damaged" or hurt, (name, stage, ended.said)
+        fitting = [version for version, wanted in possible.items() if _equal(found, wanted)]
+        assert fitting, (name, versions, found, possible, ended.said)
         assert not list(folder.rglob(f"*{PART}"))
         if "damaged" not in found["stages"].values():
             self.hurt.discard(name)
-        self.finished[name] = version
+        self.finished[name] = fitting[0]
         made["cells compared"] += 1
 
-    def _undisturbed(self, cell: Cell, content: str, version: str) -> dict[str, object]:
+    def _undisturbed(self, cell: Cell, content: str, version: str) -> dict[str, Any]:
         return undisturbed(cell, content, version, _references[0])
 
     def _forget(self, parts: tuple[str, ...]) -> None:
@@ -341,6 +346,12 @@ class Histories(RuleBasedStateMachine):
         self.hurt.add(name)
         if parts[2] == "stages":
             self.steps = {key: value for key, value in self.steps.items() if key[0] != name or key[1][0] != parts[3]}
+
+
+def _equal(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a run has left this, where it is not damaged."""
+    stages = (hashes in ("damaged", wanted["stages"][stage]) for stage, hashes in found["stages"].items())
+    return found["results"] == wanted["results"] and all(stages)
 
 
 def told(place: Path, examples: int, steps: int, **more: object) -> Counter[str]:
