@@ -174,6 +174,19 @@ def test_a_garbage_file_of_a_run_ends_in_the_same_report(name: str, tmp_path: Pa
     assert report.read_bytes() == before
 
 
+def test_a_run_whose_config_was_lost_goes_on_where_the_name_of_its_folder_tells_it(tmp_path: Path) -> None:
+    run(composed(tmp_path, "sft", *SHORT, "folder=null"))
+    (config,) = tmp_path.glob("sft-*/seed-0/config.json")
+    before = config.read_bytes()
+    for lost in (config, config.with_name("status.json")):
+        lost.unlink()
+
+    run(composed(tmp_path, "sft", *SHORT, "folder=null"))
+
+    assert config.read_bytes() == before
+    assert not list(config.parent.glob("stages/*.aside-*"))
+
+
 def test_an_evaluation_goes_on_behind_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = ("evaluation.suites=[toy,fluency,preference]",)
     run(composed(tmp_path / "clean", "dpo", *words))
