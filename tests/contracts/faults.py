@@ -1,9 +1,10 @@
 """Runs one small command again and again, each time with another call on its files that fails or kills it: faults.c beneath.
 
-    LD_PRELOAD=faults.so python -m tests.contracts.faults faults.so FOLDER SUBJECT [--every K] [--first F] [--only NTH]
+    LD_PRELOAD=faults.so python -m tests.contracts.faults faults.so FOLDER SUBJECT[:EVERY:FIRST] ... [--only NTH]
 
-The libraries are imported once; every command is a fork of this process. After each fault the same command runs again without
-one, and has to leave what it leaves where there was none. Prints one line of JSON for each fault, and a summary.
+Of the faults of each subject every so many are tried, from the first on; all without these. The libraries are imported once;
+every command is a fork of this process. After each fault the same command runs again without one, and has to leave what it
+leaves where there was none. Prints one line of JSON for each fault, and a summary.
 """
 
 from __future__ import annotations
@@ -251,33 +252,25 @@ def faults(calls: str, every: int, first: int) -> Iterator[tuple[int, str, int]]
     yield from all_of_them[first::every]
 
 
-def main() -> None:
-    """Prints a line for each fault; exits with 1 if one of them lost something."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--only", type=int, help="the one call that is hit, in every way")
-    given = parser.parse_args()
-    subject, injector = SUBJECTS[given.subject], Injector(given.library)
-    hit, read, log = given.folder / "hit", given.folder / "read", given.folder / "command.log"
+def tried(name: str, folder: Path, injector: Injector, every: int, first: int, only: int | None) -> int:
+    """Prints a line for each fault of a subject, and a summary; how many went wrong."""
+    subject, hit, read, log = SUBJECTS[name], folder / "hit", folder / "read", folder / "command.log"
+    folder.mkdir(exist_ok=True)
     printed = sys.stdout
     with log.open("w") as sys.stdout:  # in this process, which imports for all that follow
-        for each, folder in ((subject.behind or subject, read), (subject, read)):
-            if status := each.does(folder):
-                sys.exit(f"the command itself ends with {status}: {log.read_text()}")
+        for each in (subject.behind, subject):
+            if each and (status := each.does(read)):
+                sys.exit(f"{name} itself ends with {status}: {log.read_text()}")
     sys.stdout = printed
     shutil.rmtree(read / "out", ignore_errors=True)
     fresh(subject, hit, read)
     whole = forked(subject, hit, log, injector, (0, "e", 0))
     if whole.code:
-        sys.exit(f"the command itself ends with {whole.code}: {whole.said}")
+        sys.exit(f"{name} itself ends with {whole.code}: {whole.said}")
     expected, calls = subject.leaves(hit), whole.calls
     outcomes: Counter[str] = Counter()
-    for nth, mode, number in faults(calls, given.every, given.first):
-        if given.only not in (None, nth):
+    for nth, mode, number in faults(calls, every, first):
+        if only not in (None, nth):
             continue
         fresh(subject, hit, read)
         ended = forked(subject, hit, log, injector, (nth, mode, number))
@@ -290,10 +283,25 @@ def main() -> None:
         wrong = judged(ended, mode, again, same, honest, parts)
         outcome = "wrong" if wrong else ENDS.get(ended.code, "killed")
         outcomes[outcome] += 1
-        what = {"nth": nth, "call": calls[nth - 1], "mode": mode, "errno": errno.errorcode.get(number, "")}
+        what = {"subject": name, "nth": nth, "call": calls[nth - 1], "mode": mode, "errno": errno.errorcode.get(number, "")}
         print(json.dumps({**what, "outcome": outcome, "wrong": wrong}), flush=True)
-    print(json.dumps({"calls": len(calls), "kinds": Counter(calls), "outcomes": outcomes}), flush=True)
-    sys.exit(1 if outcomes["wrong"] else 0)
+    print(json.dumps({"subject": name, "calls": len(calls), "kinds": Counter(calls), "outcomes": outcomes}), flush=True)
+    return outcomes["wrong"]
+
+
+def main() -> None:
+    """Exits with 1 if a fault has lost something."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT[:EVERY:FIRST]", help=", ".join(SUBJECTS))
+    parser.add_argument("--only", type=int, help="the one call that is hit, in every way")
+    given = parser.parse_args()
+    injector, wrong = Injector(given.library), 0
+    for asked in given.subjects:
+        name, every, first = (*asked.split(":"), "1", "0")[:3]
+        wrong += tried(name, given.folder / name, injector, int(every), int(first), given.only)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":
