@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from alignlab.command_line import show_words
-from alignlab.commands.export import add_export, add_sync
 from alignlab.commands.params import add_params
-from alignlab.commands.status import add_status
+from alignlab.commands.runs import add_export, add_status, add_sync
 from alignlab.commands.tables import add_plot, add_report, add_table
 from alignlab.errors import AlignlabError
 

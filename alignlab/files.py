@@ -268,7 +268,7 @@ def storage_error(error: BaseException, where: Path | str | None = None) -> Stor
             number = errno.ENOSPC
         if number in STORAGE:
             named = getattr(link, "filename", None) or where or "a file"
-            return StorageError(f"{named}: {STORAGE[number]}; mend that, and the same command goes on from what is complete.")
+            return StorageError(f"{named}: {STORAGE[number]}; mend that, and the same command resumes from what is complete.")
         link = link.__cause__ or link.__context__
     return None
 

@@ -337,7 +337,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _left_behind(folder: Path) -> str:
-    """From where the same command goes on after an interruption."""
+    """From where the same command resumes after an interruption."""
     if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
         return "the same command resumes from the last checkpoint"
     if any(folder.glob(f"stages/*/{DONE}")):
