@@ -24,6 +24,7 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
+from alignlab.errors import ConfigError
 from alignlab.files import PART, alone, code_version, damage, places, sealed
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
@@ -203,8 +204,13 @@ class TrainStage:
         return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
-        what the objective refuses."""
+        """Raises ConfigError for a batch that holds a group twice or cannot be dealt out in micro-batches and for what
+        trainer.extra cannot have; and what the objective refuses."""
+        if self.fit.batch > len(work.groups):
+            raise ConfigError(
+                f"stage {self.name}: a batch of {self.fit.batch} would hold some of {len(work.groups)} groups more than once;"
+                f" set its batch to at most {len(work.groups)}."
+            )
         trainer.micro(self.fit.batch, processes.count())
         check_arguments(self.fit, trainer, work.steps)
         if hasattr(self.objective, "check"):
