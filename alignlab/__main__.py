@@ -7,11 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from alignlab.command_line import show_words
+from alignlab.command_line import sentence, show_words
 from alignlab.commands.params import add_params
 from alignlab.commands.runs import add_export, add_status, add_sync
 from alignlab.commands.tables import add_plot, add_report, add_table
-from alignlab.errors import AlignlabError
 
 COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync)
 
@@ -26,8 +25,11 @@ def main(words: Sequence[str] | None = None) -> int:
     show_words(logging.INFO)
     try:
         given.run(given)
-    except AlignlabError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 1
     return 0
 

@@ -228,6 +228,7 @@ def found(plan: Plan, keys: Sequence[str]) -> set[str]:
 def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> None:
     """Leaves every stage finished, in the run's folder and in the policy."""
     store = StageStore(session.store / "stages")
+    processes.by_main_process(store.tidy)
     wanted = plan.config.trainer.validation
     if plan.validated and wanted:
         session = replace(session, validation=Validation(wanted, plan.validated.measure))
