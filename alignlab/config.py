@@ -413,10 +413,12 @@ def refuse_other(ledger: Ledger, config: RunConfig) -> None:
     try:
         made_by = ledger.read("config.json")
     except RunFolderError:
+        if config.folder is not None:
+            raise
+        made_by = None
+    if made_by is None:
         if config.folder is None:  # its name holds the fingerprint and the seed, and the file is written again
             return
-        raise
-    if made_by is None:
         if ledger.folder.is_dir() and any(_is_foreign(file) for file in ledger.folder.iterdir()):
             raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
         return

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Account, Limits, encode, labelled, pair
@@ -40,11 +40,20 @@ def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
     return HeldOut(*encode(split, view, codec.examples, limits))
 
 
+class Begun:
+    """The batches of an evaluation that were measured, for one that was ended in the middle of a suite. This one keeps none."""
+
+    def of(self, name: str) -> MutableMapping[int, Any]:
+        """From the number of a batch to its values, in JSON; `name` says of what, and at which point."""
+        del name
+        return {}
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
     """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
     far, by point. Where there are classes, those and the held-out items of each; where texts have labels, those that there are
-    and the held-out texts."""
+    and the held-out texts. `begun`: batches that an earlier process has measured."""
 
     policy: Policy
     source: Source
@@ -54,6 +63,7 @@ class EvaluationContext:
     held_out_items: HeldOut | None = None
     labels: LabelSet | None = None
     held_out_labels: HeldOut | None = None
+    begun: Begun = field(default_factory=Begun)
     _answers: dict[Point, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 
     def answers(self, point: Point) -> tuple[Sequence[str], list[str]]:
@@ -67,6 +77,7 @@ class EvaluationContext:
                 control=point.mixture,
                 sampling=config.sampling(),
                 seed=config.sampling_seed,
+                kept=self.begun.of(f"answers at {point}"),
             )
             self._answers[point] = (prompts, texts)
         return self._answers[point]

@@ -7,11 +7,11 @@ R rows, K tokens that are scored, D width, V vocabulary, C classes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -211,18 +211,20 @@ class Policy:
         sampling: Sampling,
         seed: int,
         streamer: BaseStreamer | None = None,
+        kept: MutableMapping[int, Any] | None = None,
     ) -> list[str]:
         """Answers each prompt at one strength, or at one strength per prompt; or under a class (`control`), likewise.
 
         A class is a name, or a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none"
         is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
-        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. Raises ControlError
-        for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
-        passes, and a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
+        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. `kept`:
+        the texts of batches that an earlier call has answered, by number; others are put there. Raises ControlError for a
+        strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of passes, and
+        a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
         """
         from alignlab.models.answers import respond
 
-        return respond(self, prompts, strength, control, sampling, seed, streamer)
+        return respond(self, prompts, strength, control, sampling, seed, streamer, kept)
 
     def classify(self, texts: Sequence[Text], *, strength: float | Sequence[float] = 1.0) -> list[dict[str, float]]:
         """The probability of each class for each text, or pair of texts, by name and in the order of the classes; at one
