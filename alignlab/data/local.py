@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -159,20 +160,38 @@ def _texts(config: TextClassificationConfig, split: str) -> Split:
             records.append(record)
     if not records:
         raise DataError(f"data={config.name}: the {split} split has no row with a text and a label; look at data.{split}.")
+    if config.task == "classes" and (config.labels or split != "train"):
+        _refuse_other_labels(records, _labels(config).names)
     used = tuple(column for column in columns if column in _wanted(config))
     origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
     return Split(tuple(records), dict(left_out), origin=origin)
 
 
 def _labels(config: TextClassificationConfig) -> LabelSet:
-    """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two."""
-    if config.task == "number":
-        return LabelSet(())
-    found = {record.responses[0].text for record in _texts(config, "train").records}
-    named = tuple(config.labels or sorted(found))
+    """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two, and
+    where they are numbers with decimals."""
+    if config.task == "number" or config.labels:
+        return LabelSet(tuple(config.labels or ()))
+    named = tuple(sorted({record.responses[0].text for record in _texts(config, "train").records}))
+    decimals = [name for name in named if re.fullmatch(r"[+-]?\d*\.\d+", name)]
+    if decimals and all(re.fullmatch(r"[+-]?\d*\.?\d+", name) for name in named):
+        raise DataError(
+            f"the labels are numbers, such as {decimals[0]}, and data.task=classes would make {len(named)} classes of them; set"
+            " data.task=number, or name the classes in data.labels."
+        )
     if len(named) < 2:
         raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier needs at least two.")
     return LabelSet(named)
+
+
+def _refuse_other_labels(records: Sequence[Record], known: Sequence[str]) -> None:
+    """Raises DataError for the first row with a label that is none of the classes."""
+    for record in records:
+        if record.responses[0].text not in known:
+            raise DataError(
+                f"{record.row}: label {record.responses[0].text[:40]!r} is none of the classes {names(known)}; mend the row, or"
+                " name the classes in data.labels."
+            )
 
 
 def _wanted(config: TextClassificationConfig) -> Sequence[str]:
