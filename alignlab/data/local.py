@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,9 @@ from alignlab.errors import ConfigError, DataError
 from alignlab.files import content_keys
 from alignlab.records import LabelSet, Record, Response
 from alignlab.registry import nearest
+
+COLUMN = re.compile(r"\{(\w+)\}")
+"""The place of a column in a frame."""
 
 
 def jsonl(config: JsonlConfig) -> Source:
@@ -67,8 +71,18 @@ def of_files(
 
 
 def text_classification(config: TextClassificationConfig) -> Source:
-    """The response of a record is the name of its class, or its number as a text."""
-    return of_files(config, partial(_texts, config), labels=partial(_labels, config))
+    """The response of a record is the name of its class, the class's number, or its number as a text."""
+    return of_files(config, partial(_told, config), labels=partial(_labels, config))
+
+
+def written(frame: str, fields: Mapping[str, str], row: str) -> str:
+    """A frame with the texts of a row in the places of {column}. Raises DataError for a column that the row does not have."""
+    for column in COLUMN.findall(frame):
+        if column not in fields:
+            raise DataError(
+                f"{row}: has no column {column!r}, which the frame asks for (it has {names(fields)}); mend the frame."
+            )
+    return COLUMN.sub(lambda found: fields[found[1]], frame)
 
 
 def _content(record: Record) -> tuple[Any, ...]:
@@ -140,6 +154,25 @@ def _whole(
     return split
 
 
+def _told(config: TextClassificationConfig, split: str) -> Split:
+    """The records of a split, with the answers and in the frame that are asked for. Raises DataError for a label outside the
+    classes, where these have numbers."""
+    read_split = _texts(config, split)
+    records = list(read_split.records)
+    if config.frame is not None:
+        for place, record in enumerate(records):
+            texts = {"text": record.prompt} | ({} if record.second is None else {"second": record.second})
+            records[place] = replace(record, prompt=written(config.frame, texts, record.row), second=None)
+    if config.answers == "numbers" and config.task == "classes":
+        classes = _classes(config)
+        for place, record in enumerate(records):
+            label = record.responses[0].text
+            if label not in classes:
+                raise DataError(f"{record.row}: label {label!r} is none of the classes {', '.join(classes)}; set data.labels.")
+            records[place] = replace(record, responses=(Response(str(classes.index(label))),))
+    return replace(read_split, records=tuple(records))
+
+
 def _texts(config: TextClassificationConfig, split: str) -> Split:
     lines = list(_lines(config, config.train if split == "train" else config.test))
     if config.test_share is not None:
@@ -168,11 +201,16 @@ def _labels(config: TextClassificationConfig) -> LabelSet:
     """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two."""
     if config.task == "number":
         return LabelSet(())
+    named = _classes(config)
+    return LabelSet(tuple(map(str, range(len(named)))) if config.answers == "numbers" else named)
+
+
+def _classes(config: TextClassificationConfig) -> tuple[str, ...]:
     found = {record.responses[0].text for record in _texts(config, "train").records}
     named = tuple(config.labels or sorted(found))
     if len(named) < 2:
         raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier needs at least two.")
-    return LabelSet(named)
+    return named
 
 
 def _wanted(config: TextClassificationConfig) -> Sequence[str]:
