@@ -190,7 +190,8 @@ def stage_keys(plan: Plan) -> list[str]:
     shared = _beginning(plan)
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        keys.append(stage_key(stage, work, {**shared, "before": keys}))
+        watched = shared["validated"] if stage.validated(plan.config.trainer) else None
+        keys.append(stage_key(stage, work, {**shared, "validated": watched, "before": keys}))
     return keys
 
 

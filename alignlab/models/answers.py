@@ -176,11 +176,11 @@ def respond(
             f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
         )
     encoded = policy.backbone.codec.prompts(prompts)
-    reserved = set(policy.tuner.controls.reserved if policy.tuner.controls else ())
+    reserved = set(policy.tuner.inserted.reserved)
     room = policy.prompt_room(sampling.max_new_tokens)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not reserved.isdisjoint(ids):
-            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
+            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a vector of the tuner; remove it.")
         if len(ids) > room:
             raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, sampling.max_new_tokens)}")
     if not prompts:

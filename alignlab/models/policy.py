@@ -33,7 +33,6 @@ from alignlab.models.strength import (
     WeightedPass,
     checked_strengths,
     insert_prefixes,
-    tokens_taken,
 )
 from alignlab.records import Batch, Loss
 
@@ -119,8 +118,8 @@ class Policy:
 
     @property
     def room(self) -> int:
-        """Tokens of prompt and answer together, beside the longest text or vectors that the tuner puts in."""
-        return self.backbone.context - tokens_taken(self.tuner)
+        """Tokens of prompt and answer together, beside what the tuner puts into a text."""
+        return self.backbone.context - self.tuner.inserted.tokens
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
@@ -299,7 +298,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or ((WeightedPass(1.0, WITHOUT),) if self.tuner.controls else self.tuner.passes(1.0))
+        passes = self._passes or (self.tuner.passes(1.0) if self.tuner.controls is None else (WeightedPass(1.0, WITHOUT),))
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing

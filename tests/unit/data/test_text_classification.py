@@ -38,6 +38,8 @@ def config(path: Path, **changes: Any) -> TextClassificationConfig:
         second=None,
         label="label",
         task="classes",
+        answers="names",
+        frame=None,
         labels=None,
     )
     return replace(made, **changes)
