@@ -46,6 +46,7 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         plan.held_out_items,
         plan.labels,
         plan.held_out_labels,
+        session.store,
     )
     if not config.suites:
         return []

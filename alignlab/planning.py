@@ -335,8 +335,9 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     if plan.held_out_labels:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    for suite, reason in config.left_out.items():
-        table.add_row("", f"left out: {suite} ({reason})")
+    for reason in dict.fromkeys(config.left_out.values()):
+        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
+        table.add_row("", f"left out: {suites} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
 
