@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from alignlab.command_line import show_words
 from alignlab.commands.export import add_export, add_sync
 from alignlab.commands.harness import add_lm_eval
+from alignlab.commands.judge import add_judge_agreement
 from alignlab.commands.params import add_params
 from alignlab.commands.status import add_status
 from alignlab.commands.tables import add_plot, add_report, add_table
 from alignlab.errors import AlignlabError
 
-COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync, add_lm_eval)
+COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync, add_lm_eval, add_judge_agreement)
 
 
 def main(words: Sequence[str] | None = None) -> int:

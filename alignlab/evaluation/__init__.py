@@ -100,7 +100,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         deferred(f"{__name__}.judge.Judge"),
         requires=_where(lambda config: config.judge.model, "generation"),
         provides=lambda config: frozenset() if config.judge.questions else frozenset({"sampled texts"}),
-        metrics=("win_rate", "length_controlled", "mark", "turn1", "turn2", "ties", "unread"),
+        metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
     ),
 }
 SUITES = Registry("evaluation suite", _SUITES)

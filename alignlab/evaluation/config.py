@@ -94,7 +94,12 @@ class JudgeConfig:
     seconds: Annotated[float, number(above=0)]
 
     def check(self, where: str) -> None:
-        """Raises ConfigError for a judge without the client."""
+        """Raises ConfigError for a judge without the client, and for answers of the data to questions of a file."""
+        if self.model and self.mode == "pairwise" and self.questions and self.against == "chosen":
+            raise ConfigError(
+                f"{where}.against=chosen are answers of the data, but the questions are of a file; set it to strength0, or to a"
+                " file of answers."
+            )
         if self.model:
             _installed(f"{where}.model", "openai", "the openai client", "judge")
 

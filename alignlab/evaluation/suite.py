@@ -93,13 +93,17 @@ def answers_beside(context: EvaluationContext, point: Point, against: str) -> tu
     there are, as a note. `against`: strength0 (the model without its tuner or class) or chosen (the data's own)."""
     prompts, _ = context.answers(point)
     if against == "strength0":
-        alone = Point(1.0, NO_CLASS, NO_CLASS) if context.classes else Point(0.0, point.control)
-        return list(context.answers(alone)[1]), ""
+        return list(context.answers(without(context, point))[1]), ""
     records = context.source.split("test").records if "test" in context.source.readers else ()
     chosen = {record.prompt: answer.text for record in records if (answer := record.labelled("chosen"))}
     found = [chosen.get(prompt) for prompt in prompts]
     lacking = sum(each is None for each in found)
     return found, f"{lacking} of {len(found)} prompts left out: the data has no preferred answer to them" if lacking else ""
+
+
+def without(context: EvaluationContext, point: Point) -> Point:
+    """The point of the model without its tuner or class, beside this one."""
+    return Point(1.0, NO_CLASS, NO_CLASS) if context.classes else Point(0.0, point.control)
 
 
 class Suite(Protocol):

@@ -41,7 +41,7 @@ SUITES = {
     "text": "bits_per_byte nats_per_token perplexity",
     "lm_eval": "average",
     "reward_model": "reward win_rate",
-    "judge": "length_controlled mark ties turn1 turn2 unread win_rate",
+    "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
     "status": "name --runs",
@@ -52,6 +52,7 @@ COMMANDS = {
     "export": "--to --dtype --control",
     "sync": "folder",
     "lm-eval": "words",
+    "judge-agreement": "file --model --base-url --limit --verdicts",
 }
 
 
