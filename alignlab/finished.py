@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> list[Row]:
     """Every fitting suite at every point of the control. Each is written down when it is there, and a run that was ended here
-    goes on behind the last. `keys`: of the stages."""
+    resumes behind the last. `keys`: of the stages."""
     config = plan.config
     context = EvaluationContext(
         policy,

@@ -32,7 +32,7 @@ from alignlab.models.backbone import check_weights, load_codec, skeleton
 from alignlab.models.config import Shape
 from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
-from alignlab.models.strength import Controls
+from alignlab.models.strength import Controls, HasStrength, tokens_taken
 from alignlab.models.text import Codec
 from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
@@ -98,7 +98,7 @@ def make_plan(config: RunConfig) -> Plan:
     """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
     parts = _build(config)
     source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
-    limits = _limits(config, codec, context_of(skeletal), tuner.controls)
+    limits = _limits(config, codec, context_of(skeletal), tokens_taken(tuner))
     works = tuple(stage.prepare(source, codec, limits) for stage in parts.method.stages)
     for stage, work in zip(parts.method.stages, works, strict=True):
         stage.check(work, config.trainer, parts.shape)
@@ -114,9 +114,9 @@ def make_plan(config: RunConfig) -> Plan:
     _refuse_reserved(rows, tuner.controls)
     _refuse_unknown(rows, skeletal, codec)
     sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
-    asked = _asked(source, config.evaluation, codec, skeletal, tuner.controls) if sampled else []
+    asked = _asked(source, config.evaluation, codec, skeletal, tuner) if sampled else []
     if watched and "sampled texts" in SUITES[watched.suite].provides(watched.config):
-        _asked(watched.source, watched.config, codec, skeletal, tuner.controls)
+        _asked(watched.source, watched.config, codec, skeletal, tuner)
     where = tuple(points(config.control, parts.classes.names if parts.classes else None))
     rows_each = _rows_each(config, tuner, where)
     return Plan(
@@ -158,6 +158,7 @@ def _build(config: RunConfig) -> _Parts:
     rows = skeletal.get_input_embeddings().num_embeddings
     control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
+    _refuse_wide_ranks(config, skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     for stage in method.stages:
         if stage.trains:
@@ -209,6 +210,16 @@ def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreT
             )
 
 
+def _refuse_wide_ranks(config: RunConfig, skeletal: PreTrainedModel) -> None:
+    """Raises ConfigError for a rank that no weight of the model has."""
+    widest = max(min(weight.shape) for weight in skeletal.parameters() if weight.dim() == 2)
+    update = getattr(config.method, "update", None)
+    for key, part in (("tuner", config.tuner), ("control", config.control), ("method.update", update)):
+        rank = getattr(part, "rank", None)
+        if isinstance(rank, int) and rank > widest:
+            raise ConfigError(f"{key}.rank={rank} is more than any weight of the model has; take at most {widest}.")
+
+
 def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
     """Where a policy is measured. Raises ConfigError for strengths between more than two classes."""
     if classes is None:
@@ -234,7 +245,7 @@ def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
 
 
 def _asked(
-    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, controls: Controls | None
+    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, tuner: HasStrength
 ) -> list[int]:
     """How many tokens each prompt has that texts are sampled for, a control's included. Raises ConfigError where none leaves
     room for an answer, since nothing could be measured then, and DataError for a token that no prompt may hold."""
@@ -243,7 +254,7 @@ def _asked(
     if beside_source:
         check_answer(skeletal, new)
     prompts = codec.askable(source.prompts())
-    prefix = controls.longest if controls else 0
+    prefix = tokens_taken(tuner)
     room = context - prefix - (0 if beside_source else new)
     fitting: list[tuple[int, ...]] = []
     shortest = context
@@ -261,7 +272,7 @@ def _asked(
         )
     del fitting[evaluation.prompts :]
     named = [("a prompt of the evaluation", ids) for ids in fitting]
-    _refuse_reserved(named, controls)
+    _refuse_reserved(named, tuner.controls)
     _refuse_unknown(named, skeletal, codec)
     return [prefix + len(ids) for ids in fitting]
 
@@ -275,16 +286,17 @@ def _decoding(config: RunConfig, lengths: Sequence[int], skeletal: PreTrainedMod
     return budget.need(texts, longest, new, rows_each), budget.footprint.weights
 
 
-def _limits(config: RunConfig, codec: Codec, context: int, controls: Controls | None) -> Limits:
-    """How long a row of text may be, controls aside, so that rows do not depend on the control while the context has room.
+def _limits(config: RunConfig, codec: Codec, context: int, taken: int) -> Limits:
+    """How long a row of text may be, beside the `taken` tokens of a control or of prompt tuning, so that rows do not depend on
+    them while the context has room.
 
-    Raises ConfigError where a control in the text leaves no room for it.
+    Raises ConfigError where they leave no room for the text.
     """
-    taken = controls.longest if controls else 0
     room = context - taken
     if room < LEAST_TOKENS:
         raise ConfigError(
-            f"a control of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length, control.phrase)."
+            f"{taken} tokens in front of the text leave {room} of {context} for it; set control.length, control.phrase or, with"
+            " tuner=prompt, tuner.length lower."
         )
     room = min(config.data.max_tokens or room, room)
     tasks = config.data.tasks() if isinstance(config.data, MixtureConfig) else {}

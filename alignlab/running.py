@@ -228,6 +228,7 @@ def found(plan: Plan, keys: Sequence[str]) -> set[str]:
 def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> None:
     """Leaves every stage finished, in the run's folder and in the policy."""
     store = StageStore(session.store / "stages")
+    processes.by_main_process(store.tidy)
     wanted = plan.config.trainer.validation
     if plan.validated and wanted:
         session = replace(session, validation=Validation(wanted, plan.validated.measure))
@@ -337,7 +338,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _left_behind(folder: Path) -> str:
-    """From where the same command goes on after an interruption."""
+    """From where the same command resumes after an interruption."""
     if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
         return "the same command resumes from the last checkpoint"
     if any(folder.glob(f"stages/*/{DONE}")):

@@ -33,6 +33,7 @@ from alignlab.models.strength import (
     WeightedPass,
     checked_strengths,
     insert_prefixes,
+    tokens_taken,
 )
 from alignlab.records import Batch, Loss
 
@@ -118,8 +119,8 @@ class Policy:
 
     @property
     def room(self) -> int:
-        """Tokens of prompt and answer together, beside the longest control."""
-        return self.backbone.context - (self.tuner.controls.longest if self.tuner.controls else 0)
+        """Tokens of prompt and answer together, beside the longest text or vectors that the tuner puts in."""
+        return self.backbone.context - tokens_taken(self.tuner)
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
@@ -305,7 +306,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or (WeightedPass(1.0, 1.0 if self.tuner.controls is None else WITHOUT),)
+        passes = self._passes or ((WeightedPass(1.0, WITHOUT),) if self.tuner.controls else self.tuner.passes(1.0))
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
