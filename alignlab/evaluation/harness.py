@@ -42,7 +42,7 @@ class LmEval:
 
     def measure(self, point: Point) -> list[Measurement]:
         """`average`: the plain mean of the first metric of each task and group that was asked for; then every metric of each
-        task and group, with the harness's standard error as a normal interval, and its version and number of shots as a note.
+        task and group, with the harness's standard error as a normal interval, and that, the version and the shots as details.
         Raises ConfigError for a task that the harness does not know."""
         from alignlab.evaluation.harness_model import evaluated, known_tasks
 
@@ -80,7 +80,7 @@ def measurements(found: Mapping[str, Any], asked: Sequence[str]) -> list[Measure
     value = sum(score.value for score in first.values()) / count
     n = sum(score.n for score in first.values())
     named = ", ".join(score.metric for score in first.values())
-    return [Measurement("average", value, n, *_interval(value, error), note=f"of {named}"), *rows]
+    return [Measurement("average", value, n, *_interval(value, error), details=f"of {named}"), *rows]
 
 
 def _scores(task: str, numbers: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[_Score]:
@@ -115,7 +115,7 @@ def _measurement(score: _Score, task: str, found: Mapping[str, Any]) -> Measurem
     said += [f"{shots} shots"] if isinstance(shots, int) else []
     said += [] if math.isnan(score.error) else [f"standard error {score.error:.4g}"]
     items = _items(score, task, found)
-    return Measurement(score.metric, score.value, score.n, *_interval(score.value, score.error), items, note=", ".join(said))
+    return Measurement(score.metric, score.value, score.n, *_interval(score.value, score.error), items, details=", ".join(said))
 
 
 def _items(score: _Score, task: str, found: Mapping[str, Any]) -> dict[str, float]:

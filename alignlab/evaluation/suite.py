@@ -229,4 +229,5 @@ def _row(point: Point, suite: str, measured: Measurement) -> Row:
         measured.items,
         measured.scale,
         measured.note,
+        measured.details,
     )

@@ -128,7 +128,7 @@ def test_numbers_of_the_harness_keep_their_n_error_and_version() -> None:
     quiz = measured["quiz/acc"]
     assert (quiz.value, quiz.n) == (0.75, 4)
     assert [quiz.low, quiz.high] == pytest.approx([0.75 - 1.959964 * 0.25, 0.75 + 1.959964 * 0.25], rel=1e-6)
-    assert quiz.note == "lm-eval 0.4.13, task version 2.0, 5 shots, standard error 0.25"
+    assert quiz.details == "lm-eval 0.4.13, task version 2.0, 5 shots, standard error 0.25"
     assert sorted(quiz.items.values()) == [0.0, 1.0, 1.0, 1.0]
     assert measured["both/acc"].n == 10
     assert math.isnan(measured["both/acc"].low)
@@ -140,7 +140,7 @@ def test_the_average_is_of_the_first_metric_of_what_was_asked_for() -> None:
     # (0.75 + 0.5) / 2, with the error sqrt(0.25^2 + 0.1^2) / 2
     assert (average.value, average.n) == (0.625, 10)
     assert average.high - average.value == pytest.approx(1.959964 * math.hypot(0.25, 0.1) / 2, rel=1e-6)
-    assert average.note == "of quiz/acc, sums/exact/strict"
+    assert average.details == "of quiz/acc, sums/exact/strict"
 
 
 def test_tasks_without_the_harness_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
