@@ -53,6 +53,7 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         plan.labels,
         plan.held_out_labels,
         _BegunInFile(session.ledger, key),
+        session.store,
     )
     rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
     (session.folder / BATCHES).unlink(missing_ok=True)

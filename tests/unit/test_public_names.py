@@ -38,6 +38,10 @@ SUITES = {
     "classification": "accuracy f1 matthews nats pearson spearman squared_error",
     "nlg": "bleu cider meteor nist rouge_l",
     "reward_pairs": "accuracy margin reward",
+    "text": "bits_per_byte nats_per_token perplexity",
+    "lm_eval": "average",
+    "reward_model": "reward win_rate",
+    "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
     "status": "name --runs",
@@ -47,6 +51,8 @@ COMMANDS = {
     "params": "name",
     "export": "--to --dtype --control",
     "sync": "folder",
+    "lm-eval": "words",
+    "judge-agreement": "file --model --base-url --limit --verdicts",
 }
 
 
