@@ -56,7 +56,7 @@ STORAGE = {
 """Errors that come from the disk, and not from the code."""
 WORDS = {**{os.strerror(number): number for number in STORAGE}, "PytorchStreamWriter failed writing": errno.ENOSPC}
 """What torch says of them: the words of the system, the number being lost, and its own for a full disk."""
-MEND = "mend that, and the same command goes on from what is complete."
+MEND = "mend that, and the same command resumes from what is complete."
 NUMBERED = re.compile(r"\(os error (\d+)\)")
 """How safetensors writes the number of an error."""
 BEAT_SECONDS = 10.0

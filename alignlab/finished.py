@@ -24,12 +24,12 @@ from alignlab.files import damage, places
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
-from alignlab.plots import draw_curves, draw_dial, draw_profile
+from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import STATUS, Ledger
 from alignlab.training.arguments import device_of
-from alignlab.training.collect import PROFILE
+from alignlab.training.collect import COUNTS, PROFILE
 from alignlab.training.stages import DONE, Session
 from alignlab.tuners.control.tuner import export_class
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> list[Row]:
     """Every fitting suite at every point of the control. Each is written down when it is there, and so is each batch of it; a
-    run that was ended here goes on behind the last. `keys`: of the stages."""
+    run that was ended here resumes behind the last. `keys`: of the stages."""
     config = plan.config
     if not config.suites:
         return []
@@ -53,6 +53,7 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         plan.labels,
         plan.held_out_labels,
         _BegunInFile(session.ledger, key),
+        session.store,
     )
     rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
     (session.folder / BATCHES).unlink(missing_ok=True)
@@ -153,10 +154,13 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
 
 
 def _profiles(plan: Plan, session: Session) -> list[Path]:
-    """A figure for each stage that has left a profile of what it saw."""
+    """A figure for each stage that has left a profile of what it saw, or counts of what was chosen."""
     ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
-    found = {name: ledger.found(PROFILE) for name, ledger in ledgers.items()}
-    return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
+    drawn = []
+    for file, draw in ((PROFILE, draw_profile), (COUNTS, draw_counts)):
+        found = {name: ledger.found(file) for name, ledger in ledgers.items()}
+        drawn += [draw(each, session.folder / f"{name}.png") for name, each in found.items() if each]
+    return drawn
 
 
 def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = False) -> Policy:

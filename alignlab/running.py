@@ -190,7 +190,8 @@ def stage_keys(plan: Plan) -> list[str]:
     shared = _beginning(plan)
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        keys.append(stage_key(stage, work, {**shared, "before": keys}))
+        watched = shared["validated"] if stage.validated(plan.config.trainer) else None
+        keys.append(stage_key(stage, work, {**shared, "validated": watched, "before": keys}))
     return keys
 
 
@@ -338,7 +339,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _left_behind(folder: Path) -> str:
-    """From where the same command goes on after an interruption."""
+    """From where the same command resumes after an interruption."""
     if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
         return "the same command resumes from the last checkpoint"
     if any(folder.glob(f"stages/*/{DONE}")):

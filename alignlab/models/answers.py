@@ -176,27 +176,54 @@ def respond(
             f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
         )
     encoded = policy.backbone.codec.prompts(prompts)
-    reserved = set(policy.tuner.controls.reserved if policy.tuner.controls else ())
+    reserved = set(policy.tuner.inserted.reserved)
     room = policy.prompt_room(sampling.max_new_tokens)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not reserved.isdisjoint(ids):
-            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
+            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a vector of the tuner; remove it.")
         if len(ids) > room:
             raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, sampling.max_new_tokens)}")
+    texts = _continued(policy, encoded, strengths, chosen, sampling, seed, streamer, kept)
+    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def continued(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strength: float,
+    control: ClassMixture | None,
+    sampling: Sampling,
+    seed: int,
+) -> list[str]:
+    """What follows each prompt of ids, as it is written, at one strength or under one class (`control`); else as
+    `Policy.respond`. The caller leaves room for it (`Policy.prompt_room`)."""
+    chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
+    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, None)
+
+
+def _continued(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strengths: Sequence[float],
+    chosen: Sequence[Mapping[str, float]] | None,
+    sampling: Sampling,
+    seed: int,
+    streamer: BaseStreamer | None,
+    kept: MutableMapping[int, Any] | None,
+) -> list[str]:
     if not prompts:
         return []
     alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
     every = _asked(policy, strengths, chosen)
     mixed = policy.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
-    longest = max(map(len, encoded)) + policy.backbone.context - policy.room
+    longest = max(map(len, prompts)) + policy.backbone.context - policy.room
     at_most = policy.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
     batches = [
         (rows, _asked(policy, [strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
         # Beams follow one pass, which texts at both ends of a dial do not have in common.
         for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
     ]
-    texts = _answers(policy.backbone, policy.tuner, encoded, batches, sampling, seed, streamer, {} if kept is None else kept)
-    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return _answers(policy.backbone, policy.tuner, prompts, batches, sampling, seed, streamer, {} if kept is None else kept)
 
 
 def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[float]) -> list[dict[str, float]]:

@@ -118,8 +118,8 @@ class Policy:
 
     @property
     def room(self) -> int:
-        """Tokens of prompt and answer together, beside the longest control."""
-        return self.backbone.context - (self.tuner.controls.longest if self.tuner.controls else 0)
+        """Tokens of prompt and answer together, beside what the tuner puts into a text."""
+        return self.backbone.context - self.tuner.inserted.tokens
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
@@ -151,6 +151,15 @@ class Policy:
             total_GM=sum_by_member(value_K, layout.member_K, groups, members),
             tokens_GM=sum_by_member(torch.ones_like(value_K), layout.member_K, groups, members),
         )
+
+    @torch.no_grad()
+    def greedy(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sums of `logprobs`, and whether greedy decoding would write each response: every token of it is the likeliest."""
+        placed = self._placed(batch)
+        layout = placed[0][0]
+        value_K, other_K = token_ranks([self._pass(rows, weighted) for rows, weighted in placed], layout.target_K)
+        total_GM, other_GM = (sum_by_member(each, layout.member_K, *batch.ids_GMT.shape[:2]) for each in (value_K, other_K))
+        return total_GM, other_GM == 0
 
     def nll(self, batch: Batch) -> Loss:
         """The batch's share of the mean negative log-likelihood of what the examples of the step end in: nats per target token,
@@ -298,7 +307,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or (WeightedPass(1.0, 1.0 if self.tuner.controls is None else WITHOUT),)
+        passes = self._passes or (self.tuner.passes(1.0) if self.tuner.controls is None else (WeightedPass(1.0, WITHOUT),))
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
@@ -392,6 +401,17 @@ def token_logprobs(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
         inputs = ([each.piece(piece) for each in passes], target_K[piece])
         parts.append(checkpoint(_scores, *inputs, use_reentrant=False) if recompute else _scores(*inputs))
     return torch.cat(parts)
+
+
+def token_ranks(passes: Sequence[Pass], target_K: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` without a gradient, and for each token 1 where another one is likelier, else 0."""
+    values, others = [], []
+    for begin in range(0, len(target_K), CHUNK_TOKENS):
+        piece = slice(begin, begin + CHUNK_TOKENS)
+        logits_KV = _mixed([each.piece(piece) for each in passes])
+        values.append(-F.cross_entropy(logits_KV, target_K[piece], reduction="none"))
+        others.append((logits_KV.argmax(-1) != target_K[piece]).float())
+    return torch.cat(values), torch.cat(others)
 
 
 def token_divergences(before: Pass, after: Pass) -> Tensor:

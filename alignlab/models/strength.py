@@ -37,6 +37,18 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Inserted:
+    """What a tuner puts into a text: at most so many `tokens`; `reserved`: the ids that stand for its vectors there, which no
+    text may hold and no answer has."""
+
+    tokens: int = 0
+    reserved: tuple[int, ...] = ()
+
+
+NOTHING = Inserted()
+
+
+@dataclass(frozen=True)
 class WeightedPass:
     """One weighted forward pass: its logits, times `weight`, with the tuner at `setting` and a prefix in every text."""
 
@@ -53,6 +65,9 @@ class HasStrength(Protocol):
 
     controls: Controls | None
     """The classes between which it chooses; None where it has a strength only."""
+
+    inserted: Inserted
+    """What it puts into texts, at most."""
 
     starts_as_base: bool
     """Whether a new one leaves every log-probability as it is without the tuner."""
@@ -72,6 +87,7 @@ class Untuned:
 
     per_row = True
     controls: Controls | None = None
+    inserted = NOTHING
     starts_as_base = True
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
@@ -127,9 +143,9 @@ class Controls:
     template: str | None = None
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prefix."""
-        return max(len(prefix.ids) for prefix in self.prefixes)
+    def inserted(self) -> Inserted:
+        """The longest prefix, and the reserved ids."""
+        return Inserted(max(len(prefix.ids) for prefix in self.prefixes), self.reserved)
 
     def check_template(self, template_hash: str) -> None:
         """Raises ModelError where prompts are written with another template than in training."""
@@ -218,6 +234,7 @@ def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
     length_GM = length_R1.reshape(groups, members)
     # A prefix is shared further only where all members of a group have the same prefix.
     alike_G = torch.tensor([len(set(prefixes[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
+    types_RT = None if batch.types_GMT is None else batch.types_GMT.reshape(-1, time).gather(1, from_RT)
     longer_G = torch.where(batch.prefix_G >= behind, batch.prefix_G + length_GM[:, 0], batch.prefix_G)
     return replace(
         batch,
@@ -225,6 +242,7 @@ def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
         length_GM=batch.length_GM + length_GM,
         start_GM=batch.start_GM + length_GM,
         prefix_G=torch.where(alike_G, longer_G, batch.prefix_G.clamp(max=behind)),
+        types_GMT=None if types_RT is None else types_RT.masked_fill(inside_RT, 0).reshape(groups, members, -1),
     )
 
 

@@ -24,6 +24,7 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
+from alignlab.errors import ConfigError
 from alignlab.files import PART, alone, code_version, damage, places, remove_free, sealed
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
@@ -161,8 +162,8 @@ class TrainStage:
     `schedule_split`: which steps of a stream of batches it takes, where several stages share one; None = it has its own.
     `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `update`:
     the shape of a LoRA by which the backbone is trained, None = every weight. `second`: gets the backbone's trained weights,
-    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights; None = as the
-    data's config says.
+    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights or by name
+    alone; None = as the data's config says.
     """
 
     name: str
@@ -176,7 +177,7 @@ class TrainStage:
     truncation: Truncation = EVERYTHING
     update: UpdateShape | None = None
     second: SecondModel | None = None
-    sources: Mapping[str, float] | None = None
+    sources: Mapping[str, float] | tuple[str, ...] | None = None
 
     @property
     def stays(self) -> bool:
@@ -203,8 +204,13 @@ class TrainStage:
         return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
-        what the objective refuses."""
+        """Raises ConfigError for a batch that holds a group twice or cannot be dealt out in micro-batches and for what
+        trainer.extra cannot have; and what the objective refuses."""
+        if self.fit.batch > len(work.groups):
+            raise ConfigError(
+                f"stage {self.name}: a batch of {self.fit.batch} would hold some of {len(work.groups)} groups more than once;"
+                f" set its batch to at most {len(work.groups)}."
+            )
         trainer.micro(self.fit.batch, processes.count())
         check_arguments(self.fit, trainer, work.steps)
         if hasattr(self.objective, "check"):
