@@ -308,18 +308,19 @@ def alone(path: Path, waiting: str, *, stays: bool = True) -> Iterator[None]:
         path.touch()
     except OSError as error:
         raise RunFolderError(f"{path.parent} cannot be written: {error.strerror}; give another folder.") from error
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(waiting)
-        _acquire(lock)
-    except OSError as error:
-        if error.errno == errno.ESTALE:
-            _acquire(lock)
-        elif error.errno in NO_LOCKS:
-            log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
-        else:
-            raise
+    waits = False
+    while not lock.is_locked:  # where a holder removes its file, filelock takes the next one; a shared disk tells it by ESTALE
+        try:
+            lock.acquire(timeout=-1 if waits else 0)
+        except Timeout:
+            log.info(waiting)
+            waits = True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
+                break
+            if error.errno != errno.ESTALE:
+                raise
     try:
         yield
     finally:
@@ -327,17 +328,6 @@ def alone(path: Path, waiting: str, *, stays: bool = True) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         lock.release()
-
-
-def _acquire(lock: FileLock) -> None:
-    """Waits for a lock. Where its holder removes the file, filelock locks the next one of that name; a shared disk may say so
-    by an error."""
-    while not lock.is_locked:
-        try:
-            lock.acquire()
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
 
 
 def remove_free(lock: Path) -> None:

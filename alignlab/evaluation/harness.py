@@ -4,7 +4,7 @@ measurements. The harness itself is imported where it is asked for (`harness_mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -139,19 +139,23 @@ def _interval(value: float, error: float) -> tuple[float, float]:
     return value - half, value + half
 
 
-def likelihoods(policy: Policy, point: Point, requests: Sequence[Request], tokens: int) -> list[tuple[float, bool]]:
+def likelihoods(
+    policy: Policy, point: Point, requests: Sequence[Request], tokens: int, kept: MutableMapping[int, Any] | None = None
+) -> list[tuple[float, bool]]:
     """log p(continuation | context) in nats of each request, and whether greedy decoding writes it.
 
     Requests of one context run as one group, whose context is computed once where the backbone can do that. Texts longer than
-    the model's room lose their beginning. `tokens`: of one pass at most, padding included.
+    the model's room lose their beginning. `tokens`: of one pass at most, padding included. `kept`: as in `answers.scored`.
     """
     groups = _grouped(requests, policy.room)
+    kept = {} if kept is None else kept
     found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
     with torch.inference_mode(), point.set(policy):
-        for chosen in _batches(list(groups), tokens):
-            batch = whole([group for group, _ in chosen], policy.backbone.codec.pad).to(policy.backbone.device)
-            total_GM, greedy_GM = policy.greedy(batch)
-            for (_, places), totals, greedy in zip(chosen, total_GM.tolist(), greedy_GM.tolist(), strict=True):
+        for number, chosen in enumerate(_batches(list(groups), tokens)):
+            if number not in kept:
+                batch = whole([group for group, _ in chosen], policy.backbone.codec.pad).to(policy.backbone.device)
+                kept[number] = [found_GM.tolist() for found_GM in policy.greedy(batch)]
+            for (_, places), totals, greedy in zip(chosen, *kept[number], strict=True):
                 for place, total, written in zip(places, totals, greedy, strict=True):
                     found[place] = (total, written)
     return found

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -320,8 +321,9 @@ class Server:
         config = self._config
         decisive = [config.model, config.temperature, config.max_tokens, ask.system, ask.prompt]
         kept = self._folder and self._folder / f"{hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]}.json"
-        if kept and kept.is_file():
-            return Answer(**json.loads(kept.read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError, TypeError):  # one that is not there or damaged is asked again
+            if kept:
+                return Answer(**json.loads(kept.read_text(encoding="utf-8")))
         said = self._client.chat.completions.create(
             model=str(config.model),
             messages=[{"role": "system", "content": ask.system}, {"role": "user", "content": ask.prompt}],

@@ -23,7 +23,7 @@ class TextSuite:
     """Every token of a file is predicted once, behind BOS (or EOS, where there is none) and what the window holds before it."""
 
     def __init__(self, context: EvaluationContext) -> None:
-        self._policy, config = context.policy, context.config.text
+        self._policy, self._begun, config = context.policy, context.begun, context.config.text
         codec = self._policy.backbone.codec
         text = read_text(config)
         bos = codec.tokenizer.bos_token_id
@@ -39,7 +39,7 @@ class TextSuite:
 
     def measure(self, point: Point) -> list[Measurement]:
         """All three with an interval over windows; that of bits per byte takes the text's bytes per token as they are."""
-        found = likelihoods(self._policy, point, self._windows, TOKENS_PER_PASS)
+        found = likelihoods(self._policy, point, self._windows, TOKENS_PER_PASS, self._begun.of(f"text at {point}"))
         nats_N = -np.array([total for total, _ in found])
         tokens_N = np.array([len(continuation) for _, continuation in self._windows])
         bits = tokens_N.sum() / self._bytes / math.log(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ def test_log_likelihoods_are_those_of_the_plain_model(llama: Backbone, tokens: i
         expected = sum(float(row.log_softmax(-1)[token]) for row, token in zip(logits_TV, continuation))
         assert total == pytest.approx(expected, abs=1e-4)
         assert greedy == all(int(row.argmax()) == token for row, token in zip(logits_TV, continuation))
+
+
+def test_batches_that_are_kept_are_not_computed_again_and_give_the_same(llama: Backbone) -> None:
+    kept: dict[int, Any] = {}
+    policy, point = plain(llama), Point(0.0, "dial")
+    first = likelihoods(policy, point, REQUESTS, 1, kept)
+    whole = json.loads(json.dumps(list(kept.items())))
+    del kept[0]
+
+    again = likelihoods(policy, point, REQUESTS, 1, kept)
+    restored = likelihoods(policy, point, REQUESTS, 1, dict(map(tuple, whole)))
+
+    assert len(whole) > 1
+    assert json.loads(json.dumps(sorted(kept.items()))) == whole
+    assert first == again == restored
 
 
 def test_what_greedy_decoding_writes_is_called_greedy_at_the_same_strength(llama: Backbone) -> None:

@@ -330,6 +330,20 @@ def test_a_server_is_asked_again_after_a_failure_and_never_twice_for_the_same(se
     assert _Openai.seen[0]["model"] == "judge"
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"other": 1}'])
+def test_a_damaged_answer_is_asked_for_again(content: bytes, server: str, tmp_path: Path) -> None:
+    config = judge_config(model="judge", base_url=server, parallel=1)
+    Server(config, tmp_path)([Ask("be fair", "one")])
+    (kept,) = tmp_path.iterdir()
+    before = kept.read_bytes()
+    kept.write_bytes(content)
+
+    again = Server(config, tmp_path)([Ask("be fair", "one")])
+
+    assert again == [Answer("[[A]]")]
+    assert kept.read_bytes() == before
+
+
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     pytest.importorskip("openai", reason="the openai client is not installed (alignlab[judge])")
     config = judge_config(model="judge", base_url="http://127.0.0.1:9/v1", retries=0)
