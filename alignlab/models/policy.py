@@ -143,10 +143,9 @@ class Policy:
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
         asked under it, unless a context says otherwise."""
-        placed = self._placed(batch)
-        layout = placed[0][0]
-        value_K = token_logprobs([self._pass(rows, weighted) for rows, weighted in placed], layout.target_K)
-        groups, members, _ = batch.ids_GMT.shape
+        placed, (groups, members, _) = self._placed(batch), batch.ids_GMT.shape
+        layout, passes = placed[0][0], [self._pass(rows, weighted) for rows, weighted in placed]
+        value_K = token_logprobs(passes, layout.target_K)
         return Logprobs(
             total_GM=sum_by_member(value_K, layout.member_K, groups, members),
             tokens_GM=sum_by_member(torch.ones_like(value_K), layout.member_K, groups, members),
@@ -156,8 +155,8 @@ class Policy:
     def greedy(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sums of `logprobs`, and whether greedy decoding would write each response: every token of it is the likeliest."""
         placed = self._placed(batch)
-        layout = placed[0][0]
-        value_K, other_K = token_ranks([self._pass(rows, weighted) for rows, weighted in placed], layout.target_K)
+        layout, passes = placed[0][0], [self._pass(rows, weighted) for rows, weighted in placed]
+        value_K, other_K = token_ranks(passes, layout.target_K)
         total_GM, other_GM = (sum_by_member(each, layout.member_K, *batch.ids_GMT.shape[:2]) for each in (value_K, other_K))
         return total_GM, other_GM == 0
 
@@ -415,8 +414,7 @@ def token_ranks(passes: Sequence[Pass], target_K: Tensor) -> tuple[Tensor, Tenso
 
 
 def token_divergences(before: Pass, after: Pass) -> Tensor:
-    """KL(before || after) of the next token in nats, fp32, at each of K positions; logits as in `token_logprobs`. No gradient
-    goes to `before`."""
+    """KL(before || after) of the next token in nats, fp32, at each of K positions; no gradient goes to `before`."""
     parts = []
     for begin in range(0, len(after.hidden_KD), CHUNK_TOKENS):
         piece = slice(begin, begin + CHUNK_TOKENS)
