@@ -116,7 +116,7 @@ def test_what_a_dead_process_has_left_beside_a_file_goes_when_it_is_written_agai
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(errno.EIO, "?", "x"), "x: the disk has failed to read or write it; mend that, and the same command goes on"),
+        (OSError(errno.EIO, "?", "x"), "x: the disk has failed to read or write it; mend that, and the same command resumes"),
         (RuntimeError("unable to open file <x>: Input/output error (5)"), "a file: the disk has failed to read or write it; "),
         (RuntimeError("PytorchStreamWriter failed writing file"), "a file: the disk is full; mend that"),
         (Exception("I/O error: Permission denied (os error 13)"), "a file: reading or writing it is not allowed; mend that"),
