@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point
 from alignlab.evaluation.config import EvaluationConfig
+from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
@@ -156,6 +158,7 @@ def _build(config: RunConfig) -> _Parts:
     rows = skeletal.get_input_embeddings().num_embeddings
     control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
+    _refuse_wide_ranks(config, skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     for stage in method.stages:
         if stage.trains:
@@ -208,6 +211,16 @@ def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreT
                 f"{row}: holds the token {token!r} (id {max(ids)}), but the model's embedding has {known} rows; take it out of"
                 " the text, or give the tokenizer that belongs to the model."
             )
+
+
+def _refuse_wide_ranks(config: RunConfig, skeletal: PreTrainedModel) -> None:
+    """Raises ConfigError for a rank that no weight of the model has."""
+    widest = max(min(weight.shape) for weight in skeletal.parameters() if weight.dim() == 2)
+    update = getattr(config.method, "update", None)
+    for key, part in (("tuner", config.tuner), ("control", config.control), ("method.update", update)):
+        rank = getattr(part, "rank", None)
+        if isinstance(rank, int) and rank > widest:
+            raise ConfigError(f"{key}.rank={rank} is more than any weight of the model has; take at most {widest}.")
 
 
 def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
@@ -339,8 +352,11 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     if plan.held_out_labels:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    for suite, reason in config.left_out.items():
-        table.add_row("", f"left out: {suite} ({reason})")
+    if "judge" in config.suites:
+        table.add_row("judge", _judging(plan))
+    for reason in dict.fromkeys(config.left_out.values()):
+        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
+        table.add_row("", f"left out: {suites} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
 
@@ -389,6 +405,16 @@ def _validation(plan: Plan) -> str:
         f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
         f" at most {wanted.rows} of {records} records of split {wanted.split}"
     )
+
+
+def _judging(plan: Plan) -> str:
+    """What the judge will be asked at most."""
+    evaluation = plan.config.evaluation
+    judge, prompts = evaluation.judge, [] if evaluation.judge.questions else plan.source.prompts()[: evaluation.prompts]
+    questions = [Question((each,)) for each in prompts]
+    if judge.questions:
+        questions = read_questions(Path(judge.questions), judge.references)
+    return cost(judge, questions, evaluation.max_new_tokens, len(plan.points))
 
 
 def _configs(config: RunConfig) -> str:

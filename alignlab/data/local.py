@@ -155,8 +155,7 @@ def _whole(
 
 
 def _told(config: TextClassificationConfig, split: str) -> Split:
-    """The records of a split, with the answers and in the frame that are asked for. Raises DataError for a label outside the
-    classes, where these have numbers."""
+    """The records of a split, with the answers and in the frame that are asked for."""
     read_split = _texts(config, split)
     records = list(read_split.records)
     if config.frame is not None:
@@ -166,10 +165,7 @@ def _told(config: TextClassificationConfig, split: str) -> Split:
     if config.answers == "numbers" and config.task == "classes":
         classes = _classes(config)
         for place, record in enumerate(records):
-            label = record.responses[0].text
-            if label not in classes:
-                raise DataError(f"{record.row}: label {label!r} is none of the classes {', '.join(classes)}; set data.labels.")
-            records[place] = replace(record, responses=(Response(str(classes.index(label))),))
+            records[place] = replace(record, responses=(Response(str(classes.index(record.responses[0].text))),))
     return replace(read_split, records=tuple(records))
 
 
@@ -192,13 +188,16 @@ def _texts(config: TextClassificationConfig, split: str) -> Split:
             records.append(record)
     if not records:
         raise DataError(f"data={config.name}: the {split} split has no row with a text and a label; look at data.{split}.")
+    if config.task == "classes" and (config.labels or split != "train"):
+        _refuse_other_labels(records, _classes(config))
     used = tuple(column for column in columns if column in _wanted(config))
     origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
     return Split(tuple(records), dict(left_out), origin=origin)
 
 
 def _labels(config: TextClassificationConfig) -> LabelSet:
-    """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two."""
+    """The classes that are given, or those of the training rows, sorted; their numbers where answers are numbers. Raises
+    DataError as `_classes`."""
     if config.task == "number":
         return LabelSet(())
     named = _classes(config)
@@ -206,11 +205,29 @@ def _labels(config: TextClassificationConfig) -> LabelSet:
 
 
 def _classes(config: TextClassificationConfig) -> tuple[str, ...]:
-    found = {record.responses[0].text for record in _texts(config, "train").records}
-    named = tuple(config.labels or sorted(found))
+    """Raises DataError where the training rows have fewer than two, and where they are numbers with decimals."""
+    if config.labels:
+        return tuple(config.labels)
+    named = tuple(sorted({record.responses[0].text for record in _texts(config, "train").records}))
+    decimals = [name for name in named if re.fullmatch(r"[+-]?\d*\.\d+", name)]
+    if decimals and all(re.fullmatch(r"[+-]?\d*\.?\d+", name) for name in named):
+        raise DataError(
+            f"the labels are numbers, such as {decimals[0]}, and data.task=classes would make {len(named)} classes of them; set"
+            " data.task=number, or name the classes in data.labels."
+        )
     if len(named) < 2:
         raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier needs at least two.")
     return named
+
+
+def _refuse_other_labels(records: Sequence[Record], known: Sequence[str]) -> None:
+    """Raises DataError for the first row with a label that is none of the classes."""
+    for record in records:
+        if record.responses[0].text not in known:
+            raise DataError(
+                f"{record.row}: label {record.responses[0].text[:40]!r} is none of the classes {names(known)}; mend the row, or"
+                " name the classes in data.labels."
+            )
 
 
 def _wanted(config: TextClassificationConfig) -> Sequence[str]:

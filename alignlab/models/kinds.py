@@ -107,7 +107,7 @@ KINDS: Mapping[str, KindEntry] = {
     "causal": KindEntry(
         "anatomy.Causal",
         "CAUSAL_LM",
-        frozenset({"token likelihood", "generation", "hidden states", "text in front of prompts"}),
+        frozenset({"token likelihood", "generation", "continuation", "hidden states", "text in front of prompts"}),
     ),
     "seq2seq": KindEntry(
         "encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation", "source apart from the answer"})

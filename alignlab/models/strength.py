@@ -234,6 +234,7 @@ def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
     length_GM = length_R1.reshape(groups, members)
     # A prefix is shared further only where all members of a group have the same prefix.
     alike_G = torch.tensor([len(set(prefixes[g * members : (g + 1) * members])) == 1 for g in range(groups)], device=device)
+    types_RT = None if batch.types_GMT is None else batch.types_GMT.reshape(-1, time).gather(1, from_RT)
     longer_G = torch.where(batch.prefix_G >= behind, batch.prefix_G + length_GM[:, 0], batch.prefix_G)
     return replace(
         batch,
@@ -241,6 +242,7 @@ def insert_prefixes(batch: Batch, prefixes: Sequence[Prefix]) -> Batch:
         length_GM=batch.length_GM + length_GM,
         start_GM=batch.start_GM + length_GM,
         prefix_G=torch.where(alike_G, longer_G, batch.prefix_G.clamp(max=behind)),
+        types_GMT=None if types_RT is None else types_RT.masked_fill(inside_RT, 0).reshape(groups, members, -1),
     )
 
 

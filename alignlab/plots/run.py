@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.files import replaced_alone
 from alignlab.tracking.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -159,11 +160,11 @@ def saved(figure: Any, path: Path) -> Path:
     from matplotlib import rc_context
 
     refuse_other_formats(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _as_written(figure)
+    form = path.suffix[1:]
     # The same numbers make the same file: no date, and names inside an SVG that do not change.
-    with rc_context({"svg.hashsalt": "alignlab"}):
-        figure.savefig(path, dpi=DOTS, metadata=SILENT if path.suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": "alignlab"}), replaced_alone(path) as unfinished:
+        figure.savefig(unfinished, format=form, dpi=DOTS, metadata=SILENT if form == "svg" else None)
     return path
 
 

@@ -21,6 +21,7 @@ from alignlab.tuners.config import (
     LoraFormConfig,
     LowerLoraConfig,
     PrefixFormConfig,
+    PromptTunerConfig,
     RedTunerConfig,
     StrengthConfig,
     TokenBankTunerConfig,
@@ -60,6 +61,7 @@ TUNERS = Registry(
         "lora_lower": Entry(LowerLoraConfig, _from("lora"), provides=_IN_PLACE),
         "ia3": Entry(Ia3Config, _from("ia3"), provides=_IN_PLACE),
         "adapter": Entry(AdapterTunerConfig, _from("adapter"), provides=_IN_PLACE),
+        "prompt": Entry(PromptTunerConfig, _from("prompt"), provides=_IN_PLACE),
         "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
         "token_bank": Entry(
             TokenBankTunerConfig,

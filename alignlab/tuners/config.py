@@ -120,6 +120,14 @@ class RedTunerConfig(TunerConfig):
 
 
 @dataclass
+class PromptTunerConfig(TunerConfig):
+    """Learned vectors in front of every text. `length`: how many. `init`: vocabulary (embeddings of drawn tokens) | random."""
+
+    length: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
+    init: Annotated[str, one_of("vocabulary", "random")]
+
+
+@dataclass
 class AdapterTunerConfig(TunerConfig):
     """Bottlenecks of this inner width behind sub-layers. `place`: both (attention and feed-forward) | ffn. `norms`: the layer
     norms of the same blocks are trained too. `drop`: the lowest blocks of each stack, which have none. `targets`: names of

@@ -59,6 +59,7 @@ TUNER_SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
     "ia3": {"targets": None, "feedforward": None},
     "red": {"edit": "both", "place": "ffn", "targets": None},
+    "prompt": {"length": 3, "init": "vocabulary"},
 }
 
 

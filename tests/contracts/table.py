@@ -12,6 +12,7 @@ from torch import Tensor
 from alignlab.data.batching import whole
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
+from alignlab.models.strength import Prefix
 from alignlab.records import Batch, EncodedGroup, Example
 from alignlab.tuners import TUNERS
 
@@ -25,12 +26,14 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A tuner on a backbone. `per_row`: whether rows of one batch may differ in strength."""
+    """A tuner on a backbone. `per_row`: whether rows of one batch may differ in strength. `starts_as_base`: whether a new one
+    changes nothing."""
 
     tuner: str
     backbone: str
     settings: dict[str, Any] = field(default_factory=dict)
     per_row: bool = True
+    starts_as_base: bool = True
 
     def __str__(self) -> str:
         extra = "-".join(str(value) for value in self.settings.values())
@@ -69,6 +72,8 @@ CASES = (
     Case("blocks", "gpt2", {"side": "top", "count": 2}, per_row=False),
     Case("dera", "llama", {"aligned": None}),
     Case("dera", "gpt2", {"aligned": None}),
+    Case("prompt", "llama", {"length": 5, "init": "vocabulary"}, starts_as_base=False),  # vectors in front of every text
+    Case("prompt", "gpt2", {"length": 5, "init": "random"}, starts_as_base=False),
 )
 
 
@@ -107,8 +112,13 @@ def batch(policy: Policy, pairs: Sequence[tuple[str, str, str]] = PAIRS) -> Batc
 
 
 def logits(policy: Policy) -> Tensor:
-    """Logits of the backbone's own forward pass on a few ids."""
-    ids = torch.arange(3, 19).reshape(2, 8)
+    """Logits of the backbone's own forward pass on a few ids, behind what the policy puts in front of a text."""
+    front = torch.tensor(front_of(policy).ids, dtype=torch.long).expand(2, -1)
     with torch.no_grad():
-        result: Tensor = policy.model(ids).logits
-    return result
+        result: Tensor = policy.model(torch.cat([front, torch.arange(3, 19).reshape(2, 8)], dim=1)).logits
+    return result[:, front.shape[1] :]
+
+
+def front_of(policy: Policy) -> Prefix:
+    """What stands in front of every text at the present strength."""
+    return (policy._passes or policy.tuner.passes(1.0))[0].prefix
