@@ -51,6 +51,10 @@ class TokenBankModel(PlaceholderModel):
         peft_config.target_modules = place_of(model, model.get_encoder().get_input_embeddings())
         return peft_config
 
+    def _check_merge_allowed(self) -> None:
+        """Raises ModelError: it never is."""
+        raise ModelError(TokenBankEmbedding.no_merge)
+
 
 def _unmask(model: PreTrainedModel, config: TokenBankConfig) -> None:
     """Padding is read like text from now on, as in the released code, while the adapter is on."""
