@@ -56,6 +56,7 @@ STORAGE = {
 """Errors that come from the disk, and not from the code."""
 WORDS = {**{os.strerror(number): number for number in STORAGE}, "PytorchStreamWriter failed writing": errno.ENOSPC}
 """What torch says of them: the words of the system, the number being lost, and its own for a full disk."""
+MEND = "mend that, and the same command resumes from what is complete."
 NUMBERED = re.compile(r"\(os error (\d+)\)")
 """How safetensors writes the number of an error."""
 BEAT_SECONDS = 10.0
@@ -287,7 +288,9 @@ def storage_error(error: BaseException, where: Path | str | None = None) -> Stor
             number = next((number for words, number in WORDS.items() if words in str(link)), None)
         if number in STORAGE:
             named = getattr(link, "filename", None) or where or "a file"
-            return StorageError(f"{named}: {STORAGE[number]}; mend that, and the same command resumes from what is complete.")
+            return StorageError(f"{named}: {STORAGE[number]}; {MEND}")
+        if isinstance(link, FileNotFoundError) and link.errno is None:  # safetensors, of any file that it cannot open
+            return StorageError(f"a file cannot be opened ({link}); {MEND}")
         link = link.__cause__ or link.__context__
     return None
 

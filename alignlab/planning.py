@@ -32,7 +32,7 @@ from alignlab.models.backbone import check_weights, load_codec, skeleton
 from alignlab.models.config import Shape
 from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
-from alignlab.models.strength import Controls, HasStrength, tokens_taken
+from alignlab.models.strength import Inserted
 from alignlab.models.text import Codec
 from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
@@ -98,7 +98,7 @@ def make_plan(config: RunConfig) -> Plan:
     """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
     parts = _build(config)
     source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
-    limits = _limits(config, codec, context_of(skeletal), tokens_taken(tuner))
+    limits = _limits(config, codec, context_of(skeletal), tuner.inserted.tokens)
     works = tuple(stage.prepare(source, codec, limits) for stage in parts.method.stages)
     for stage, work in zip(parts.method.stages, works, strict=True):
         stage.check(work, config.trainer, parts.shape)
@@ -111,12 +111,12 @@ def make_plan(config: RunConfig) -> Plan:
     more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
     encoded: list[Work | HeldOut] = [*works, *filter(None, more)]
     rows = [(group.row, member.ids) for each in encoded for group in each.groups for member in group.members]
-    _refuse_reserved(rows, tuner.controls)
+    _refuse_reserved(rows, tuner.inserted)
     _refuse_unknown(rows, skeletal, codec)
     sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
-    asked = _asked(source, config.evaluation, codec, skeletal, tuner) if sampled else []
+    asked = _asked(source, config.evaluation, codec, skeletal, tuner.inserted) if sampled else []
     if watched and "sampled texts" in SUITES[watched.suite].provides(watched.config):
-        _asked(watched.source, watched.config, codec, skeletal, tuner)
+        _asked(watched.source, watched.config, codec, skeletal, tuner.inserted)
     where = tuple(points(config.control, parts.classes.names if parts.classes else None))
     rows_each = _rows_each(config, tuner, where)
     return Plan(
@@ -190,12 +190,15 @@ def _validated(config: RunConfig, parts: _Parts, choices: View | None, limits: L
     return validated(suite, rows, evaluation, config.control, own, parts.classes, parts.labels, choices, parts.codec, limits)
 
 
-def _refuse_reserved(encoded: Sequence[tuple[str, Sequence[int]]], controls: Controls | None) -> None:
-    """Raises DataError for the first (row, ids) that holds an id which stands for a control."""
-    reserved = set(controls.reserved) if controls else set()
+def _refuse_reserved(encoded: Sequence[tuple[str, Sequence[int]]], inserted: Inserted) -> None:
+    """Raises DataError for the first (row, ids) that holds an id which stands for a vector of the tuner."""
+    reserved = set(inserted.reserved)
     for row, ids in encoded if reserved else []:  # in most runs none is, and their rows need no second look
         if not reserved.isdisjoint(ids):
-            raise DataError(f"{row}: holds a token that stands for a control; set control.placeholders to others.")
+            raise DataError(
+                f"{row}: holds a token that stands for a vector of the tuner; set placeholders of the control, or of the tuner,"
+                " to others."
+            )
 
 
 def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreTrainedModel, codec: Codec) -> None:
@@ -245,7 +248,7 @@ def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
 
 
 def _asked(
-    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, tuner: HasStrength
+    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, inserted: Inserted
 ) -> list[int]:
     """How many tokens each prompt has that texts are sampled for, a control's included. Raises ConfigError where none leaves
     room for an answer, since nothing could be measured then, and DataError for a token that no prompt may hold."""
@@ -254,7 +257,7 @@ def _asked(
     if beside_source:
         check_answer(skeletal, new)
     prompts = codec.askable(source.prompts())
-    prefix = tokens_taken(tuner)
+    prefix = inserted.tokens
     room = context - prefix - (0 if beside_source else new)
     fitting: list[tuple[int, ...]] = []
     shortest = context
@@ -272,7 +275,7 @@ def _asked(
         )
     del fitting[evaluation.prompts :]
     named = [("a prompt of the evaluation", ids) for ids in fitting]
-    _refuse_reserved(named, tuner.controls)
+    _refuse_reserved(named, inserted)
     _refuse_unknown(named, skeletal, codec)
     return [prefix + len(ids) for ids in fitting]
 
@@ -287,16 +290,16 @@ def _decoding(config: RunConfig, lengths: Sequence[int], skeletal: PreTrainedMod
 
 
 def _limits(config: RunConfig, codec: Codec, context: int, taken: int) -> Limits:
-    """How long a row of text may be, beside the `taken` tokens of a control or of prompt tuning, so that rows do not depend on
-    them while the context has room.
+    """How long a row of text may be, without the `taken` tokens of the tuner, so that rows do not depend on a control while the
+    context has room.
 
-    Raises ConfigError where they leave no room for the text.
+    Raises ConfigError where the tuner leaves no room for the text.
     """
     room = context - taken
     if room < LEAST_TOKENS:
         raise ConfigError(
-            f"{taken} tokens in front of the text leave {room} of {context} for it; set control.length, control.phrase or, with"
-            " tuner=prompt, tuner.length lower."
+            f"a control or prompt of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length,"
+            " control.phrase, tuner.retrieved, tuner.length)."
         )
     room = min(config.data.max_tokens or room, room)
     tasks = config.data.tasks() if isinstance(config.data, MixtureConfig) else {}

@@ -20,7 +20,7 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
-from alignlab.evaluation.report import ROWS
+from alignlab.evaluation.report import BATCHES, ROWS
 from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
@@ -190,7 +190,8 @@ def stage_keys(plan: Plan) -> list[str]:
     shared = _beginning(plan)
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        keys.append(stage_key(stage, work, {**shared, "before": keys}))
+        watched = shared["validated"] if stage.validated(plan.config.trainer) else None
+        keys.append(stage_key(stage, work, {**shared, "validated": watched, "before": keys}))
     return keys
 
 
@@ -319,7 +320,7 @@ def _leave(session: Session) -> None:
 def _forget(folder: Path) -> None:
     """Removes what an earlier run of the same config left, so that it begins at the start."""
     shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", REPORT, STATUS, ROWS):
+    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, BATCHES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -103,7 +103,9 @@ class BetweenClasses:
             self._total_NC = torch.zeros(len(self._groups), len(self._names))
             for number, name in enumerate(self._names):
                 with policy.under(name):
-                    self._total_NC[:, number] = scored(policy, self._groups, ROWS_PER_PASS)[0][:, 0]
+                    self._total_NC[:, number] = scored(
+                        policy, self._groups, ROWS_PER_PASS, self._context.begun.of(f"classes at {name}")
+                    )[0][:, 0]
         return self._total_NC
 
 

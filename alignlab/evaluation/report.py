@@ -15,6 +15,8 @@ from alignlab.errors import MeasureError
 from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
 
+BATCHES = "evaluation.jsonl"
+"""In a run's folder while it is evaluated: the batches that were measured."""
 ROWS = "evaluation.json"
 """File of a run with the rows of its evaluation, so far or whole, and the value of each item of a metric that is a mean over
 items, for comparisons item by item."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Account, Limits, encode, labelled, pair
@@ -41,11 +41,21 @@ def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
     return HeldOut(*encode(split, view, codec.examples, limits))
 
 
+class Begun:
+    """The batches of an evaluation that were measured, for one that was ended in the middle of a suite. This one keeps none."""
+
+    def of(self, name: str) -> MutableMapping[int, Any]:
+        """From the number of a batch to its values, in JSON; `name` says of what, and at which point."""
+        del name
+        return {}
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
     """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
     far, by point. Where there are classes, those and the held-out items of each; where texts have labels, those that there are
-    and the held-out texts. `store`: the folder of what all runs share, None where nothing is kept."""
+    and the held-out texts. `begun`: batches that an earlier process has measured; `store`: the folder of what all runs share,
+    None where nothing is kept."""
 
     policy: Policy
     source: Source
@@ -55,6 +65,7 @@ class EvaluationContext:
     held_out_items: HeldOut | None = None
     labels: LabelSet | None = None
     held_out_labels: HeldOut | None = None
+    begun: Begun = field(default_factory=Begun)
     store: Path | None = None
     _answers: dict[Point, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 
@@ -69,6 +80,7 @@ class EvaluationContext:
                 control=point.mixture,
                 sampling=config.sampling(),
                 seed=config.sampling_seed,
+                kept=self.begun.of(f"answers at {point}"),
             )
             self._answers[point] = (prompts, texts)
         return self._answers[point]

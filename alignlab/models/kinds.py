@@ -109,7 +109,9 @@ KINDS: Mapping[str, KindEntry] = {
         "CAUSAL_LM",
         frozenset({"token likelihood", "generation", "continuation", "hidden states", "text in front of prompts"}),
     ),
-    "seq2seq": KindEntry("encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation"})),
+    "seq2seq": KindEntry(
+        "encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation", "source apart from the answer"})
+    ),
     "classifier": KindEntry(
         "encoders.Classifier", "SEQ_CLS", frozenset({"class scores"}), frozenset({"label set"}), new_head=True
     ),

@@ -106,8 +106,14 @@ class Codec:
 
         Both are tokenised as one string. A response that would change the ids of its prompt, as `lo` behind `hel` may, is
         tokenised apart, and `moved` says so. Raises UnusableRowError for an empty response and for special tokens written out
-        in the text, DataError for such a prefix.
+        in the text, DataError for such a prefix and for a second text.
         """
+        for example, row in zip(examples, rows, strict=True):
+            if example.second is not None:
+                raise DataError(
+                    f"{row}: has two texts, and a causal language model reads one prompt; join them in one column"
+                    " (data.second=null), or take a classifier or an encoder-decoder model."
+                )
         prefixes = {text: self.prefix(text) for text in {example.prefix for example in examples}}
         for text, ids in prefixes.items():
             if not self._special.isdisjoint(ids):

@@ -99,6 +99,21 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
     return saved(figure, path)
 
 
+def draw_counts(counts: Mapping[str, Any], path: Path) -> Path:
+    """What the texts of each task chose: a line per task, a column per vector, dark where all of its texts chose it."""
+    import numpy as np
+
+    tasks = list(counts["counts"])
+    share_TN = np.array([[count / counts["texts"][task] for count in counts["counts"][task]] for task in tasks])
+    figure, (panel,) = panels(1, width=WIDTH * 2, height=max(1.5, 0.3 * len(tasks) + 1))
+    image = panel.imshow(share_TN, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    panel.grid(visible=False)
+    panel.set(title=counts["title"], xlabel="number of the vector")
+    panel.set_yticks(range(len(tasks)), tasks)
+    figure.colorbar(image, ax=panel, label="share of the texts")
+    return saved(figure, path)
+
+
 def panels(count: int, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, list[Any]]:
     """A figure with panels side by side. `width`, `height`: inches of one panel."""
     # The figure class is used directly: pyplot would pick a display and keep global state.

@@ -162,8 +162,8 @@ class TrainStage:
     `schedule_split`: which steps of a stream of batches it takes, where several stages share one; None = it has its own.
     `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `update`:
     the shape of a LoRA by which the backbone is trained, None = every weight. `second`: gets the backbone's trained weights,
-    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights; None = as the
-    data's config says.
+    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights or by name
+    alone; None = as the data's config says.
     """
 
     name: str
@@ -177,7 +177,7 @@ class TrainStage:
     truncation: Truncation = EVERYTHING
     update: UpdateShape | None = None
     second: SecondModel | None = None
-    sources: Mapping[str, float] | None = None
+    sources: Mapping[str, float] | tuple[str, ...] | None = None
 
     @property
     def stays(self) -> bool:

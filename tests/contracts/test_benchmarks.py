@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 from types import ModuleType
 
 import pytest
@@ -19,6 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from alignlab.config import parse
 from alignlab.errors import AlignlabError
+from alignlab.models.config import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,7 @@ def composes(words: list[str]) -> bool:
 
 
 def test_every_benchmark_has_its_test() -> None:
-    tried = {"dial", "gpu", "killed_sweep", "packed_rows", "preference_step", "rahf_step", "startup", "sweep"}
+    tried = {"dial", "gpu", "killed_sweep", "packed_rows", "preference_step", "rahf_step", "red_step", "startup", "sweep"}
 
     assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} == tried
 
@@ -85,6 +87,19 @@ def test_packed_rows(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("packed_rows").main(["--rows", "16", "--rounds", "1"])
 
     assert capsys.readouterr().out.count("packed / padded") == 2
+
+
+def test_red_step(tmp_path: Path) -> None:
+    copytree(EMBEDDED / "tiny_roberta", tmp_path / "models" / "minilm-l6")
+    (tmp_path / "data" / "qnli").mkdir(parents=True)
+    rows = [f"Tom had {number} kites.,Tom was happy.,{number % 2}" for number in range(20)]
+    (tmp_path / "data" / "qnli" / "dev.csv").write_text("\n".join(["premise,hypothesis,label", *rows]) + "\n")
+    words = [f"paths.models={tmp_path}/models", f"paths.data={tmp_path}/data", "method.fit.batch=4"]
+
+    found = benchmark("red_step").measured("red", "qnli", words, 2)
+
+    assert found["parameters"] == 4 * 2 * 96
+    assert found["seconds"] > 0
 
 
 def test_rahf_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from alignlab.errors import RunFolderError
 from alignlab.files import PART
@@ -44,11 +45,13 @@ from tests.contracts.histories import (
 cells = st.sampled_from(CELLS)
 ends = st.builds(End, st.sampled_from([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGUSR2]), st.integers(1, 190))
 """A whole run has about 180 steps and file operations."""
-HAPPENS = (
-    *("other data", "data written again", "data moved", "other code", "runs moved", "removed from the store"),
-    *("cut", "garbage", "flipped", "removed"),
-)
-"""What can happen between two commands; the last four to any file of a run or of the store."""
+places = st.integers(0, 10**6)
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "garbage": lambda _: b"\xff\x00{",
+    "other bytes at the end": lambda content: content[:-9] + bytes(byte ^ 129 for byte in content[-9:]),
+}
+"""No byte that text of ours has is above 127: what is left is no text."""
 made: Counter[str] = Counter()
 """Steps of histories that were made, by rule, and what was seen."""
 _references: list[Path] = []
@@ -135,77 +138,64 @@ class Histories(RuleBasedStateMachine):
         for cell in CELLS:
             self._ended(cell, ended, before, own=ended.code == 0)
 
-    @rule(what=st.sampled_from(HAPPENS), place=st.integers(0, 10**6))
-    def something_else(self, what: str, place: int) -> None:
-        made[what] += getattr(self, f"_{what.replace(' ', '_')}")(place)
-
-    def _other_data(self, _: int) -> bool:
-        content = CONTENTS[1 - CONTENTS.index(self.world.content)]
+    @rule(content=st.sampled_from(CONTENTS))
+    def data_is_written(self, content: str) -> None:
         write_data(self.world.data, content)
+        made["other data" if content != self.world.content else "data written again"] += 1
         self.world = replace(self.world, content=content)
-        return True
 
-    def _data_written_again(self, _: int) -> bool:
-        shutil.rmtree(self.world.data)
-        write_data(self.world.data, self.world.content)
-        return True
-
-    def _other_code(self, _: int) -> bool:
+    @rule()
+    def code_changes(self) -> None:
         self.world = replace(self.world, version=VERSIONS[1 - VERSIONS.index(self.world.version)])
-        return True
+        made["other code"] += 1
 
-    def _data_moved(self, _: int) -> bool:
+    @rule()
+    def data_moves(self) -> None:
         self.world = replace(self.world, data=self._moved(self.world.data))
-        return True
+        made["data moved"] += 1
 
-    def _runs_moved(self, _: int) -> bool:
+    @rule()
+    def runs_move(self) -> None:
         self.world = replace(self.world, runs=self._moved(self.world.runs))
-        return True
+        made["runs moved"] += 1
 
     def _moved(self, old: Path) -> Path:
         name, _, number = old.name.partition("-")
         return old.rename(old.with_name(f"{name}-{int(number) + 1}"))
 
-    def _removed_from_the_store(self, place: int) -> bool:
-        if self.stored:
-            stage, key = sorted(self.stored.items(), key=str)[place % len(self.stored)]
-            shutil.rmtree(self.world.runs / ".store" / "stages" / key)
-            del self.stored[stage]
-            return True
-        return False
+    @precondition(lambda self: self.stored)
+    @rule(place=places)
+    def store_loses(self, place: int) -> None:
+        stage, key = sorted(self.stored.items(), key=str)[place % len(self.stored)]
+        shutil.rmtree(self.world.runs / ".store" / "stages" / key)
+        del self.stored[stage]
+        made["removed from the store"] += 1
 
-    def _cut(self, place: int) -> bool:
-        return self._damaged(self._files(), place, lambda content: content[: len(content) // 2])
-
-    def _garbage(self, place: int) -> bool:
-        return self._damaged(self._files(), place, lambda _: b"\xff\x00{")
-
-    def _flipped(self, place: int) -> bool:
-        binary = [file for file in self._files() if file.suffix in (".safetensors", ".pt", ".pth")]
-        return self._damaged(binary, place, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
-
-    def _removed(self, place: int) -> bool:
+    @precondition(lambda self: self._files())
+    @rule(place=places, how=st.sampled_from(list(DAMAGES)))
+    def file_is_damaged(self, place: int, how: str) -> None:
+        """Writes into a file, and so into all that are hard links to it."""
         files = self._files()
-        if files:
-            file = files[place % len(files)]
-            file.unlink()
-            self._forget(file.relative_to(self.world.runs).parts)
-        return bool(files)
+        file = files[place % len(files)]
+        same = [each for each in files if each.stat().st_ino == file.stat().st_ino]
+        file.write_bytes(DAMAGES[how](file.read_bytes()))
+        for each in same:
+            self._forget(each.relative_to(self.world.runs).parts)
+        made[how] += 1
+
+    @precondition(lambda self: self._files())
+    @rule(place=places)
+    def file_is_removed(self, place: int) -> None:
+        files = self._files()
+        file = files[place % len(files)]
+        file.unlink()
+        self._forget(file.relative_to(self.world.runs).parts)
+        made["removed"] += 1
 
     def _files(self) -> list[Path]:
         """What can be damaged: locks hold nothing."""
         found = sorted(file for file in self.world.runs.rglob("*") if file.is_file())
         return [file for file in found if file.stat().st_size and file.name[0] != "." and file.suffix != ".lock"]
-
-    def _damaged(self, offered: list[Path], place: int, damaged: Callable[[bytes], bytes]) -> bool:
-        """Writes into a file, and so into all that are hard links to it."""
-        if offered:
-            file = offered[place % len(offered)]
-            touched = [each for each in self._files() if each.stat().st_ino == file.stat().st_ino]
-            file.write_bytes(damaged(file.read_bytes()))
-            for each in touched:
-                self._forget(each.relative_to(self.world.runs).parts)
-        return bool(offered)
 
     # what holds at any time
 
@@ -235,16 +225,22 @@ class Histories(RuleBasedStateMachine):
 
     def _run(self, cell: Cell, end: End | None, **changed: object) -> None:
         named = self._names([cell])
-        if changed.get("force"):
-            self._begun_anew(cell)
+        (name,) = named
+        again = "force" in changed or ("rerun" in changed and self._may_be_outdated(name))
+        if again:
+            self._begun_anew(name)
         before = self._known()
         ended = self._command(self.world, cell, end, **changed).ended()
 
         self._count(" ".join(["start", *map(str, changed)]), end, ended)
         self._check_code(ended, end)
-        self._nothing_twice(named, before, ended, again=bool(changed))
+        self._nothing_twice(named, before, ended, force="force" in changed)
         self._learn([ended])
-        self._ended(cell, ended, before, again=bool(changed))
+        self._ended(cell, ended, before)
+
+    def _may_be_outdated(self, name: str) -> bool:
+        """Other code has finished it, or the file that says which has been damaged."""
+        return name in self.finished and (self.finished[name] != self.world.version or name in self.hurt)
 
     def _command(self, world: World, cell: Cell, end: End | None, **changed: object) -> Command:
         config = world.config(cell, **changed)
@@ -275,13 +271,12 @@ class Histories(RuleBasedStateMachine):
     def _known(self) -> Known:
         return Known(dict(self.steps), set(self.stored), dict(self.finished), set(self.hurt))
 
-    def _begun_anew(self, cell: Cell) -> None:
-        name = self._name(cell)
+    def _begun_anew(self, name: str) -> None:
         self.finished.pop(name, None)
         self.steps = {key: value for key, value in self.steps.items() if key[0] != name}
 
     def _nothing_twice(
-        self, named: dict[str, Cell], before: Known, *ended: Ended, again: bool = False, both_whole: bool = True
+        self, named: dict[str, Cell], before: Known, *ended: Ended, force: bool = False, both_whole: bool = True
     ) -> None:
         """What was saved, kept or finished before is not computed, and nothing is computed by two at once."""
         computed: Counter[tuple[tuple[object, ...], int]] = Counter()
@@ -290,10 +285,9 @@ class Histories(RuleBasedStateMachine):
                 name = str(Path(folder).relative_to(self.world.runs))
                 identity = self.world.stage(named[name], stage)
                 computed[identity, int(step)] += 1
-                outdated = again and before.finished.get(name) != self.world.version
-                assert again or identity not in before.stored, (name, identity, "is in the store", each.said)
+                assert force or identity not in before.stored, (name, identity, "is in the store", each.said)
                 assert int(step) >= before.steps.get((name, identity), 0), (name, identity, step, "is saved", each.said)
-                assert outdated or name in before.hurt or name not in before.finished, (name, "is finished", each.said)
+                assert name in before.hurt or name not in before.finished, (name, "is finished", each.said)
         if both_whole:
             assert not computed or max(computed.values()) == 1, computed
 
@@ -315,30 +309,30 @@ class Histories(RuleBasedStateMachine):
         kept = {key: value for key, value in self.steps.items() if key[0] != name or key[1][-1] == self.world.version}
         self.steps = kept
 
-    def _ended(self, cell: Cell, ended: Ended, before: Known, *, again: bool = False, own: bool | None = None) -> None:
+    def _ended(self, cell: Cell, ended: Ended, before: Known, *, own: bool | None = None) -> None:
         """A command that ended well has left what an undisturbed run leaves."""
         name = self._name(cell)
         folder = self.world.runs / name
         done_before = before.finished.get(name)
         if not (ended.code == 0 if own is None else own):
-            if done_before is None or again or name in before.hurt:
+            if done_before is None or name in before.hurt:
                 self._only_this_version(name)
                 self.finished.pop(name, None)
             return
-        skipped = done_before is not None and not (again and done_before != self.world.version)
-        version = done_before if skipped and not ended.of("batch") and done_before else self.world.version
-        found = left(folder)
-        wanted = self._undisturbed(cell, self.world.content, version)
-        assert found["results"] == wanted["results"], (name, version, ended.said)
+        found, hurt = left(folder), name in before.hurt
+        versions = [done_before] if done_before and not hurt else [*filter(None, [done_before]), self.world.version]
+        possible = {version: self._undisturbed(cell, self.world.content, version) for version in versions}
         for stage, hashes in found["stages"].items():
-            assert hashes == wanted["stages"][stage] or (hashes == "damaged" and name in before.hurt), (name, stage, ended.said)
+            assert hashes != "damaged" or hurt, (name, stage, ended.said)
+        fitting = [version for version, wanted in possible.items() if _equal(found, wanted)]
+        assert fitting, (name, versions, found, possible, ended.said)
         assert not list(folder.rglob(f"*{PART}"))
         if "damaged" not in found["stages"].values():
             self.hurt.discard(name)
-        self.finished[name] = version
+        self.finished[name] = fitting[0]
         made["cells compared"] += 1
 
-    def _undisturbed(self, cell: Cell, content: str, version: str) -> dict[str, object]:
+    def _undisturbed(self, cell: Cell, content: str, version: str) -> dict[str, Any]:
         return undisturbed(cell, content, version, _references[0])
 
     def _forget(self, parts: tuple[str, ...]) -> None:
@@ -352,6 +346,12 @@ class Histories(RuleBasedStateMachine):
         self.hurt.add(name)
         if parts[2] == "stages":
             self.steps = {key: value for key, value in self.steps.items() if key[0] != name or key[1][0] != parts[3]}
+
+
+def _equal(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a run has left this, where it is not damaged."""
+    stages = (hashes in ("damaged", wanted["stages"][stage]) for stage, hashes in found["stages"].items())
+    return found["results"] == wanted["results"] and all(stages)
 
 
 def told(place: Path, examples: int, steps: int, **more: object) -> Counter[str]:

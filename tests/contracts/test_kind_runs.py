@@ -21,8 +21,10 @@ CLASSES = ("model=tiny_roberta", "data=toy_classes", "data.pairs=48", "data.test
 STORIES = ("model=tiny_t5", "data=toy", "data.pairs=48", "data.test_pairs=8")
 RUNS = [
     *((CLASSES, tuner) for tuner in ("lora", "red", "full", "bitfit", "ia3")),
-    *((STORIES, tuner) for tuner in ("lora", "red", "full", "ia3")),  # a T5 has no biases
+    *((STORIES, tuner) for tuner in ("lora", "red", "full", "ia3", "prompt")),  # a T5 has no biases
 ]
+NOT_EXPORTED = (STORIES, "red"), (STORIES, "prompt")
+"""A T5 has no place for RED's shift; vectors in front of a text are no weights."""
 every_run = pytest.mark.parametrize(
     ("data", "tuner"), RUNS, ids=lambda value: str(value if isinstance(value, str) else value[0])
 )
@@ -49,7 +51,7 @@ def test_a_run_trains_evaluates_loads_and_exports(data: tuple[str, ...], tuner: 
     assert says(loaded) == says(again)
     suite, metric = ("classification", "accuracy") if "toy_classes" in data[1] else ("toy", "reward")
     assert {strength for found, name, strength in results(tmp_path) if (found, name) == (suite, metric)} == {0.0, 1.0}
-    if (tuner, data) != ("red", STORIES):  # a T5 has no place for RED's shift
+    if (data, tuner) not in NOT_EXPORTED:
         assert export(tmp_path / "run", tmp_path / "plain", "float32") <= 1e-4
         auto = AutoModelForSequenceClassification if data is CLASSES else AutoModelForSeq2SeqLM
         assert auto.from_pretrained(tmp_path / "plain").config.architectures

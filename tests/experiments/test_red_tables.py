@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pandas as pd
@@ -16,19 +17,20 @@ from alignlab.commands.params import rows_of as rows_with_backbones
 from alignlab.config import GROUPS
 from alignlab.evaluation import METRICS
 from alignlab.models.backbone import skeleton
+from alignlab.models.config import EMBEDDED
 from alignlab.tables.render import published_for
 from run import run
 from tests.experiments.sweeps import EXPERIMENTS, cells, composed, run_of, tables, tried
 
 TABLES = tables("red")
 PUBLISHED = [f"table{number}" for number in range(1, 9)] + ["open_llm", "mt_bench", "params"]
-NOT_BUILT = {2: {"prefix"}, 3: {"bitfit", "prompt-tuning"}}
-"""Published rows that do not run here, by the number of the table: prompts that PEFT keeps outside of the model, and biases of
-a T5, which has none."""
+NOT_BUILT = {2: {"prefix"}, 3: {"bitfit"}}
+"""Published rows that do not run here, by the number of the table: keys and values that PEFT hands to its own forward, and
+biases of a T5, which has none."""
 NOT_AT_THE_TOY_SCALE = {
     1: {"adapter", "adapter-ffn"},
     2: {"adapter", "adapter-ffn", "prefix"},
-    3: {"adapter", "adapterdrop", "prompt-tuning"},
+    3: {"adapter", "adapterdrop", "bitfit"},
     5: {"adapter-rank1", "adapter-ffn-rank1"},
 }
 AT_PAPER_SCALE = (1, 2, 3, 5, 6, 7, 8)
@@ -89,14 +91,15 @@ def test_every_published_column_is_one_of_our_metrics_or_none(number: int) -> No
 COUNTS = {
     1: {"red": (18_432, 49_152), "lora": (294_912, 786_432), "ia3": (55_296, 147_456), "ft": (124_647_939, 355_362_819)},
     2: {"red": (49_152, 92_160), "ft-top2": (25_192_448, 39_354_880), "adapter": (934_272, 1_751_616)},
-    3: {"red": (36_864,), "adapter": (1_853_568,), "adapterdrop": (1_081_248,)},
+    3: {"red": (36_864,), "adapter": (1_853_568,), "adapterdrop": (1_081_248,), "prompt-tuning": (76_800,)},
     4: {"red": (262_144,), "lora": (8_388_608,)},
     5: {"adapter-rank1": (245_808,), "adapter-ffn-rank1": (73_752,), "lora-rank1": (98_304,)},
     7: {"red-plus": (92_160, 245_760)},
     8: {"red-plus": (245_760, 460_800)},
 }
 """Two vectors of width d per edited output. LoRA: 2 r d for each of q and v (c_attn: r (d + 3 d)). An adapter of inner width b:
-2 d b + b + d, and 2 d for each of two norms of a block (T5: d). IA3: 2 d + 4 d a block. RoBERTa's ft has MNLI's head."""
+2 d b + b + d, and 2 d for each of two norms of a block (T5: d). IA3: 2 d + 4 d a block. RoBERTa's ft has MNLI's head.
+Prompt tuning: 100 vectors of width d."""
 
 
 @pytest.mark.parametrize("number", COUNTS)
@@ -188,6 +191,73 @@ def test_a_row_on_glue_runs_on_an_embedded_model(table: str, row: str, model: st
     assert measured[metric]["n"] == 6
 
 
+@pytest.mark.parametrize(
+    ("row", "metric"),
+    [
+        (("table1", "red", "tiny_roberta"), "classification/accuracy"),
+        (("table3", "prompt-tuning", "tiny_t5"), "classification/accuracy"),
+        (("table2", "red", "tiny_gpt2"), "nlg/bleu"),
+    ],
+)
+def test_a_row_of_a_toy_table_runs(row: tuple[str, str, str], metric: str, tmp_path: Path) -> None:
+    (table, name, model), (suite, _, quantity) = row, metric.partition("/")
+    if suite == "nlg":
+        pytest.importorskip("sacrebleu", reason="pip install 'alignlab[nlg]'")
+    small = (
+        "method.fit.steps=2",
+        "method.fit.batch=4",
+        "evaluation.pairs=8",
+        "evaluation.prompts=4",
+        "control.strengths=[1.0]",
+    )
+    words = (*small, "evaluation.max_new_tokens=4", f"paths.runs={tmp_path}/runs", "tracking=off", "trainer.device=cpu")
+
+    run(composed(f"red/toy/{table}", f"+experiment/red/{table}={name}", f"model={model}", "seed=0", *words))
+
+    measured = [f"{line['suite']}/{line['metric']}" for line in report_below(tmp_path)["results"]]
+    assert f"{suite}/{quantity}" in measured
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> tuple[str, ...]:
+    """The folders that `red/small` asks for: an embedded encoder, and four texts of each data set."""
+    copytree(EMBEDDED / "tiny_roberta", tmp_path / "models" / "minilm-l6")
+    texts = {
+        "sentence-polarity/all": "sentence,label",
+        "banking77/train": "text,category",
+        "qnli/dev": "premise,hypothesis,label",
+    }
+    for file, columns in texts.items():
+        path = tmp_path / "data" / f"{file}.csv"
+        path.parent.mkdir(parents=True)
+        rows = [",".join([f"Tom had {number} kites."] * columns.count(",")) + f",{number % 2}" for number in range(20)]
+        path.write_text("\n".join([columns, *rows]) + "\n")
+    return f"paths.models={tmp_path}/models", f"paths.data={tmp_path}/data"
+
+
+def test_every_row_on_real_text_is_a_run_with_a_rate_of_its_own(given: tuple[str, ...]) -> None:
+    every = [cell for cell in cells("red/small") if cell[-1] == "seed=0"]
+
+    configs = [run_of("red/small", *cell, *given) for cell in every]
+
+    assert len({config.fingerprint for config in configs}) == len(configs) == 10 * 3
+    assert {config.tuner.name for config in configs} == {"red", "lora", "bitfit", "ia3", "prompt", "full"}
+    assert {(config.suites, config.method.fit.steps, config.trainer.validation.rows) for config in configs} == {
+        (("classification",), 60, 200)
+    }
+
+
+def test_a_row_on_real_text_runs_on_an_embedded_encoder(given: tuple[str, ...], tmp_path: Path) -> None:
+    small = ("method.fit.steps=2", "method.fit.batch=4", "trainer.validation.every_steps=2", "trainer.validation.rows=2")
+    cell = ("+experiment/red/small/rows=prompt", "+experiment/red/small/tasks=qnli", "seed=0")
+    words = ("trainer.device=cpu", "tracking=off", f"paths.runs={tmp_path}/runs")
+
+    run(composed("red/small", *cell, *given, *small, *words))
+
+    measured = {line["metric"]: line for line in report_below(tmp_path)["results"]}
+    assert measured["accuracy"]["n"] == 4
+
+
 def test_a_row_on_e2e_runs_on_an_embedded_model(tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu", reason="pip install 'alignlab[nlg]'")
     for name in ("trainset", "devset", "testset_w_refs"):
@@ -253,7 +323,7 @@ def test_rows_of_a_toy_table_differ_in_the_tuner_only(table: str) -> None:
 def test_no_table_puts_bitfit_on_a_backbone_without_biases() -> None:
     models = {run_of(table, *cell).model.name for table in TABLES for cell in tried(table) if cell[0].endswith("=bitfit")}
 
-    assert models == {"tiny_gpt2", "roberta_base", "roberta_large"}
+    assert models == {"tiny_roberta", "roberta_base", "roberta_large"}
 
 
 @pytest.mark.parametrize(

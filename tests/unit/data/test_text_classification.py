@@ -38,6 +38,8 @@ def config(path: Path, **changes: Any) -> TextClassificationConfig:
         second=None,
         label="label",
         task="classes",
+        answers="names",
+        frame=None,
         labels=None,
     )
     return replace(made, **changes)
@@ -105,6 +107,7 @@ def test_two_columns_of_text_are_kept_apart(tmp_path: Path) -> None:
         ("text,label\na,1\nb,nan\n", {"task": "number"}, r"train\.csv:2: label 'nan' is no finite number"),
         ("text,lable\na,1\nb,2\n", {}, "no column 'label' .*did you mean lable"),
         ("text,label\n", {}, "train split has no row"),
+        ("text,label\na,0.5\nb,3\nc,4.75\n", {}, r"numbers, such as 0\.5, and .* 3 classes of them; set data.task=number"),
     ],
 )
 def test_what_cannot_be_learned_is_one_sentence(tmp_path: Path, train: str, changes: dict[str, Any], says: str) -> None:
@@ -113,6 +116,18 @@ def test_what_cannot_be_learned_is_one_sentence(tmp_path: Path, train: str, chan
 
     with pytest.raises((ConfigError, DataError), match=says):
         source.labels() if "task" not in changes else source.split("train")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_outside_the_classes_is_named_with_its_row(tmp_path: Path, split: str) -> None:
+    rows = {"train": "text,label\na,x\nb,y\n", "test": "text,label\na,x\n"}
+    rows[split] += "c,z\n"
+    labels = ["x", "y"] if split == "train" else None
+
+    source = build(config(folder(tmp_path, ".csv", rows["train"], rows["test"]), labels=labels))
+
+    with pytest.raises(DataError, match=rf"{split}\.csv:\d: label 'z' is none of the classes x, y; mend the row"):
+        source.split(split)
 
 
 @pytest.mark.parametrize(

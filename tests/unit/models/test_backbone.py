@@ -17,6 +17,7 @@ from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, sk
 from alignlab.models.config import ModelConfig, TemplateConfig
 from alignlab.records import LabelSet
 from tests.conftest import backbone
+from tests.contracts import kinds
 from tests.unit.conftest import checked
 
 
@@ -213,3 +214,12 @@ def test_another_chat_template_is_another_model(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ messages }}")
 
     assert model_config(folder).cache_key() != before
+
+
+def test_a_head_of_another_size_than_the_data_has_classes_is_refused(tmp_path: Path) -> None:
+    three = kinds.backbone(kinds.CASES[0])
+    three.model.save_pretrained(tmp_path)
+    config = model_config(tmp_path, kind="classifier")
+
+    with pytest.raises(ModelError, match=r"a head of 3 classes, and the data has 2 \(no, yes\); take a checkpoint without"):
+        load(config, start="pretrained", seed=0, device="cpu", labels=LabelSet(("no", "yes")))

@@ -117,6 +117,13 @@ def test_where_unusable_rows_are_dropped_those_with_special_tokens_or_no_text_ar
         encode(Split(tuple(records)), chosen, codec.examples, Limits(10, "error"))
 
 
+def test_two_texts_are_refused_where_the_model_reads_one_prompt() -> None:
+    codec = Codec(tokenizer(), PLAIN)
+
+    with pytest.raises(DataError, match=f"{ROW}: has two texts, and a causal language model reads one prompt; join them"):
+        codec.examples([Example("a", "c", second="b")], [ROW])
+
+
 @pytest.mark.parametrize("prompt", ["<s>a", "a<s>b"])
 def test_a_second_bos_in_a_prompt_is_refused_with_its_row(prompt: str) -> None:
     codec = Codec(tokenizer(), PLAIN)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -52,6 +54,7 @@ MAKERS: dict[str, tuple[type[PreTrainedModel], Callable[[], PreTrainedConfig]]] 
         ),
     ),
     "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(**SHAPE, num_key_value_heads=2, intermediate_size=48, head_dim=8)),
+    "gemma": (GemmaForCausalLM, lambda: GemmaConfig(**SHAPE, num_key_value_heads=2, intermediate_size=48, head_dim=8)),
     "gpt_neox": (GPTNeoXForCausalLM, lambda: GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=False)),
     "bert": (
         BertLMHeadModel,

@@ -127,20 +127,23 @@ def test_model_without_an_adapter_is_written_as_it_is(build: Build, logits: Logi
 
 @pytest.mark.parametrize(
     ("family", "bias"),
-    [("t5", r"decoder\.block\.0\.layer\.2\.DenseReluDense\.wo\.bias"), ("mistral", r"layers\.0\.mlp\.down_proj\.bias")],
+    [
+        ("t5", r"decoder\.block\.0\.layer\.2\.DenseReluDense\.wo\.bias"),
+        *((family, r"layers\.0\.mlp\.down_proj\.bias") for family in ("mistral", "qwen2", "gemma")),
+    ],
 )
 def test_no_place_for_the_shift_is_refused_and_leaves_nothing(
     build: Build, train: Train, tmp_path: Path, family: str, bias: str
 ) -> None:
     tuned = train(get_peft_model(build(family), RedConfig()))
 
-    with pytest.raises(ModelError, match=rf"a plain {family} model has no place for .*{bias}.*edit=scale"):
+    with pytest.raises(ModelError, match=rf"a plain {family} model has no place for .*{bias}.*edit=scale, or .*lora"):
         export_plain(tuned, None, tmp_path / "plain")
 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", ["t5", "mistral"])
+@pytest.mark.parametrize("family", ["t5", "mistral", "qwen2", "gemma"])
 def test_scale_alone_is_exported_anywhere(build: Build, logits: Logits, train: Train, tmp_path: Path, family: str) -> None:
     tuned = train(get_peft_model(build(family), RedConfig(edit="scale")))
 
