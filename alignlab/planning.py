@@ -352,7 +352,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     if plan.held_out_labels:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    if "judge" in config.suites:
+    if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
         table.add_row("judge", _judging(plan))
     for reason in dict.fromkeys(config.left_out.values()):
         suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)

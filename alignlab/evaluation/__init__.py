@@ -55,7 +55,15 @@ _SUITES: Mapping[str, SuiteEntry] = {
         EvaluationConfig,
         deferred(f"{__name__}.classes.BetweenClasses"),
         requires=capabilities("classes", "token likelihood"),
-        metrics=("class_accuracy", "pair_accuracy", "likelihood_separation", "nats_per_token", "gap", "separation"),
+        metrics=(
+            "class_accuracy",
+            "pair_accuracy",
+            "likelihood_separation",
+            "nats_per_token",
+            "bits_per_byte",
+            "gap",
+            "separation",
+        ),
     ),
     "classification": SuiteEntry(
         EvaluationConfig,
@@ -99,7 +107,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         EvaluationConfig,
         deferred(f"{__name__}.judge.Judge"),
         requires=_where(lambda config: config.judge.model, "generation"),
-        provides=lambda config: frozenset() if config.judge.questions else frozenset({"sampled texts"}),
+        provides=lambda config: frozenset({"verdicts"} if config.judge.questions else {"verdicts", "sampled texts"}),
         metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
     ),
 }

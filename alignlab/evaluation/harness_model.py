@@ -114,7 +114,8 @@ def known_tasks(config: HarnessConfig) -> TaskManager:
         missing = [name for name in config.tasks if not tasks.match_tasks([name])]
         if not missing:
             return tasks
-    raise ConfigError(unknown("task of lm-evaluation-harness", missing[0], tasks.all_tasks).split("; known:")[0] + ".")
+    told = unknown("task of lm-evaluation-harness", missing[0], tasks.all_tasks).partition("known: ")[0]  # there are thousands
+    raise ConfigError(f"{told}python -m alignlab lm-eval ls tasks lists them, and evaluation.lm_eval.include adds a folder.")
 
 
 def evaluated(policy: Policy, point: Point, config: HarnessConfig, seed: int, tasks: TaskManager) -> dict[str, Any]:

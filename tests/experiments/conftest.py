@@ -24,10 +24,10 @@ def row(task: str, place: int) -> dict[str, object]:
 
 @pytest.fixture(scope="package", autouse=True)
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of models in which `meet/local` finds its two by name; both are the embedded one, apart from
+    """A folder of models in which `meet/local` and `real/smollm` find theirs by name; all are the embedded one, apart from
     a note in its config, since models count by their content."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("stories260k", "babyllama-byte361"):
+    for name in ("stories260k", "babyllama-byte361", "smollm2-135m-instruct"):
         copytree(EMBEDDED / "tiny", folder / name)
         config = folder / name / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "note": name}))

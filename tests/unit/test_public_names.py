@@ -35,7 +35,7 @@ SUITES = {
     "toy": "capability consistency obedience reward",
     "preference": "accuracy accuracy_per_token reward_accuracy reward_margin",
     "fluency": "distinct_2 perplexity repetition_4 words",
-    "classes": "class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
+    "classes": "bits_per_byte class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
     "classification": "accuracy f1 matthews nats pearson spearman squared_error",
     "nlg": "bleu cider meteor nist rouge_l",
     "reward_pairs": "accuracy margin reward",

@@ -244,3 +244,29 @@ def test_the_harness_gets_from_a_policy_what_its_own_model_class_gives(llama: Ba
         else:
             flat = [[value[0] if isinstance(value, tuple) else value for value in each] for each in (ours, others)]
             assert flat[0] == pytest.approx(flat[1], rel=1e-6, abs=1e-4)  # a sum of hundreds of float32 numbers
+
+
+class Files:
+    """The harness's task files: two by themselves, one more with its own."""
+
+    def __init__(self, include_path: str | None, include_defaults: bool) -> None:
+        self.all_tasks = ["own", "own_two", *(["gsm8k"] if include_defaults else [])]
+
+    def match_tasks(self, names: list[str]) -> list[str]:
+        return [name for name in names if name in self.all_tasks]
+
+
+@pytest.mark.parity
+def test_a_task_that_the_harness_does_not_know_is_named_with_what_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (alignlab[lm_eval])")
+    from alignlab.evaluation import harness_model
+
+    monkeypatch.setattr(harness_model, "TaskManager", Files)  # the real one reads thousands of files
+    config = evaluation_config().lm_eval
+    config.tasks, config.include = ["gsm8kk"], "a folder"
+
+    with pytest.raises(ConfigError, match=r"^unknown task of lm-evaluation-harness 'gsm8kk'; did you mean gsm8k\? python -m"):
+        harness_model.known_tasks(config)
+
+    config.tasks = ["own"]
+    assert "gsm8k" not in harness_model.known_tasks(config).all_tasks
