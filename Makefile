@@ -18,8 +18,9 @@ export MALLOC_TOP_PAD_ ?= 268435456
 demo: setup          ## one alignment run, end to end, with a table and a picture
 	$(BIN)/python run.py
 
-test: setup          ## the tests (those marked `slow` or `slurm` are left out: `make test MARK=slow`)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not slurm)"
+test: setup          ## the tests; the long ones and all generated inputs: `make test MARK="slow or fuzz"`; `COVER=90`: a least coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not slurm)" \
+		$(if $(COVER),--cov=alignlab --cov-report=term:skip-covered --cov-fail-under=$(COVER))
 
 test-slurm: setup    ## sweeps on a SLURM that is started for the tests, and installed first: as root, on Debian
 	$(BIN)/python -m pytest -m slurm tests/slurm

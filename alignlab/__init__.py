@@ -1,7 +1,7 @@
 """alignlab: parameter-efficient alignment of language models, with one strength dial for every method.
 
-The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM, CONTROL and ADAPTER
-are registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
+The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM, CONTROL, ADAPTER and
+TPT are registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ _HOMES = {
     "load": "alignlab.finished",
 }
 
-PEFT_METHODS = ("alignlab.tuners.red", "alignlab.tuners.clm", "alignlab.tuners.control", "alignlab.tuners.adapter")
+PEFT_METHODS = (
+    "alignlab.tuners.red",
+    "alignlab.tuners.clm",
+    "alignlab.tuners.control",
+    "alignlab.tuners.adapter",
+    "alignlab.tuners.token_bank",
+)
 """What registers a PEFT method when they are imported."""
 
 

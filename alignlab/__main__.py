@@ -7,14 +7,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from alignlab.command_line import show_words
-from alignlab.commands.export import add_export, add_sync
+from alignlab.command_line import sentence, show_words
+from alignlab.commands.measures import add_judge_agreement, add_lm_eval
 from alignlab.commands.params import add_params
-from alignlab.commands.status import add_status
+from alignlab.commands.runs import add_export, add_status, add_sync
 from alignlab.commands.tables import add_plot, add_report, add_table
-from alignlab.errors import AlignlabError
 
-COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync)
+COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync, add_lm_eval, add_judge_agreement)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -27,8 +26,11 @@ def main(words: Sequence[str] | None = None) -> int:
     show_words(logging.INFO)
     try:
         given.run(given)
-    except AlignlabError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 1
     return 0
 

@@ -113,7 +113,7 @@ GROUPS: Mapping[str, Registry] = {
 }
 NO_INFLUENCE = ("seed", "force", "rerun", "plan", "folder", "sweep", "paths", "tracking", "launch")
 """Keys that do not change what a run computes from its seed, and so are not in its fingerprint."""
-WITH_FILES = ("method", "data", "tuner", "model")
+WITH_FILES = ("method", "data", "tuner", "model", "evaluation")
 """The groups whose configs may name files."""
 NAMED = ("method", "data", "tuner", "model", "control")
 """The groups that a misfit names."""
@@ -134,8 +134,13 @@ WHO_PROVIDES: Mapping[str, str] = {
     "token likelihood": "a classifier gives texts no likelihood, so take model.kind=causal or seq2seq",
     "hidden states": "only causal models give them, so take model.kind=causal",
     "text in front of prompts": "a control stands in front of what a causal model reads, so take model.kind=causal",
+    "source apart from the answer": "a token bank stands in front of what an encoder reads, so take an encoder-decoder model",
+    "token bank": "method=tpt trains the parts of a bank, so take tuner=token_bank",
+    "trained bank": "stage `bank` makes it, so add it to method.stages, or give tuner.bank_from=RUN/stages/bank/result",
     "response scores": "set model.kind=reward",
     "reward training": "a reward model is trained by method=reward, so take that, or another model.kind",
+    "continuation": "only causal models continue a text, so take model.kind=causal",
+    "settings of its own": "give them in the suite's section of evaluation",
     "references": "try data=e2e_nlg",
     "corpus": "only data=toy has one",
     "every weight": "take tuner=full",
@@ -413,10 +418,12 @@ def refuse_other(ledger: Ledger, config: RunConfig) -> None:
     try:
         made_by = ledger.read("config.json")
     except RunFolderError:
+        if config.folder is not None:
+            raise
+        made_by = None
+    if made_by is None:
         if config.folder is None:  # its name holds the fingerprint and the seed, and the file is written again
             return
-        raise
-    if made_by is None:
         if ledger.folder.is_dir() and any(_is_foreign(file) for file in ledger.folder.iterdir()):
             raise RunFolderError(f"{ledger.folder} is not empty and holds no run; give another folder.")
         return

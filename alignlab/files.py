@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -53,8 +54,9 @@ STORAGE = {
     errno.EROFS: "the disk cannot be written",
 }
 """Errors that come from the disk, and not from the code."""
-FULL = ("No space left on device", "PytorchStreamWriter failed writing")
-"""What torch.save says of a full disk; the number of the error is lost."""
+WORDS = {**{os.strerror(number): number for number in STORAGE}, "PytorchStreamWriter failed writing": errno.ENOSPC}
+"""What torch says of them: the words of the system, the number being lost, and its own for a full disk."""
+MEND = "mend that, and the same command resumes from what is complete."
 NUMBERED = re.compile(r"\(os error (\d+)\)")
 """How safetensors writes the number of an error."""
 BEAT_SECONDS = 10.0
@@ -170,14 +172,20 @@ def places(config: Any) -> tuple[str, ...]:
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
     """Replaces a file in one move, so that a reader never sees half of it. `durable`: it is on the disk before its name is, and
     the name before this returns."""
+    with replaced(path, durable=durable) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A name beside a file, to write what takes its place in one move when the block ends. After an error the file is what it
+    was. `durable`: as in `write_whole`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f"{path.suffix}.{os.getpid()}{PART}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+        yield unfinished
+        if durable:
+            _flush(unfinished)
         unfinished.replace(path)
     except OSError:
         with suppress(OSError):
@@ -185,6 +193,18 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
         raise
     if durable:
         _flush(path.parent)
+
+
+@contextmanager
+def replaced_alone(path: Path) -> Iterator[Path]:
+    """The same for a file that any process may write at any time: they wait for each other, and remove what a dead one has
+    left beside it. Raises RunFolderError where the folder cannot be written."""
+    lock = path.with_name(f".{path.name}.lock")
+    with alone(lock, f"waits for another process that writes {path}", stays=False):
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*{PART}"):
+            left.unlink(missing_ok=True)
+        with replaced(path) as unfinished:
+            yield unfinished
 
 
 def _flush(path: Path) -> None:
@@ -264,18 +284,21 @@ def storage_error(error: BaseException, where: Path | str | None = None) -> Stor
         number = link.errno if isinstance(link, OSError) else None
         if written := NUMBERED.search(str(link)):
             number = int(written[1])
-        elif any(word in str(link) for word in FULL):
-            number = errno.ENOSPC
+        elif number is None:
+            number = next((number for words, number in WORDS.items() if words in str(link)), None)
         if number in STORAGE:
             named = getattr(link, "filename", None) or where or "a file"
-            return StorageError(f"{named}: {STORAGE[number]}; mend that, and the same command goes on from what is complete.")
+            return StorageError(f"{named}: {STORAGE[number]}; {MEND}")
+        if isinstance(link, FileNotFoundError) and link.errno is None:  # safetensors, of any file that it cannot open
+            return StorageError(f"a file cannot be opened ({link}); {MEND}")
         link = link.__cause__ or link.__context__
     return None
 
 
 @contextmanager
-def alone(path: Path, waiting: str) -> Iterator[None]:
+def alone(path: Path, waiting: str, *, stays: bool = True) -> Iterator[None]:
     """One process at a time per lock file: a second one logs `waiting`, and waits. The lock of a process that dies is free.
+    `stays`: the file does afterwards, as others look at it.
 
     Raises RunFolderError where the file cannot be written. A file system without locks is logged, and nobody waits.
     """
@@ -285,19 +308,35 @@ def alone(path: Path, waiting: str) -> Iterator[None]:
         path.touch()
     except OSError as error:
         raise RunFolderError(f"{path.parent} cannot be written: {error.strerror}; give another folder.") from error
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info(waiting)
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
+    waits = False
+    while not lock.is_locked:  # where a holder removes its file, filelock takes the next one; a shared disk tells it by ESTALE
+        try:
+            lock.acquire(timeout=-1 if waits else 0)
+        except Timeout:
+            log.info(waiting)
+            waits = True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                log.warning("%s: this file system has no locks; start each run in one process only.", path.parent)
+                break
+            if error.errno != errno.ESTALE:
+                raise
     try:
         yield
     finally:
+        if not stays and lock.is_locked:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         lock.release()
+
+
+def remove_free(lock: Path) -> None:
+    """Removes a lock file that no process has. It is locked for that moment, so that nobody begins with a file that goes."""
+    taken = FileLock(lock, fallback_to_soft=False)
+    with suppress(Timeout, OSError):
+        taken.acquire(timeout=0)
+        lock.unlink(missing_ok=True)
+    taken.release()
 
 
 def held(lock: Path) -> bool | None:

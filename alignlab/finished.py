@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,18 @@ from peft import PeftConfig
 
 from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import ControlError, RunFolderError
-from alignlab.evaluation.report import ROWS, Report, Row, write_report
-from alignlab.evaluation.suite import EvaluationContext, sweep
+from alignlab.evaluation.report import BATCHES, ROWS, Report, Row, write_report
+from alignlab.evaluation.suite import Begun, EvaluationContext, sweep
 from alignlab.files import damage, places
 from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
-from alignlab.plots import draw_curves, draw_dial, draw_profile
+from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import NO_CLASS, LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import STATUS, Ledger
 from alignlab.training.arguments import device_of
-from alignlab.training.collect import PROFILE
+from alignlab.training.collect import COUNTS, PROFILE
 from alignlab.training.stages import DONE, Session
 from alignlab.tuners.control.tuner import export_class
 
@@ -34,9 +37,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> list[Row]:
-    """Every fitting suite at every point of the control. Each is written down when it is there, and a run that was ended here
-    goes on behind the last. `keys`: of the stages."""
+    """Every fitting suite at every point of the control. Each is written down when it is there, and so is each batch of it; a
+    run that was ended here resumes behind the last. `keys`: of the stages."""
     config = plan.config
+    if not config.suites:
+        return []
+    key = evaluation_key(plan, keys)
     context = EvaluationContext(
         policy,
         plan.source,
@@ -46,10 +52,47 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         plan.held_out_items,
         plan.labels,
         plan.held_out_labels,
+        _BegunInFile(session.ledger, key),
+        session.store,
     )
-    if not config.suites:
-        return []
-    return sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, evaluation_key(plan, keys)))
+    rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
+    (session.folder / BATCHES).unlink(missing_ok=True)
+    return rows
+
+
+class _BegunInFile(Begun):
+    """The batches of an evaluation so far, a line each in a file of the run, with a checksum. Those of another key are left
+    out."""
+
+    def __init__(self, ledger: Ledger, key: str) -> None:
+        self._ledger, self._key = ledger, key
+        self._found: dict[str, dict[int, Any]] = {}
+        for line in ledger.lines(BATCHES):
+            if line == self._line(*(line.get(part) for part in ("name", "batch", "values"))):
+                self._found.setdefault(line["name"], {})[line["batch"]] = line["values"]
+
+    def of(self, name: str) -> MutableMapping[int, Any]:
+        """Those of a name; what is put there is written down."""
+        return _Batches(self._found.get(name, {}), lambda number, values: self._write(name, number, values))
+
+    def _write(self, name: str, number: int, values: Any) -> None:
+        self._ledger.append(BATCHES, self._line(name, number, values))
+
+    def _line(self, name: Any, number: Any, values: Any) -> dict[str, Any]:
+        written = json.dumps([self._key, name, number, values]).encode()
+        return {"name": name, "batch": number, "values": values, "checksum": hashlib.sha256(written).hexdigest()[:24]}
+
+
+class _Batches(UserDict[int, Any]):
+    """Values by the numbers of batches; `write` is told of new ones."""
+
+    def __init__(self, found: dict[int, Any], write: Callable[[int, Any], None]) -> None:
+        super().__init__()
+        self.data, self._write = dict(found), write
+
+    def __setitem__(self, number: int, values: Any) -> None:
+        super().__setitem__(number, values)
+        self._write(number, values)
 
 
 class _Kept(MutableMapping[str, list[Row]]):
@@ -111,10 +154,13 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
 
 
 def _profiles(plan: Plan, session: Session) -> list[Path]:
-    """A figure for each stage that has left a profile of what it saw."""
+    """A figure for each stage that has left a profile of what it saw, or counts of what was chosen."""
     ledgers = {stage.name: Ledger(session.stage_folder(stage.name)) for stage in plan.method.stages}
-    found = {name: ledger.found(PROFILE) for name, ledger in ledgers.items()}
-    return [draw_profile(profile, session.folder / f"{name}.png") for name, profile in found.items() if profile]
+    drawn = []
+    for file, draw in ((PROFILE, draw_profile), (COUNTS, draw_counts)):
+        found = {name: ledger.found(file) for name, ledger in ledgers.items()}
+        drawn += [draw(each, session.folder / f"{name}.png") for name, each in found.items() if each]
+    return drawn
 
 
 def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = False) -> Policy:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point
 from alignlab.evaluation.config import EvaluationConfig
+from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
@@ -30,7 +32,7 @@ from alignlab.models.backbone import check_weights, load_codec, skeleton
 from alignlab.models.config import Shape
 from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
-from alignlab.models.strength import Controls, HasStrength, tokens_taken
+from alignlab.models.strength import Inserted
 from alignlab.models.text import Codec
 from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
@@ -96,7 +98,7 @@ def make_plan(config: RunConfig) -> Plan:
     """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
     parts = _build(config)
     source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
-    limits = _limits(config, codec, context_of(skeletal), tokens_taken(tuner))
+    limits = _limits(config, codec, context_of(skeletal), tuner.inserted.tokens)
     works = tuple(stage.prepare(source, codec, limits) for stage in parts.method.stages)
     for stage, work in zip(parts.method.stages, works, strict=True):
         stage.check(work, config.trainer, parts.shape)
@@ -109,12 +111,12 @@ def make_plan(config: RunConfig) -> Plan:
     more = (items, pairs, watched.pairs, watched.items) if watched else (items, pairs)
     encoded: list[Work | HeldOut] = [*works, *filter(None, more)]
     rows = [(group.row, member.ids) for each in encoded for group in each.groups for member in group.members]
-    _refuse_reserved(rows, tuner.controls)
+    _refuse_reserved(rows, tuner.inserted)
     _refuse_unknown(rows, skeletal, codec)
     sampled = any("sampled texts" in SUITES[suite].provides(config.evaluation) for suite in config.suites)
-    asked = _asked(source, config.evaluation, codec, skeletal, tuner) if sampled else []
+    asked = _asked(source, config.evaluation, codec, skeletal, tuner.inserted) if sampled else []
     if watched and "sampled texts" in SUITES[watched.suite].provides(watched.config):
-        _asked(watched.source, watched.config, codec, skeletal, tuner)
+        _asked(watched.source, watched.config, codec, skeletal, tuner.inserted)
     where = tuple(points(config.control, parts.classes.names if parts.classes else None))
     rows_each = _rows_each(config, tuner, where)
     return Plan(
@@ -156,6 +158,7 @@ def _build(config: RunConfig) -> _Parts:
     rows = skeletal.get_input_embeddings().num_embeddings
     control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
+    _refuse_wide_ranks(config, skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     for stage in method.stages:
         if stage.trains:
@@ -187,12 +190,15 @@ def _validated(config: RunConfig, parts: _Parts, choices: View | None, limits: L
     return validated(suite, rows, evaluation, config.control, own, parts.classes, parts.labels, choices, parts.codec, limits)
 
 
-def _refuse_reserved(encoded: Sequence[tuple[str, Sequence[int]]], controls: Controls | None) -> None:
-    """Raises DataError for the first (row, ids) that holds an id which stands for a control."""
-    reserved = set(controls.reserved) if controls else set()
+def _refuse_reserved(encoded: Sequence[tuple[str, Sequence[int]]], inserted: Inserted) -> None:
+    """Raises DataError for the first (row, ids) that holds an id which stands for a vector of the tuner."""
+    reserved = set(inserted.reserved)
     for row, ids in encoded if reserved else []:  # in most runs none is, and their rows need no second look
         if not reserved.isdisjoint(ids):
-            raise DataError(f"{row}: holds a token that stands for a control; set control.placeholders to others.")
+            raise DataError(
+                f"{row}: holds a token that stands for a vector of the tuner; set placeholders of the control, or of the tuner,"
+                " to others."
+            )
 
 
 def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreTrainedModel, codec: Codec) -> None:
@@ -205,6 +211,16 @@ def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreT
                 f"{row}: holds the token {token!r} (id {max(ids)}), but the model's embedding has {known} rows; take it out of"
                 " the text, or give the tokenizer that belongs to the model."
             )
+
+
+def _refuse_wide_ranks(config: RunConfig, skeletal: PreTrainedModel) -> None:
+    """Raises ConfigError for a rank that no weight of the model has."""
+    widest = max(min(weight.shape) for weight in skeletal.parameters() if weight.dim() == 2)
+    update = getattr(config.method, "update", None)
+    for key, part in (("tuner", config.tuner), ("control", config.control), ("method.update", update)):
+        rank = getattr(part, "rank", None)
+        if isinstance(rank, int) and rank > widest:
+            raise ConfigError(f"{key}.rank={rank} is more than any weight of the model has; take at most {widest}.")
 
 
 def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:
@@ -232,7 +248,7 @@ def _rows_each(config: RunConfig, tuner: Any, where: Sequence[Point]) -> int:
 
 
 def _asked(
-    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, tuner: HasStrength
+    source: Source, evaluation: EvaluationConfig, codec: Codec, skeletal: PreTrainedModel, inserted: Inserted
 ) -> list[int]:
     """How many tokens each prompt has that texts are sampled for, a control's included. Raises ConfigError where none leaves
     room for an answer, since nothing could be measured then, and DataError for a token that no prompt may hold."""
@@ -241,7 +257,7 @@ def _asked(
     if beside_source:
         check_answer(skeletal, new)
     prompts = codec.askable(source.prompts())
-    prefix = tokens_taken(tuner)
+    prefix = inserted.tokens
     room = context - prefix - (0 if beside_source else new)
     fitting: list[tuple[int, ...]] = []
     shortest = context
@@ -259,7 +275,7 @@ def _asked(
         )
     del fitting[evaluation.prompts :]
     named = [("a prompt of the evaluation", ids) for ids in fitting]
-    _refuse_reserved(named, tuner.controls)
+    _refuse_reserved(named, inserted)
     _refuse_unknown(named, skeletal, codec)
     return [prefix + len(ids) for ids in fitting]
 
@@ -274,16 +290,16 @@ def _decoding(config: RunConfig, lengths: Sequence[int], skeletal: PreTrainedMod
 
 
 def _limits(config: RunConfig, codec: Codec, context: int, taken: int) -> Limits:
-    """How long a row of text may be, beside the `taken` tokens of a control or of prompt tuning, so that rows do not depend on
-    them while the context has room.
+    """How long a row of text may be, without the `taken` tokens of the tuner, so that rows do not depend on a control while the
+    context has room.
 
-    Raises ConfigError where they leave no room for the text.
+    Raises ConfigError where the tuner leaves no room for the text.
     """
     room = context - taken
     if room < LEAST_TOKENS:
         raise ConfigError(
-            f"{taken} tokens in front of the text leave {room} of {context} for it; set control.length, control.phrase or, with"
-            " tuner=prompt, tuner.length lower."
+            f"a control or prompt of {taken} tokens leaves {room} of {context} for the text; shorten it (control.length,"
+            " control.phrase, tuner.retrieved, tuner.length)."
         )
     room = min(config.data.max_tokens or room, room)
     tasks = config.data.tasks() if isinstance(config.data, MixtureConfig) else {}
@@ -336,8 +352,11 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     if plan.held_out_labels:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    for suite, reason in config.left_out.items():
-        table.add_row("", f"left out: {suite} ({reason})")
+    if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
+        table.add_row("judge", _judging(plan))
+    for reason in dict.fromkeys(config.left_out.values()):
+        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
+        table.add_row("", f"left out: {suites} ({reason})")
     table.add_row("folder", str(folder_of(config)))
     console.print(table)
 
@@ -386,6 +405,16 @@ def _validation(plan: Plan) -> str:
         f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
         f" at most {wanted.rows} of {records} records of split {wanted.split}"
     )
+
+
+def _judging(plan: Plan) -> str:
+    """What the judge will be asked at most."""
+    evaluation = plan.config.evaluation
+    judge, prompts = evaluation.judge, [] if evaluation.judge.questions else plan.source.prompts()[: evaluation.prompts]
+    questions = [Question((each,)) for each in prompts]
+    if judge.questions:
+        questions = read_questions(Path(judge.questions), judge.references)
+    return cost(judge, questions, evaluation.max_new_tokens, len(plan.points))
 
 
 def _configs(config: RunConfig) -> str:

@@ -20,7 +20,7 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
-from alignlab.evaluation.report import ROWS
+from alignlab.evaluation.report import BATCHES, ROWS
 from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
@@ -190,7 +190,8 @@ def stage_keys(plan: Plan) -> list[str]:
     shared = _beginning(plan)
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        keys.append(stage_key(stage, work, {**shared, "before": keys}))
+        watched = shared["validated"] if stage.validated(plan.config.trainer) else None
+        keys.append(stage_key(stage, work, {**shared, "validated": watched, "before": keys}))
     return keys
 
 
@@ -228,6 +229,7 @@ def found(plan: Plan, keys: Sequence[str]) -> set[str]:
 def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) -> None:
     """Leaves every stage finished, in the run's folder and in the policy."""
     store = StageStore(session.store / "stages")
+    processes.by_main_process(store.tidy)
     wanted = plan.config.trainer.validation
     if plan.validated and wanted:
         session = replace(session, validation=Validation(wanted, plan.validated.measure))
@@ -318,7 +320,7 @@ def _leave(session: Session) -> None:
 def _forget(folder: Path) -> None:
     """Removes what an earlier run of the same config left, so that it begins at the start."""
     shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", REPORT, STATUS, ROWS):
+    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, BATCHES):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -337,7 +339,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _left_behind(folder: Path) -> str:
-    """From where the same command goes on after an interruption."""
+    """From where the same command resumes after an interruption."""
     if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
         return "the same command resumes from the last checkpoint"
     if any(folder.glob(f"stages/*/{DONE}")):

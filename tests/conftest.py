@@ -15,8 +15,17 @@ from alignlab.data.toy.tokenizer import build_tokenizer
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import KINDS
 from alignlab.models.text import Codec, Template
+from tests.fuzzing import WHOLE
 
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where the marker `fuzz` is chosen, all generated inputs are tried."""
+    if "fuzz" in config.option.markexpr:
+        os.environ[WHOLE] = "1"
+
+
 TEMPLATE = Template("{prompt}\n", chat=False, bos=True)
 CODEC = Codec(build_tokenizer(), TEMPLATE)
 SPECIAL = {"pad_token_id": CODEC.pad, "bos_token_id": CODEC.head[0], "eos_token_id": CODEC.eos}

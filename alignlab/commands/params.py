@@ -54,10 +54,12 @@ def _frame(name: str) -> Any:
         printed = left.pop(paper_row, {}).get(COUNT, "") if paper_row else ""
         same = "" if not printed else "yes" if rounded(count, printed) == printed else "no"
         shown = {"#Param (M), published": printed or NOT_KNOWN, "ours": f"{count:,}", "same": same}
-        lines.append({"row": row or name, "model": model, **shown, "of the model": f"{whole:,}"})
+        lines.append(
+            {"row": row or name, "model": model, **shown, "of the model": f"{whole:,}", "%": f"{100 * count / whole:.4f}"}
+        )
     for paper_row, numbers in left.items():
         shown = {"#Param (M), published": numbers.get(COUNT, "") or NOT_KNOWN, "ours": "no such row", "same": ""}
-        lines.append({"row": paper_row, "model": "", **shown, "of the model": ""})
+        lines.append({"row": paper_row, "model": "", **shown, "of the model": "", "%": ""})
     return pd.DataFrame(lines)
 
 
@@ -108,7 +110,8 @@ def _swept(name: str) -> Mapping[str, list[str]]:
 
 
 def counted(config: RunConfig) -> tuple[int, int]:
-    """Parameters that a run's tuner trains, without a new head unless it trains every weight; and those of the whole backbone.
+    """Parameters that a run's tuner trains, in its last stage where its stages train parts of it, without a new head unless it
+    trains every weight; and those of the whole backbone.
 
     No weights are loaded. Raises ModelError where neither the checkpoint's config.json nor `model.architecture` is here.
     """
@@ -120,9 +123,22 @@ def counted(config: RunConfig) -> tuple[int, int]:
     model = skeleton(config.model, source.labels() if source.labels else None)
     whole = model.num_parameters()
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, model, None)
-    learned = tuner.parameters()
+    learned = _in_last_stage(config, model, tuner)
     count = sum(parameter.numel() for parameter in learned)
     if count == whole:
         return count, whole
     head = ids_of(named_parts(model, tuner).get(HEAD, ()))
     return sum(parameter.numel() for parameter in learned if id(parameter) not in head), whole
+
+
+def _in_last_stage(config: RunConfig, model: Any, tuner: Any) -> list[Any]:
+    """What the last stage that learns trains of a tuner; all of it where that stage trains the backbone too, or instead."""
+    from alignlab.config import GROUPS
+    from alignlab.training.trainable import TUNER, check_parts, named_parts, own_parts
+
+    stages = [stage.trains for stage in GROUPS["method"][config.method.name].build(config.method).stages if stage.trains]
+    if not stages or any(name.partition(".")[0] != TUNER for name in stages[-1]):
+        return list(tuner.parameters())
+    check_parts(stages[-1], model, tuner)
+    parts = own_parts(stages[-1], named_parts(model, tuner))
+    return [parameter for part in parts if part.settings.learning_rate != 0 for parameter in part.parameters]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, RunFolderError
+from alignlab.files import replaced_alone
 
 if TYPE_CHECKING:
     from alignlab.tables.sweep import Selection
@@ -189,8 +190,8 @@ def _selection(given: argparse.Namespace) -> Selection:
 def _write(path: Path, text: str) -> None:
     """Writes a file and its folders, and prints its path. Raises RunFolderError if it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with replaced_alone(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written ({error.strerror}); give another place.") from error
     print(f"written: {path}")

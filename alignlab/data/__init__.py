@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from alignlab.data import local, mixture, published, tasks
+from alignlab.data import local, mixture, published, questions, tasks
 from alignlab.data.config import (
     E2eConfig,
     FramedConfig,
     GlueConfig,
     HhConfig,
     JsonlConfig,
+    QuestionsConfig,
     SummariesConfig,
     TextClassificationConfig,
     ToyClassesConfig,
@@ -28,6 +29,9 @@ SOURCES = Registry(
         "toy_classes": Entry(ToyClassesConfig, world.toy_classes, provides=_labelled),
         "text_classification": Entry(TextClassificationConfig, local.text_classification, provides=_labelled),
         "glue": Entry(GlueConfig, tasks.glue, provides=_labelled),
+        "glue_asked": Entry(GlueConfig, tasks.glue, provides=_labelled),
+        "super_glue": Entry(QuestionsConfig, questions.questions, provides=questions.offers),
+        "squad": Entry(QuestionsConfig, questions.questions, provides=questions.offers),
         "e2e_nlg": Entry(E2eConfig, tasks.e2e_nlg, provides=capabilities("chosen", "references")),
         "hh_rlhf": Entry(HhConfig, published.hh_rlhf, provides=_pairs),
         "ultrafeedback": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),

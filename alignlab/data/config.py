@@ -22,6 +22,11 @@ GLUE_ROWS = {
     **{"stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490},
 }
 """Rows of the training split of each of GLUE's tasks; WNLI is not used."""
+QUESTION_ROWS = {
+    **{"boolq": 9427, "cb": 250, "multirc": 26243, "wic": 5428, "wsc": 554},
+    **{"record": 137854, "squad": 86599},
+}
+"""Training records of SuperGLUE's tasks and SQuAD, without what is held out; of ReCoRD one for each answer."""
 HELD_OUT_OF_TRAINING = ("mnli", "qnli", "qqp", "sst2")
 """Tasks whose validation rows are training rows under T5's protocol."""
 
@@ -163,12 +168,20 @@ class HubConfig(FilesConfig):
 class GlueConfig(HubConfig):
     """One of GLUE's tasks. `path`: a folder with the files of this task. `protocol`: how the labelled rows that are not trained
     on become a validation and a test split, clean | t5; `split_seed` draws them. `answers`: classes are told by their names, or
-    as T5 is asked (arXiv 2402.15179, appendix B.3) by their numbers, a similarity with one decimal."""
+    as T5 is asked (arXiv 2402.15179, appendix B.3) by their numbers, a similarity with one decimal. `frames`: by task, a text
+    with {column} in the place of each text; null = the texts one behind the other."""
 
     task: Annotated[str, one_of(*GLUE_ROWS)]
     protocol: Annotated[str, one_of("clean", "t5")]
     split_seed: Annotated[int, random_seed()]
     answers: Annotated[str, one_of("names", "numbers")]
+    frames: dict[str, str] | None
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError where frames are given, and none for this task."""
+        super().check(where)
+        if self.frames is not None and self.task not in self.frames:
+            raise ConfigError(f"{where}.frames has none for task {self.task}; add one, or set {where}.frames=null.")
 
     def counted(self, split: str) -> int | None:
         """What GLUE's training split has, without what the protocol holds out of it."""
@@ -178,6 +191,31 @@ class GlueConfig(HubConfig):
     def files(self, pattern: str) -> list[Path]:
         """Without MNLI's second validation set, of other genres than the training rows, which RED's paper does not use."""
         return [file for file in super().files(pattern) if "mismatched" not in file.name]
+
+
+@dataclass
+class QuestionsConfig(HubConfig):
+    """One of SuperGLUE's tasks, or SQuAD. `path`: a folder with the files of this task. `split_seed` draws the rows that are
+    held out. `frames`: by task, a text with {column} in the place of each text."""
+
+    task: Annotated[str, one_of(*QUESTION_ROWS)]
+    split_seed: Annotated[int, random_seed()]
+    frames: dict[str, str]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError where there is no frame for this task."""
+        super().check(where)
+        if self.task not in self.frames:
+            raise ConfigError(f"{where}.frames has none for task {self.task}; add one.")
+
+    @property
+    def frame(self) -> str:
+        """That of the task."""
+        return self.frames[self.task]
+
+    def counted(self, split: str) -> int | None:
+        """What the training split has, a row for each answer."""
+        return None if self.path else QUESTION_ROWS[self.task]
 
 
 @dataclass
@@ -255,7 +293,9 @@ class JsonlConfig(FilesConfig):
 @dataclass
 class TextClassificationConfig(FilesConfig):
     """Texts with a label each. `text`, `second`, `label`: names of columns. `task`: classes | number. `labels`: the classes in
-    their order. `test_share`: share of the rows of a single file that is held out, drawn with `split_seed`."""
+    their order. `answers`: classes are told by their names or by their numbers. `frame`: a text with {text} and {second} in the
+    place of the texts, null = as they are. `test_share`: share of the rows of a single file that is held out, drawn with
+    `split_seed`."""
 
     test_share: Annotated[float | None, number(above=0, below=1, note="a share of the rows")]
     split_seed: Annotated[int, random_seed()]
@@ -264,6 +304,8 @@ class TextClassificationConfig(FilesConfig):
     label: str
     task: Annotated[str, one_of("classes", "number")]
     labels: list[str] | None
+    answers: Annotated[str, one_of("names", "numbers")]
+    frame: Annotated[str | None, text(holds="{text}")]
 
     def check(self, where: str) -> None:
         """Raises ConfigError for fewer than two different labels, and for a single file without a test share."""

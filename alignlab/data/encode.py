@@ -86,8 +86,8 @@ def every(record: Record) -> tuple[Group, ...]:
 class Limits:
     """The most tokens of a row (prompt and response), and what happens to a longer one. Where a stage asks for it:
     `prompt_tokens`, to which a longer prompt is cut on the left (BOS and prefix stay), and `response_tokens`, of which the
-    first are read. `tasks`: those of the records of a task, where there are several sources. `drops`: rows that a chat template
-    cannot take are left out."""
+    first are read. `tasks`: those of the records of a task, where there are several sources. `drops`: rows that the
+    tokenizer or a chat template cannot take are left out."""
 
     max_tokens: int
     too_long: str

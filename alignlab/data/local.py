@@ -22,6 +22,9 @@ from alignlab.files import content_keys
 from alignlab.records import LabelSet, Record, Response
 from alignlab.registry import nearest
 
+COLUMN = re.compile(r"\{(\w+)\}")
+"""The place of a column in a frame."""
+
 
 def jsonl(config: JsonlConfig) -> Source:
     """From data.path: a folder with the files of both splits, or one file, of which a seeded share of prompts is held out."""
@@ -68,8 +71,18 @@ def of_files(
 
 
 def text_classification(config: TextClassificationConfig) -> Source:
-    """The response of a record is the name of its class, or its number as a text."""
-    return of_files(config, partial(_texts, config), labels=partial(_labels, config))
+    """The response of a record is the name of its class, the class's number, or its number as a text."""
+    return of_files(config, partial(_told, config), labels=partial(_labels, config))
+
+
+def written(frame: str, fields: Mapping[str, str], row: str) -> str:
+    """A frame with the texts of a row in the places of {column}. Raises DataError for a column that the row does not have."""
+    for column in COLUMN.findall(frame):
+        if column not in fields:
+            raise DataError(
+                f"{row}: has no column {column!r}, which the frame asks for (it has {names(fields)}); mend the frame."
+            )
+    return COLUMN.sub(lambda found: fields[found[1]], frame)
 
 
 def _content(record: Record) -> tuple[Any, ...]:
@@ -141,6 +154,21 @@ def _whole(
     return split
 
 
+def _told(config: TextClassificationConfig, split: str) -> Split:
+    """The records of a split, with the answers and in the frame that are asked for."""
+    read_split = _texts(config, split)
+    records = list(read_split.records)
+    if config.frame is not None:
+        for place, record in enumerate(records):
+            texts = {"text": record.prompt} | ({} if record.second is None else {"second": record.second})
+            records[place] = replace(record, prompt=written(config.frame, texts, record.row), second=None)
+    if config.answers == "numbers" and config.task == "classes":
+        classes = _classes(config)
+        for place, record in enumerate(records):
+            records[place] = replace(record, responses=(Response(str(classes.index(record.responses[0].text))),))
+    return replace(read_split, records=tuple(records))
+
+
 def _texts(config: TextClassificationConfig, split: str) -> Split:
     lines = list(_lines(config, config.train if split == "train" else config.test))
     if config.test_share is not None:
@@ -161,17 +189,25 @@ def _texts(config: TextClassificationConfig, split: str) -> Split:
     if not records:
         raise DataError(f"data={config.name}: the {split} split has no row with a text and a label; look at data.{split}.")
     if config.task == "classes" and (config.labels or split != "train"):
-        _refuse_other_labels(records, _labels(config).names)
+        _refuse_other_labels(records, _classes(config))
     used = tuple(column for column in columns if column in _wanted(config))
     origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
     return Split(tuple(records), dict(left_out), origin=origin)
 
 
 def _labels(config: TextClassificationConfig) -> LabelSet:
-    """The classes that are given, or those of the training rows, sorted. Raises DataError where there are fewer than two, and
-    where they are numbers with decimals."""
-    if config.task == "number" or config.labels:
-        return LabelSet(tuple(config.labels or ()))
+    """The classes that are given, or those of the training rows, sorted; their numbers where answers are numbers. Raises
+    DataError as `_classes`."""
+    if config.task == "number":
+        return LabelSet(())
+    named = _classes(config)
+    return LabelSet(tuple(map(str, range(len(named)))) if config.answers == "numbers" else named)
+
+
+def _classes(config: TextClassificationConfig) -> tuple[str, ...]:
+    """Raises DataError where the training rows have fewer than two, and where they are numbers with decimals."""
+    if config.labels:
+        return tuple(config.labels)
     named = tuple(sorted({record.responses[0].text for record in _texts(config, "train").records}))
     decimals = [name for name in named if re.fullmatch(r"[+-]?\d*\.\d+", name)]
     if decimals and all(re.fullmatch(r"[+-]?\d*\.?\d+", name) for name in named):
@@ -181,7 +217,7 @@ def _labels(config: TextClassificationConfig) -> LabelSet:
         )
     if len(named) < 2:
         raise DataError(f"the training rows have one class only, {', '.join(named)}; a classifier needs at least two.")
-    return LabelSet(named)
+    return named
 
 
 def _refuse_other_labels(records: Sequence[Record], known: Sequence[str]) -> None:

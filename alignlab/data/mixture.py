@@ -15,9 +15,11 @@ from alignlab.data.halves import flipped
 from alignlab.data.source import Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
 from alignlab.files import contents, places
-from alignlab.registry import number, typed
+from alignlab.registry import number, typed, unknown
 
 T = TypeVar("T")
+MEASURED = frozenset({"label set", "references", "oracle"})
+"""Capabilities that the test rows have, and that no stage reads."""
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -25,12 +27,14 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 class MixtureConfig(DataConfig):
     """`sources`: configs of the data group by name, which is the task of their records: +data@data.sources.NAME=CHOICE. A
     source's own max_tokens, too_long, limits and flipped hold for its records, the mixture's for all. `weights`: the share that
-    a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`.
+    a stage draws from each, any positive numbers; null = by the number of rows, a source counting as at most `cap`. `tested`:
+    the source whose rows are those of every split but the training one, and whose labels are asked for; null = all of them.
     """
 
     sources: dict[str, Any]
     weights: Annotated[dict[str, float] | None, number(above=0)]
     cap: Annotated[int | None, number(minimum=1)]
+    tested: str | None
 
     def check(self, where: str) -> None:
         """Raises ConfigError for sources that are not data configs, weights that do not fit them, and keys that only the
@@ -48,6 +52,8 @@ class MixtureConfig(DataConfig):
             if source.halves is not None or source.part is not None:
                 raise ConfigError(f"data.sources.{name}: halves and part are made of the whole; set data.halves and data.part.")
             typed(f"data.sources.{name}", self.sources[name], type(source))
+        if self.tested is not None and self.tested not in self.sources:
+            raise ConfigError(unknown("source in data.tested", self.tested, self.sources))
         if self.weights is not None:
             check_weights("data.weights", self.weights, self.sources)
             missing = [name for name in self.sources if name not in self.weights]
@@ -103,21 +109,25 @@ def build(config: MixtureConfig) -> Source:
     sources = {name: SOURCES[config.name].build(config) for name, config in configs.items()}
     named = [name for name in next(iter(sources.values())).readers if all(name in each.readers for each in sources.values())]
     shares = {name: config.flipped for name, config in configs.items()}
-    judges = {source.judge for source in sources.values()}
+    tested = sources if config.tested is None else {config.tested: sources[config.tested]}
+    judges = {source.judge for source in tested.values()}
     return Source(
         config.name,
-        {name: partial(_merged, sources, name, shares) for name in named},
+        {name: partial(_merged, sources if name == "train" else tested, name, shares) for name in named},
         judge=judges.pop() if len(judges) == 1 else None,
-        evaluation_prompts=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in sources.values()]))),
+        evaluation_prompts=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in tested.values()]))),
+        labels=None if config.tested is None else tested[config.tested].labels,
         mixing=Mixing(tuple(sources), config.weights, config.cap),
     )
 
 
 def offers(config: MixtureConfig) -> frozenset[str]:
-    """The capabilities that all sources provide."""
+    """The capabilities that all sources provide, and what can be measured on the tested one."""
     from alignlab.data import SOURCES
 
-    return frozenset.intersection(*(SOURCES[config.name].provides(config) for config in config.tasks().values()))
+    provided = {name: SOURCES[source.name].provides(source) for name, source in config.tasks().items()}
+    of_all = frozenset.intersection(*provided.values())
+    return of_all - MEASURED | provided[config.tested] & MEASURED if config.tested else of_all
 
 
 def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:

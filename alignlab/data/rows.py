@@ -197,10 +197,7 @@ class Reader:
             _filled(turn.text, "prompt", row)
         self.notes["with a system turn"] += len(spoken) < len(turns)
         self.notes["with several turns"] += len(spoken) > 1
-        if len(turns) == 1 and self.frame is None:
-            return turns[0].text
-        frame = self.frame or (FRAME if len(spoken) > 1 else "{prompt}")
-        return Dialogue(_written(turns, frame), turns)
+        return conversation(turns, self.frame)
 
     def _response(self, row: str, fields: Mapping[str, Any], text: str) -> Response:
         attributes = self._take(fields, "attributes") or {}
@@ -403,6 +400,15 @@ def _joined(row: str, opening: Sequence[Turn], before: Sequence[Turn]) -> tuple[
             f"{row}: the prompt is not that of the conversation; mend the row.", "prompt and conversation differ"
         )
     return (*systems, *asked, *spoken[len(asked) :])
+
+
+def conversation(turns: Sequence[Turn], frame: str | None = None) -> str:
+    """The prompt that some turns are, the last of them the user's: a single one is its text. `frame`: of each question, null =
+    FRAME where there are several."""
+    if len(turns) == 1 and frame is None:
+        return turns[0].text
+    several = sum(turn.role != "system" for turn in turns) > 1
+    return Dialogue(_written(turns, frame or (FRAME if several else "{prompt}")), turns)
 
 
 def _written(turns: Sequence[Turn], frame: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from alignlab.errors import ConfigError, DataError
@@ -107,19 +107,24 @@ class Source:
         return list(dict.fromkeys(record.prompt for record in self.split("test").records))
 
 
-def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | None) -> tuple[Split, Mixing | None]:
-    """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights; None = as the data's
-    config says. Raises ConfigError for an unknown source and for a weight that is not a positive number."""
+def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | Sequence[str] | None) -> tuple[Split, Mixing | None]:
+    """A split, and how a stage draws from it. `wanted`: some of a mixture's sources, with their weights, or by name alone to be
+    weighed as the data's config says; None = all of them. Raises ConfigError for an unknown source and for a weight that is not
+    a positive number."""
     whole = source.split(split)
     if wanted is None:
         return whole, source.mixing
     known = source.mixing.names if source.mixing else ()
-    check_weights("the stage's sources", wanted, known)
+    own = wanted if isinstance(wanted, Mapping) else None
+    check_weights("the stage's sources", own or dict.fromkeys(wanted, 1.0), known)
     others = {*known} - {*wanted}
     left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
     records = tuple(record for record in whole.records if record.task in wanted)
     notes = {note: count for note, count in whole.notes.items() if note.partition(":")[0] not in others}
-    return Split(records, left_out, notes=notes), Mixing(tuple(wanted), wanted, None)
+    if own is not None or source.mixing is None:
+        return Split(records, left_out, notes=notes), Mixing(tuple(wanted), own, None)
+    of_data = source.mixing.weights and {name: source.mixing.weights[name] for name in wanted}
+    return Split(records, left_out, notes=notes), replace(source.mixing, names=tuple(wanted), weights=of_data)
 
 
 def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:

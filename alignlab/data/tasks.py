@@ -17,7 +17,7 @@ from typing import Any
 
 from alignlab.data.config import HELD_OUT, HELD_OUT_OF_TRAINING, E2eConfig, GlueConfig, HubConfig
 from alignlab.data.files import names, read
-from alignlab.data.local import of_files
+from alignlab.data.local import of_files, written
 from alignlab.data.published import hub_rows
 from alignlab.data.source import Origin, Source, Split
 from alignlab.errors import DataError
@@ -115,26 +115,31 @@ def _drawn(rows: int, seed: int, count: int) -> tuple[list[int], list[int]]:
 
 
 def _rows_of(split: str, config: GlueConfig, every: Callable[[bool], Rows]) -> Rows:
-    """The rows of a split under the protocol. T5's, after ATTEMPT (arXiv 2205.11961): of a large task `HELD_OUT` training rows
-    are for validation and all others for the test, of a small one half each; which rows, is our choice."""
-    if config.protocol == "t5" and config.task in HELD_OUT_OF_TRAINING:
+    """The rows of a split under the protocol."""
+    if config.protocol == "t5":
+        return held_out_of_training(split, config.task, config.task in HELD_OUT_OF_TRAINING, config.split_seed, every)
+    if split == "train":
+        return every(True)
+    whole = every(False)
+    return [whole[place] for place in halves(config.task, len(whole), config.split_seed)[split == "test"]]
+
+
+def held_out_of_training(split: str, task: str, large: bool, seed: int, every: Callable[[bool], Rows]) -> Rows:
+    """The rows of a split after ATTEMPT (arXiv 2205.11961): of a large task `HELD_OUT` training rows are for validation and all
+    of the validation rows for the test, of a small one half of these each; which rows, is our choice. `every`: whether of
+    training -> rows. Raises DataError for a large task with too few training rows."""
+    if large:
         if split == "test":
             return every(False)
         whole = every(True)
         if len(whole) <= HELD_OUT:
-            raise DataError(
-                f"task {config.task} has {len(whole)} training rows, and {HELD_OUT} are held out; give all of them."
-            )
-        validation, train = _drawn(len(whole), config.split_seed, HELD_OUT)
+            raise DataError(f"task {task} has {len(whole)} training rows, and {HELD_OUT} are held out; give all of them.")
+        validation, train = _drawn(len(whole), seed, HELD_OUT)
         return [whole[place] for place in (validation if split == "validation" else sorted(train))]
     if split == "train":
         return every(True)
     whole = every(False)
-    if config.protocol == "t5":
-        parts = _drawn(len(whole), config.split_seed, len(whole) // 2)
-    else:
-        parts = halves(config.task, len(whole), config.split_seed)
-    return [whole[place] for place in parts[split == "test"]]
+    return [whole[place] for place in _drawn(len(whole), seed, len(whole) // 2)[split == "test"]]
 
 
 def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
@@ -153,11 +158,19 @@ def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
         elif not all(text.strip() for text in texts):
             left_out["a text is empty"] += 1
         else:
-            records.append(Record(row, texts[0], (Response(told),), second=texts[1] if len(texts) > 1 else None))
+            records.append(_asked(row, dict(zip(task.texts, texts, strict=True)), told, config))
     if not records:
         raise DataError(f"data={config.name}: task {config.task} has no row with a text and a label; look at data.path.")
     others = dict.fromkeys(column for _, fields in rows for column in fields if column not in wanted)
     return Split(tuple(records), dict(left_out), origin=Origin(used=wanted, unused=tuple(others)))
+
+
+def _asked(row: str, texts: Mapping[str, str], told: str, config: GlueConfig) -> Record:
+    """The texts one behind the other, or written into the frame of the task."""
+    if config.frames is not None:
+        return Record(row, written(config.frames[config.task], texts, row), (Response(told),))
+    first, *second = texts.values()
+    return Record(row, first, (Response(told),), second=second[0] if second else None)
 
 
 def _told(label: Any, config: GlueConfig, task: Task, labels: LabelSet, row: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,14 +33,21 @@ class BetweenClasses:
         self._total_NC: Tensor | None = None
 
     def measure(self, point: Point) -> list[Measurement]:
-        """Held-out nats per token of a class's own items under that class; nothing where no class is asked for alone."""
+        """Held-out nats per token of a class's own items under that class, and bits per byte of their text, which another
+        tokenizer leaves comparable; nothing where no class is asked for alone."""
         if point.control not in self._names:
             return []
         number = self._names.index(point.control)
         rows = [row for row, own in enumerate(self._own) if own == number]
         tokens = torch.tensor([self._groups[row].response_tokens for row in rows])
-        nats_N = -self._totals()[rows, number] / tokens
-        return [bootstrap("nats_per_token", nats_N.tolist(), names=[self._items[row] for row in rows])] if rows else []
+        nats_N, names = -self._totals()[rows, number], [self._items[row] for row in rows]
+        if not rows:
+            return []
+        bytes_N = torch.tensor([self._bytes(self._groups[row]) for row in rows])
+        return [
+            bootstrap("nats_per_token", (nats_N / tokens).tolist(), names=names),
+            bootstrap("bits_per_byte", (nats_N / math.log(2) / bytes_N).tolist(), names=names),
+        ]
 
     def across(self, points: Sequence[Point]) -> list[Measurement]:
         """Where there is an oracle and an order: `gap`, reward(first) - reward(last) per prompt, and `separation`, the share
@@ -82,6 +90,11 @@ class BetweenClasses:
         wins = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
         return [share("pair_accuracy", wins, names), bootstrap("likelihood_separation", margins, names=names)]
 
+    def _bytes(self, group: EncodedGroup) -> int:
+        """Of an item's response as text, in UTF-8."""
+        member = group.members[0]
+        return max(1, len(self._context.policy.backbone.codec.decode(member.ids[member.start :]).encode("utf-8")))
+
     @torch.inference_mode()
     def _totals(self) -> Tensor:
         """log p(response | prompt, class) in nats of each item under each class, computed once."""
@@ -90,7 +103,9 @@ class BetweenClasses:
             self._total_NC = torch.zeros(len(self._groups), len(self._names))
             for number, name in enumerate(self._names):
                 with policy.under(name):
-                    self._total_NC[:, number] = scored(policy, self._groups, ROWS_PER_PASS)[0][:, 0]
+                    self._total_NC[:, number] = scored(
+                        policy, self._groups, ROWS_PER_PASS, self._context.begun.of(f"classes at {name}")
+                    )[0][:, 0]
         return self._total_NC
 
 

@@ -15,6 +15,8 @@ from alignlab.errors import MeasureError
 from alignlab.evaluation import METRICS
 from alignlab.tracking.ledger import Ledger
 
+BATCHES = "evaluation.jsonl"
+"""In a run's folder while it is evaluated: the batches that were measured."""
 ROWS = "evaluation.json"
 """File of a run with the rows of its evaluation, so far or whole, and the value of each item of a metric that is a mean over
 items, for comparisons item by item."""
@@ -23,7 +25,8 @@ items, for comparisons item by item."""
 @dataclass(frozen=True)
 class Row:
     """One number of a report. `low`, `high`: of the 95 % interval, None where it cannot be estimated. `items`, `scale`: as in
-    `Measurement`; they stand in ROWS, not in the report. `note`: what was left out, if anything was."""
+    `Measurement`; they stand in ROWS, not in the report. `note`: what was left out, if anything was;
+    `details`: how it was measured, where that is said; the screen leaves it to the report."""
 
     strength: float
     control: str
@@ -36,11 +39,12 @@ class Row:
     items: Mapping[str, float] = field(default_factory=dict, repr=False)
     scale: str = ""
     note: str = ""
+    details: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The row without its items; its note only where it has one."""
-        left_out = ("items", "scale") if self.note else ("items", "scale", "note")
+        """The row without its items; its note and details only where it has them."""
+        left_out = ("items", "scale", *(key for key in ("note", "details") if not getattr(self, key)))
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     @property

@@ -27,7 +27,8 @@ Places = NDArray[np.int64]
 class Measurement:
     """A metric's value, from how many items, and the 95 % interval, its ends nan where it cannot be estimated; of no items
     the value is nan, too. `items`: the value of each item by its name (`item_names`), where the metric is a mean of them under
-    `scale`, one of SCALES. `note`: what was left out of it, and why; empty where nothing was."""
+    `scale`, one of SCALES. `note`: what was left out of it, and why; empty where nothing was. `details`: how it was
+    measured, where that is not plain."""
 
     metric: str
     value: float
@@ -37,6 +38,7 @@ class Measurement:
     items: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     scale: str = field(default="", compare=False, repr=False)
     note: str = ""
+    details: str = ""
 
 
 def item_names(contents: Sequence[object]) -> list[str]:

@@ -10,7 +10,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from alignlab.data.classes import LABELLED, Classes, classed
 from alignlab.data.encode import Account, Limits, encode, labelled, pair
@@ -21,7 +22,7 @@ from alignlab.evaluation.report import Row, titles
 from alignlab.evaluation.statistics import Measurement
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
-from alignlab.records import ACROSS, EncodedGroup, LabelSet, View
+from alignlab.records import ACROSS, NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.tuners.config import FormConfig, StrengthConfig
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,21 @@ def held_out(split: Split, view: View, codec: Codec, limits: Limits) -> HeldOut:
     return HeldOut(*encode(split, view, codec.examples, limits))
 
 
+class Begun:
+    """The batches of an evaluation that were measured, for one that was ended in the middle of a suite. This one keeps none."""
+
+    def of(self, name: str) -> MutableMapping[int, Any]:
+        """From the number of a batch to its values, in JSON; `name` says of what, and at which point."""
+        del name
+        return {}
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
     """What suites work with: the policy, the data, held-out pairs (None where no suite asks for them), the texts sampled so
     far, by point. Where there are classes, those and the held-out items of each; where texts have labels, those that there are
-    and the held-out texts."""
+    and the held-out texts. `begun`: batches that an earlier process has measured; `store`: the folder of what all runs share,
+    None where nothing is kept."""
 
     policy: Policy
     source: Source
@@ -54,6 +65,8 @@ class EvaluationContext:
     held_out_items: HeldOut | None = None
     labels: LabelSet | None = None
     held_out_labels: HeldOut | None = None
+    begun: Begun = field(default_factory=Begun)
+    store: Path | None = None
     _answers: dict[Point, tuple[Sequence[str], list[str]]] = field(default_factory=dict)
 
     def answers(self, point: Point) -> tuple[Sequence[str], list[str]]:
@@ -67,6 +80,7 @@ class EvaluationContext:
                 control=point.mixture,
                 sampling=config.sampling(),
                 seed=config.sampling_seed,
+                kept=self.begun.of(f"answers at {point}"),
             )
             self._answers[point] = (prompts, texts)
         return self._answers[point]
@@ -84,6 +98,24 @@ class EvaluationContext:
         if not self._answers and len(fitting) < len(offered):
             log.info("%d of %d evaluation prompts leave no room for an answer", len(offered) - len(fitting), len(offered))
         return fitting[: self.config.prompts]
+
+
+def answers_beside(context: EvaluationContext, point: Point, against: str) -> tuple[list[str | None], str]:
+    """What the answers at a point are compared with, prompt by prompt, None where there is nothing; and how many of those
+    there are, as a note. `against`: strength0 (the model without its tuner or class) or chosen (the data's own)."""
+    prompts, _ = context.answers(point)
+    if against == "strength0":
+        return list(context.answers(without(context, point))[1]), ""
+    records = context.source.split("test").records if "test" in context.source.readers else ()
+    chosen = {record.prompt: answer.text for record in records if (answer := record.labelled("chosen"))}
+    found = [chosen.get(prompt) for prompt in prompts]
+    lacking = sum(each is None for each in found)
+    return found, f"{lacking} of {len(found)} prompts left out: the data has no preferred answer to them" if lacking else ""
+
+
+def without(context: EvaluationContext, point: Point) -> Point:
+    """The point of the model without its tuner or class, beside this one."""
+    return Point(1.0, NO_CLASS, NO_CLASS) if context.classes else Point(0.0, point.control)
 
 
 class Suite(Protocol):
@@ -209,4 +241,5 @@ def _row(point: Point, suite: str, measured: Measurement) -> Row:
         measured.items,
         measured.scale,
         measured.note,
+        measured.details,
     )

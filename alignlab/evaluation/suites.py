@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class PreferenceSuite:
     def __init__(self, context: EvaluationContext) -> None:
         if context.held_out is None:
             raise ConfigError(f"evaluation suite preference needs pairs; data={context.source.name} has none.")
-        self._policy = context.policy
+        self._policy, self._begun = context.policy, context.begun
         self._groups = context.held_out.groups[: context.config.pairs]
         self._items = group_names(self._groups)
         self._base_N: Tensor | None = None
@@ -78,9 +79,9 @@ class PreferenceSuite:
         several sources both accuracies of each too, as source/accuracy."""
         if self._base_N is None:
             with self._policy.off():
-                self._base_N = self._margins()[0]
+                self._base_N = self._margins("preference without the tuner")[0]
         with point.set(self._policy):
-            margin_N, per_token_N = self._margins()
+            margin_N, per_token_N = self._margins(f"preference at {point}")
         reward_N = margin_N - self._base_N
         tasks = [group.task for group in self._groups]
         return [
@@ -93,9 +94,9 @@ class PreferenceSuite:
         ]
 
     @torch.inference_mode()
-    def _margins(self) -> tuple[Tensor, Tensor]:
+    def _margins(self, name: str) -> tuple[Tensor, Tensor]:
         """log p(chosen) - log p(rejected) of each pair, summed and per token, in the order of the groups."""
-        total_NM, mean_NM = scored(self._policy, self._groups, HELD_OUT_PER_PASS)
+        total_NM, mean_NM = scored(self._policy, self._groups, HELD_OUT_PER_PASS, self._begun.of(name))
         return total_NM[:, 0] - total_NM[:, 1], mean_NM[:, 0] - mean_NM[:, 1]
 
 
@@ -112,7 +113,7 @@ class Fluency:
         prompts, texts = self._context.answers(point)
         words = [text.split() for text in texts]
         names = item_names(prompts)
-        nats, left_out = self._nats_per_token(prompts, texts)
+        nats, left_out = self._nats_per_token(prompts, texts, f"fluency at {point}")
         counted = Counter(left_out.values())
         note = "; ".join(f"{count} of {len(texts)} texts left out: {reason}" for reason, count in counted.items())
         written = [name for place, name in enumerate(names) if place not in left_out]
@@ -123,7 +124,7 @@ class Fluency:
             bootstrap("words", [float(len(text)) for text in words], names=names),
         ]
 
-    def _nats_per_token(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], dict[int, str]]:
+    def _nats_per_token(self, prompts: Sequence[str], texts: Sequence[str], name: str) -> tuple[list[float], dict[int, str]]:
         """Negative log-likelihood of each text under the backbone, nats per token; its end is left out, a cut text has none.
         And the texts that have no such number, by their place, with the reason."""
         policy = self._context.policy
@@ -138,7 +139,7 @@ class Fluency:
         if not groups:
             return [], left_out
         with torch.inference_mode(), policy.off():
-            mean_NM = scored(policy, list(groups.values()), SAMPLED_PER_PASS)[1]
+            mean_NM = scored(policy, list(groups.values()), SAMPLED_PER_PASS, self._context.begun.of(name))[1]
         nats = dict(zip(groups, (-mean_NM[:, 0]).tolist(), strict=True))
         left_out |= {place: ENDLESS for place, value in nats.items() if not value <= MOST_NATS}
         return [value for place, value in nats.items() if place not in left_out], left_out
@@ -165,7 +166,7 @@ class Classification:
     def __init__(self, context: EvaluationContext) -> None:
         if context.labels is None or context.held_out_labels is None:
             raise ConfigError(f"evaluation suite classification needs labels; data={context.source.name} has none.")
-        self._policy = context.policy
+        self._policy, self._begun = context.policy, context.begun
         self._names, self._numbers = context.labels.names, context.labels.numbers
         self._groups = context.held_out_labels.groups[: context.config.pairs]
         labels = {record.row: record.responses[0].text for record in context.source.split("test").records}
@@ -177,7 +178,8 @@ class Classification:
         its squared error, and what `of_numbers` adds. Of classes whose names are numbers, both but the correlation of classes.
         """
         with point.set(self._policy):
-            scores_NC = by_batches(self._policy, self._groups, self._policy.label_scores)
+            kept = self._begun.of(f"classification at {point}")
+            scores_NC = by_batches(self._policy, self._groups, self._policy.label_scores, kept)
         if not self._names:
             return of_numbers(scores_NC[:, 0].tolist(), [float(text) for text in self._labels], self._items)
         right_N = torch.tensor([self._names.index(name) for name in self._labels])
@@ -199,14 +201,15 @@ class RewardPairs:
     def __init__(self, context: EvaluationContext) -> None:
         if context.held_out is None:
             raise ConfigError(f"evaluation suite reward_pairs needs pairs; data={context.source.name} has none.")
-        self._policy = context.policy
+        self._policy, self._begun = context.policy, context.begun
         self._groups = context.held_out.groups[: context.config.pairs]
         self._items = group_names(self._groups)
 
     def measure(self, point: Point) -> list[Measurement]:
         """Accuracy, the mean margin r(chosen) - r(rejected), and the mean reward of all answers."""
         with point.set(self._policy):
-            reward_NM = by_batches(self._policy, self._groups, lambda batch: self._policy.class_scores(batch)[..., 0])
+            kept = self._begun.of(f"rewards at {point}")
+            reward_NM = by_batches(self._policy, self._groups, lambda batch: self._policy.class_scores(batch)[..., 0], kept)
         margin_N = reward_NM[:, 0] - reward_NM[:, 1]
         return [
             share("accuracy", _wins(margin_N, tie=0.0), self._items),
@@ -216,13 +219,21 @@ class RewardPairs:
 
 
 @torch.inference_mode()
-def by_batches(policy: Policy, groups: Sequence[EncodedGroup], ask: Callable[[Batch], Tensor]) -> Tensor:
-    """What is asked of each group, in their order, fp32 on the CPU."""
+def by_batches(
+    policy: Policy,
+    groups: Sequence[EncodedGroup],
+    ask: Callable[[Batch], Tensor],
+    kept: MutableMapping[int, Any] | None = None,
+) -> Tensor:
+    """What is asked of each group, in their order, fp32 on the CPU. `kept`: the values of batches that are there already."""
     codec = policy.backbone.codec
     rows: list[Tensor] = [torch.empty(0)] * len(groups)
-    for places in in_order(groups, HELD_OUT_PER_PASS):
-        batch = whole([groups[place] for place in places], codec.pad).to(policy.backbone.device)
-        for place, found in zip(places, ask(batch).float().cpu(), strict=True):
+    kept = {} if kept is None else kept
+    for number, places in enumerate(in_order(groups, HELD_OUT_PER_PASS)):
+        if number not in kept:
+            batch = whole([groups[place] for place in places], codec.pad).to(policy.backbone.device)
+            kept[number] = ask(batch).float().cpu().tolist()
+        for place, found in zip(places, torch.tensor(kept[number]), strict=True):
             rows[place] = found
     return torch.stack(rows)
 

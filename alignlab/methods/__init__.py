@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignlab.methods import controlled, evaluate, likelihood, preference, rahf
+from alignlab.methods import controlled, evaluate, likelihood, preference, rahf, tpt
 from alignlab.registry import Registry
 
 METHODS = Registry(
@@ -15,6 +15,7 @@ METHODS = Registry(
         "meet": controlled.MEET,
         "coh": controlled.COH,
         "rahf": rahf.ENTRY,
+        "tpt": tpt.ENTRY,
         "reward": preference.REWARD,
         "evaluate": evaluate.ENTRY,
         "pretrain": likelihood.PRETRAIN,

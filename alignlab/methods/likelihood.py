@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,9 +30,10 @@ class LikelihoodConfig(MethodConfig):
 @dataclass
 class ChosenConfig(LikelihoodConfig):
     """One likelihood stage on good responses. `least_score`: the lowest score of a response that is trained on, where responses
-    have scores; null = there are none, or labels decide."""
+    have scores; null = there are none, or labels decide. `sources`: of a mixture, those that are trained on; null = all."""
 
     least_score: Annotated[float | None, number()]
+    sources: list[str] | None
 
 
 @dataclass
@@ -45,15 +47,22 @@ class PretrainConfig(LikelihoodConfig):
 
 def build_chosen(config: ChosenConfig) -> Method:
     """`fit`, on good responses: those labelled so, or scored so, or the only ones where nothing else is known of them."""
-    return build(config, Liked(config.least_score))
+    return build(config, Liked(config.least_score), sources=config.sources)
 
 
-def build(config: LikelihoodConfig, view: View, split: str = "train", start: str = "pretrained") -> Method:
+def build(
+    config: LikelihoodConfig,
+    view: View,
+    split: str = "train",
+    start: str = "pretrained",
+    sources: Sequence[str] | None = None,
+) -> Method:
     """`fit`: the tuner, by the mean negative log-likelihood per token of what `view` makes of the records."""
     from alignlab.training.objectives import nll
     from alignlab.training.stages import Method, TrainStage
 
-    return Method(config.name, (TrainStage("fit", split, view, nll, config.fit),), start=start)
+    wanted = None if sources is None else tuple(sources)
+    return Method(config.name, (TrainStage("fit", split, view, nll, config.fit, sources=wanted),), start=start)
 
 
 def build_pretrain(config: PretrainConfig) -> Method:

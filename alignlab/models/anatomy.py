@@ -261,7 +261,7 @@ def mixed(backbone: Backbone, tuner: HasStrength) -> str:
     Raises ModelError where the model does not run with this tuner in it.
     """
     ends = (0.0, 1.0) if tuner.controls is None else (WITHOUT, 0.0)
-    reserved = () if tuner.controls is None else tuner.controls.reserved
+    reserved = tuner.inserted.reserved
     batch, kind = probe_batch(backbone.model, reserved), backbone.kind
     settings = [ends[0] if first else ends[1] for first in FIRST_END]
 

@@ -3,7 +3,7 @@ probabilities of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -111,32 +111,41 @@ class Budget:
         return at_most if self.gib is None else max(1, min(at_most, int(self.gib * GIB) // max(1, each)))
 
 
-def scored(policy: Policy, groups: Sequence[EncodedGroup], rows_per_pass: int) -> tuple[Tensor, Tensor]:
+def scored(
+    policy: Policy, groups: Sequence[EncodedGroup], rows_per_pass: int, kept: MutableMapping[int, Any] | None = None
+) -> tuple[Tensor, Tensor]:
     """log p(response | prompt) in nats, summed and per token, groups x members, fp32 on the CPU, in the order of the groups.
 
     The policy is as the caller has set it; batches are formed by length, `rows_per_pass` groups each or as many as the policy's
-    budget has room for.
+    budget has room for. `kept`: the values of batches that are there already, by their numbers; others are put there.
     """
     longest = max(group.length for group in groups)
     at_most = policy.budget.groups(len(groups[0].members), longest, rows_per_pass)
-    return scored_in(policy, groups, in_order(groups, at_most))
+    return scored_in(policy, groups, in_order(groups, at_most), kept)
 
 
-def scored_in(policy: Policy, groups: Sequence[EncodedGroup], batches: Iterable[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def scored_in(
+    policy: Policy,
+    groups: Sequence[EncodedGroup],
+    batches: Iterable[Sequence[int]],
+    kept: MutableMapping[int, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The same in given batches of numbers of groups. What stands in several has its values from the first of them, and zeros
     where it stands in none."""
     total_NM = torch.zeros(len(groups), len(groups[0].members))
     mean_NM = torch.zeros_like(total_NM)
+    kept = {} if kept is None else kept
     done: set[int] = set()
-    for rows in batches:
+    for number, rows in enumerate(batches):
         new = [place for place, row in enumerate(rows) if row not in done]
         if not new:
             continue
-        batch = whole([groups[row] for row in rows], policy.backbone.codec.pad).to(policy.backbone.device)
-        scores = policy.logprobs(batch)
+        if number not in kept:
+            batch = whole([groups[row] for row in rows], policy.backbone.codec.pad).to(policy.backbone.device)
+            scores = policy.logprobs(batch)
+            kept[number] = [found_GM.float().cpu()[new].tolist() for found_GM in (scores.total_GM, scores.mean_GM)]
         chosen = [rows[place] for place in new]
-        total_NM[chosen] = scores.total_GM.float().cpu()[new]
-        mean_NM[chosen] = scores.mean_GM.float().cpu()[new]
+        total_NM[chosen], mean_NM[chosen] = map(torch.tensor, kept[number])
         done.update(chosen)
     return total_NM, mean_NM
 
@@ -149,6 +158,7 @@ def respond(
     sampling: Sampling,
     seed: int,
     streamer: BaseStreamer | None,
+    kept: MutableMapping[int, Any] | None,
 ) -> list[str]:
     """See `Policy.respond`."""
     if not policy.backbone.model.can_generate():
@@ -166,27 +176,54 @@ def respond(
             f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
         )
     encoded = policy.backbone.codec.prompts(prompts)
-    reserved = set(policy.tuner.controls.reserved if policy.tuner.controls else ())
+    reserved = set(policy.tuner.inserted.reserved)
     room = policy.prompt_room(sampling.max_new_tokens)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not reserved.isdisjoint(ids):
-            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a control; remove it.")
+            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a vector of the tuner; remove it.")
         if len(ids) > room:
             raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, sampling.max_new_tokens)}")
+    texts = _continued(policy, encoded, strengths, chosen, sampling, seed, streamer, kept)
+    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def continued(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strength: float,
+    control: ClassMixture | None,
+    sampling: Sampling,
+    seed: int,
+) -> list[str]:
+    """What follows each prompt of ids, as it is written, at one strength or under one class (`control`); else as
+    `Policy.respond`. The caller leaves room for it (`Policy.prompt_room`)."""
+    chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
+    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, None)
+
+
+def _continued(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strengths: Sequence[float],
+    chosen: Sequence[Mapping[str, float]] | None,
+    sampling: Sampling,
+    seed: int,
+    streamer: BaseStreamer | None,
+    kept: MutableMapping[int, Any] | None,
+) -> list[str]:
     if not prompts:
         return []
     alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
     every = _asked(policy, strengths, chosen)
     mixed = policy.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
-    longest = max(map(len, encoded)) + policy.backbone.context - policy.room
+    longest = max(map(len, prompts)) + policy.backbone.context - policy.room
     at_most = policy.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
     batches = [
         (rows, _asked(policy, [strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
         # Beams follow one pass, which texts at both ends of a dial do not have in common.
         for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
     ]
-    texts = _answers(policy.backbone, policy.tuner, encoded, batches, sampling, seed, streamer)
-    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return _answers(policy.backbone, policy.tuner, prompts, batches, sampling, seed, streamer, {} if kept is None else kept)
 
 
 def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[float]) -> list[dict[str, float]]:
@@ -244,8 +281,10 @@ def _answers(
     sampling: Sampling,
     seed: int,
     streamer: BaseStreamer | None,
+    kept: MutableMapping[int, Any],
 ) -> list[str]:
-    """The text that answers each prompt. batches: row numbers that are generated together, and their passes.
+    """The text that answers each prompt. batches: row numbers that are generated together, and their passes. kept: the texts of
+    batches that are there already.
 
     A text ends at the tokenizer's EOS, at the end of a turn as the chat template writes it, at any end that the model's
     generation_config names, and in front of a stop string.
@@ -256,7 +295,11 @@ def _answers(
     uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
     texts = [""] * len(prompts)
     with torch.inference_mode():
-        for rows, passes in batches:
+        for number, (rows, passes) in enumerate(batches):
+            if number in kept:
+                for row, text in zip(rows, kept[number], strict=True):
+                    texts[row] = text
+                continue
             ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
             begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
             made_BT = model.generate(
@@ -267,6 +310,7 @@ def _answers(
             )
             for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
                 texts[row] = _text(backbone, prompts[row], new_ids, (*sampling.stop, *backbone.codec.stop))
+            kept[number] = [texts[row] for row in rows]
     return texts
 
 

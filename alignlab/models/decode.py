@@ -82,8 +82,8 @@ def decoding(
             source, mask_BT = _source(input_ids, inputs_tensor, mask_BT), given.get("decoder_attention_mask")
         mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
         processors = LogitsProcessorList(logits_processor)
-        if tuner.controls and tuner.controls.reserved:
-            processors.insert(0, SuppressTokensLogitsProcessor(tuner.controls.reserved))
+        if tuner.inserted.reserved:
+            processors.insert(0, SuppressTokensLogitsProcessor(tuner.inserted.reserved))
         search = _Search(model, input_ids, mask_BT, source, processors, stopping_criteria, generation_config)
         if generation_config.num_beams and generation_config.num_beams > 1:
             if len(asked) > 1 or asked[0].weight != 1.0:
@@ -383,10 +383,13 @@ def _encoded(model: PreTrainedModel, source: tuple[Tensor, Tensor], prefixes: Se
     """The encoder's states of some rows, prefixes put in, and their mask; padding stays on the right."""
     ids_RS, mask_RS = source
     if any(prefix.ids for prefix in prefixes):
+        padding = ids_RS[mask_RS == 0][:1]
         ids_RS, mask_RS = insert_prefix_rows(ids_RS, mask_RS, prefixes)
         padding_R1 = (mask_RS == 0).sum(1, keepdim=True)
         turned_RS = (torch.arange(ids_RS.shape[1], device=ids_RS.device) + padding_R1) % ids_RS.shape[1]
         ids_RS, mask_RS = ids_RS.gather(1, turned_RS), mask_RS.gather(1, turned_RS)
+        if len(padding):  # a tuner that looks at the text knows padding by its id
+            ids_RS = ids_RS.where(mask_RS.bool(), padding)
     return cast("Any", model).get_encoder()(input_ids=ids_RS, attention_mask=mask_RS, return_dict=True), mask_RS
 
 

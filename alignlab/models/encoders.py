@@ -31,7 +31,7 @@ from alignlab.errors import DataError, ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.kinds import Kind
 from alignlab.models.packing import Layout
-from alignlab.models.text import Codec, Template, Text, adds_bos
+from alignlab.models.text import Codec, Template, Text, adds_bos, empty, special
 from alignlab.records import Batch, Encoded, Example, Group, LabelSet, Loss, Record, View
 
 SHARE = 0.15
@@ -59,13 +59,13 @@ class SourceTargetCodec(Codec):
         return text
 
     def examples(self, examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
-        """Source ids, then target ids with exactly one EOS. Raises DataError, with the row, for an empty target, for a text in
-        front of the prompt, and for special tokens written out in a text."""
+        """Source ids, then target ids with exactly one EOS. Raises UnusableRowError for an empty target and for special tokens
+        written out in a text, DataError for a text in front of the prompt."""
         for example, row in zip(examples, rows, strict=True):
             if example.prefix:
                 raise DataError(f"{row}: an encoder-decoder model takes no text in front of its source; use a causal model.")
             if not example.response.strip():
-                raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
+                raise empty(row, "response")
         if not examples:
             return []
         rendered = [self.written(example.prompt, row) for example, row in zip(examples, rows, strict=True)]
@@ -91,13 +91,13 @@ class SourceTargetCodec(Codec):
 
     def _whole(self, source: list[int], row: str) -> list[int]:
         if self.chat is None and self.eos in source[:-1]:
-            raise DataError(f"{row}: the source holds an EOS token as text; remove it, the tokenizer adds its own.")
+            raise special(row, "the source holds an EOS token as text; remove it, the tokenizer adds its own.")
         return source
 
     def _ended(self, target: list[int], row: str) -> list[int]:
         ended = target if target and target[-1] == self.eos else [*target, self.eos]
         if self.eos in ended[:-1]:
-            raise DataError(f"{row}: the response holds an EOS token as text; remove it, alignlab adds its own.")
+            raise special(row, "the response holds an EOS token as text; remove it, alignlab adds its own.")
         return ended
 
     def _kept_in_front(self, source: Sequence[int]) -> int:
@@ -315,7 +315,7 @@ class LabelCodec(Codec):
             return []
         for (first, second), row in zip(texts, rows, strict=True):
             if not first.strip() or (second is not None and not second.strip()):
-                raise DataError(f"{row}: the text is empty; remove the row or give it a text.")
+                raise empty(row, "text")
         seconds = [second for _, second in texts]
         if any(second is None for second in seconds) != all(second is None for second in seconds):
             row = rows[seconds.index(None)]
@@ -423,7 +423,7 @@ class RewardCodec(LabelCodec):
         """Ids of each prompt with its response. Raises DataError, with the row, for an empty response."""
         for example, row in zip(examples, rows, strict=True):
             if not example.response.strip():
-                raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
+                raise empty(row, "response")
         whole = [self._answered(example, row) for example, row in zip(examples, rows, strict=True)]
         encoded = self.tokenizer(whole, return_attention_mask=False, verbose=False)["input_ids"] if whole else []
         return [Encoded(ids, len(ids), head=1) for ids in map(self._ended, map(tuple, encoded))]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ModelError
+from alignlab.files import PART, alone, storage_error
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,17 +50,21 @@ def export_plain(
     plain.to(dtype or plain.dtype)  # type: ignore[arg-type]  # transformers annotates the device only
     allowed = max(own_tolerance, TOLERANCE[plain.dtype]) * max(1.0, float(expected.abs().max()))
     _give_biases_a_place(plain)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        written = Path(scratch, "plain")
-        plain.save_pretrained(written)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(written)
-        difference = float((_logits(_read_back(plain, written), batch) - expected).abs().max())
-        # `not <=` so that a NaN is refused too.
-        if not difference <= allowed:
-            raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
-        written.rename(folder)
+    scratch = folder.with_name(f".{folder.name}{PART}")
+    with alone(scratch.with_suffix(".lock"), f"waits for another process that writes {folder}", stays=False):
+        shutil.rmtree(scratch, ignore_errors=True)  # a dead process had begun it
+        try:
+            plain.save_pretrained(scratch)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
+            difference = float((_logits(_read_back(plain, scratch), batch) - expected).abs().max())
+            # `not <=` so that a NaN is refused too.
+            if not difference <= allowed:
+                raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
+            scratch.rename(folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
     return difference
 
 
@@ -123,7 +128,12 @@ def _keys(kind: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
 
 
 def _read_back(plain: PreTrainedModel, written: Path) -> PreTrainedModel:
-    loaded: Any = type(plain).from_pretrained(written, dtype=plain.dtype, output_loading_info=True)
+    try:
+        loaded: Any = type(plain).from_pretrained(written, dtype=plain.dtype, output_loading_info=True)
+    except (OSError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        told = storage_error(error, written)
+        raise told or ModelError(f"the exported checkpoint cannot be read back ({first}); export it again.") from error
     model, report = loaded
     lost = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if lost:

@@ -107,9 +107,11 @@ KINDS: Mapping[str, KindEntry] = {
     "causal": KindEntry(
         "anatomy.Causal",
         "CAUSAL_LM",
-        frozenset({"token likelihood", "generation", "hidden states", "text in front of prompts"}),
+        frozenset({"token likelihood", "generation", "continuation", "hidden states", "text in front of prompts"}),
     ),
-    "seq2seq": KindEntry("encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation"})),
+    "seq2seq": KindEntry(
+        "encoders.Seq2seq", "SEQ_2_SEQ_LM", frozenset({"token likelihood", "generation", "source apart from the answer"})
+    ),
     "classifier": KindEntry(
         "encoders.Classifier", "SEQ_CLS", frozenset({"class scores"}), frozenset({"label set"}), new_head=True
     ),

@@ -7,11 +7,11 @@ R rows, K tokens that are scored, D width, V vocabulary, C classes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,6 @@ from alignlab.models.strength import (
     WeightedPass,
     checked_strengths,
     insert_prefixes,
-    tokens_taken,
 )
 from alignlab.records import Batch, Loss
 
@@ -119,8 +118,8 @@ class Policy:
 
     @property
     def room(self) -> int:
-        """Tokens of prompt and answer together, beside the longest text or vectors that the tuner puts in."""
-        return self.backbone.context - tokens_taken(self.tuner)
+        """Tokens of prompt and answer together, beside what the tuner puts into a text."""
+        return self.backbone.context - self.tuner.inserted.tokens
 
     def prompt_room(self, new: int) -> int:
         """Tokens that a prompt may have where so many are to follow; of an encoder-decoder model, whose answer is a text of its
@@ -144,14 +143,22 @@ class Policy:
     def logprobs(self, batch: Batch) -> Logprobs:
         """Log-probability in nats of each response given its prompt, shape groups x members. Members that have a class are
         asked under it, unless a context says otherwise."""
-        placed = self._placed(batch)
-        layout = placed[0][0]
-        value_K = token_logprobs([self._pass(rows, weighted) for rows, weighted in placed], layout.target_K)
-        groups, members, _ = batch.ids_GMT.shape
+        placed, (groups, members, _) = self._placed(batch), batch.ids_GMT.shape
+        layout, passes = placed[0][0], [self._pass(rows, weighted) for rows, weighted in placed]
+        value_K = token_logprobs(passes, layout.target_K)
         return Logprobs(
             total_GM=sum_by_member(value_K, layout.member_K, groups, members),
             tokens_GM=sum_by_member(torch.ones_like(value_K), layout.member_K, groups, members),
         )
+
+    @torch.no_grad()
+    def greedy(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sums of `logprobs`, and whether greedy decoding would write each response: every token of it is the likeliest."""
+        placed = self._placed(batch)
+        layout, passes = placed[0][0], [self._pass(rows, weighted) for rows, weighted in placed]
+        value_K, other_K = token_ranks(passes, layout.target_K)
+        total_GM, other_GM = (sum_by_member(each, layout.member_K, *batch.ids_GMT.shape[:2]) for each in (value_K, other_K))
+        return total_GM, other_GM == 0
 
     def nll(self, batch: Batch) -> Loss:
         """The batch's share of the mean negative log-likelihood of what the examples of the step end in: nats per target token,
@@ -211,18 +218,20 @@ class Policy:
         sampling: Sampling,
         seed: int,
         streamer: BaseStreamer | None = None,
+        kept: MutableMapping[int, Any] | None = None,
     ) -> list[str]:
         """Answers each prompt at one strength, or at one strength per prompt; or under a class (`control`), likewise.
 
         A class is a name, or a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none"
         is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
-        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. Raises ControlError
-        for a strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of
-        passes, and a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
+        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. `kept`:
+        the texts of batches that an earlier call has answered, by number; others are put there. Raises ControlError for a
+        strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of passes, and
+        a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
         """
         from alignlab.models.answers import respond
 
-        return respond(self, prompts, strength, control, sampling, seed, streamer)
+        return respond(self, prompts, strength, control, sampling, seed, streamer, kept)
 
     def classify(self, texts: Sequence[Text], *, strength: float | Sequence[float] = 1.0) -> list[dict[str, float]]:
         """The probability of each class for each text, or pair of texts, by name and in the order of the classes; at one
@@ -297,7 +306,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or ((WeightedPass(1.0, WITHOUT),) if self.tuner.controls else self.tuner.passes(1.0))
+        passes = self._passes or (self.tuner.passes(1.0) if self.tuner.controls is None else (WeightedPass(1.0, WITHOUT),))
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
@@ -393,9 +402,19 @@ def token_logprobs(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def token_ranks(passes: Sequence[Pass], target_K: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` without a gradient, and for each token 1 where another one is likelier, else 0."""
+    values, others = [], []
+    for begin in range(0, len(target_K), CHUNK_TOKENS):
+        piece = slice(begin, begin + CHUNK_TOKENS)
+        logits_KV = _mixed([each.piece(piece) for each in passes])
+        values.append(-F.cross_entropy(logits_KV, target_K[piece], reduction="none"))
+        others.append((logits_KV.argmax(-1) != target_K[piece]).float())
+    return torch.cat(values), torch.cat(others)
+
+
 def token_divergences(before: Pass, after: Pass) -> Tensor:
-    """KL(before || after) of the next token in nats, fp32, at each of K positions; logits as in `token_logprobs`. No gradient
-    goes to `before`."""
+    """KL(before || after) of the next token in nats, fp32, at each of K positions; no gradient goes to `before`."""
     parts = []
     for begin in range(0, len(after.hidden_KD), CHUNK_TOKENS):
         piece = slice(begin, begin + CHUNK_TOKENS)

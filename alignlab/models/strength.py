@@ -37,6 +37,18 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Inserted:
+    """What a tuner puts into a text: at most so many `tokens`; `reserved`: the ids that stand for its vectors there, which no
+    text may hold and no answer has."""
+
+    tokens: int = 0
+    reserved: tuple[int, ...] = ()
+
+
+NOTHING = Inserted()
+
+
+@dataclass(frozen=True)
 class WeightedPass:
     """One weighted forward pass: its logits, times `weight`, with the tuner at `setting` and a prefix in every text."""
 
@@ -53,6 +65,9 @@ class HasStrength(Protocol):
 
     controls: Controls | None
     """The classes between which it chooses; None where it has a strength only."""
+
+    inserted: Inserted
+    """What it puts into texts, at most."""
 
     starts_as_base: bool
     """Whether a new one leaves every log-probability as it is without the tuner."""
@@ -72,6 +87,7 @@ class Untuned:
 
     per_row = True
     controls: Controls | None = None
+    inserted = NOTHING
     starts_as_base = True
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
@@ -87,11 +103,6 @@ class Untuned:
     def off(self) -> AbstractContextManager[None]:
         """Nothing to switch off."""
         return nullcontext()
-
-
-def tokens_taken(tuner: HasStrength) -> int:
-    """Tokens of the longest prefix that a tuner puts into a text."""
-    return tuner.controls.longest if tuner.controls else max(len(each.prefix.ids) for each in tuner.passes(1.0))
 
 
 def as_strength(values: Sequence[float], device: torch.device) -> Strength:
@@ -132,9 +143,9 @@ class Controls:
     template: str | None = None
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prefix."""
-        return max(len(prefix.ids) for prefix in self.prefixes)
+    def inserted(self) -> Inserted:
+        """The longest prefix, and the reserved ids."""
+        return Inserted(max(len(prefix.ids) for prefix in self.prefixes), self.reserved)
 
     def check_template(self, template_hash: str) -> None:
         """Raises ModelError where prompts are written with another template than in training."""

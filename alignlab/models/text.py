@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from alignlab.errors import ConfigError, DataError, ModelError
+from alignlab.errors import ConfigError, DataError, ModelError, UnusableRowError
 from alignlab.models.chat import ANSWER, Chat
 from alignlab.records import Encoded, Example
 
@@ -105,8 +105,8 @@ class Codec:
         """Ids of each prompt, as `prompts` has them, then of the response, with EOS or the end of its turn behind it.
 
         Both are tokenised as one string. A response that would change the ids of its prompt, as `lo` behind `hel` may, is
-        tokenised apart, and `moved` says so. Raises DataError, with the row, for an empty response, for special tokens written
-        out in the text, and for a second text.
+        tokenised apart, and `moved` says so. Raises UnusableRowError for an empty response and for special tokens written out
+        in the text, DataError for such a prefix and for a second text.
         """
         for example, row in zip(examples, rows, strict=True):
             if example.second is not None:
@@ -200,13 +200,13 @@ class Codec:
         self, prompt: list[int], both: list[int], answer: str, example: Example, row: str, prefix: tuple[int, ...]
     ) -> Encoded:
         if not example.response.strip():
-            raise DataError(f"{row}: the response is empty; remove the row or give it a response.")
+            raise empty(row, "response")
         moved = both[: len(prompt)] != prompt
         response = self._apart(answer) if moved else both[len(prompt) :]
         if self.chat is None and not self._special.isdisjoint(response):  # a chat template's own tokens are looked for as text
-            raise DataError(f"{row}: the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
+            raise special(row, "the response holds a BOS or EOS token as text; remove it, alignlab adds its own.")
         if self.chat is None and not set(self.head).isdisjoint(prompt):
-            raise DataError(f"{row}: the prompt holds a second BOS; remove it or set model.template.bos=false.")
+            raise special(row, "the prompt holds a second BOS; remove it or set model.template.bos=false.")
         before = (*self.head, *prefix)
         written = self.chat is not None and bool(self.chat.end or self.chat.stop)
         ids = (*before, *prompt, *response, *(() if written else (self.eos,)))
@@ -219,6 +219,16 @@ class Codec:
             if both[: len(alone)] == alone:
                 return both[len(alone) :]
         return self._ids([answer])[0]
+
+
+def empty(row: str, what: str) -> UnusableRowError:
+    """The error of a row without a text, or without a response."""
+    return UnusableRowError(f"{row}: the {what} is empty; remove the row or give it a {what}.", f"an empty {what}")
+
+
+def special(row: str, sentence: str) -> UnusableRowError:
+    """The error of a row whose text would be read as a special token."""
+    return UnusableRowError(f"{row}: {sentence}", "a special token written out in the text")
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

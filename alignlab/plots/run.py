@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.files import replaced_alone
 from alignlab.tracking.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
     return saved(figure, path)
 
 
+def draw_counts(counts: Mapping[str, Any], path: Path) -> Path:
+    """What the texts of each task chose: a line per task, a column per vector, dark where all of its texts chose it."""
+    import numpy as np
+
+    tasks = list(counts["counts"])
+    share_TN = np.array([[count / counts["texts"][task] for count in counts["counts"][task]] for task in tasks])
+    figure, (panel,) = panels(1, width=WIDTH * 2, height=max(1.5, 0.3 * len(tasks) + 1))
+    image = panel.imshow(share_TN, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    panel.grid(visible=False)
+    panel.set(title=counts["title"], xlabel="number of the vector")
+    panel.set_yticks(range(len(tasks)), tasks)
+    figure.colorbar(image, ax=panel, label="share of the texts")
+    return saved(figure, path)
+
+
 def panels(count: int, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, list[Any]]:
     """A figure with panels side by side. `width`, `height`: inches of one panel."""
     # The figure class is used directly: pyplot would pick a display and keep global state.
@@ -144,11 +160,11 @@ def saved(figure: Any, path: Path) -> Path:
     from matplotlib import rc_context
 
     refuse_other_formats(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _as_written(figure)
+    form = path.suffix[1:]
     # The same numbers make the same file: no date, and names inside an SVG that do not change.
-    with rc_context({"svg.hashsalt": "alignlab"}):
-        figure.savefig(path, dpi=DOTS, metadata=SILENT if path.suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": "alignlab"}), replaced_alone(path) as unfinished:
+        figure.savefig(unfinished, format=form, dpi=DOTS, metadata=SILENT if form == "svg" else None)
     return path
 
 

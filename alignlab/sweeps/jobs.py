@@ -333,7 +333,7 @@ def show_outcome(
 
     `failures`: from the index of a job in the sweep to its error. `submitted`: jobs that this process does not wait for.
     """
-    skipped = sum(each.state.name == "done" for each in planned)
+    skipped = sum(each.state.name == "done" and index not in failures for index, each in enumerate(planned))
     finished = len(planned) - skipped - len(failures) - submitted
     outcome = f"{submitted} jobs submitted" if submitted else f"{finished} finished"
     summary = f"{outcome}, {len(failures)} failed, {skipped} skipped (done before)"

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,22 +67,23 @@ class SlurmLauncher(SubmititLauncher):
             queue = Queue()
             jobs = {index: job for index in indices if (job := self._earlier(queue, index)) is not None}
             new = [index for index in indices if index not in jobs]
-            for first in range(0, len(new), LARGEST_ARRAY):
-                part = new[first : first + LARGEST_ARRAY]
-                before = {index: self._status(index) for index in part}  # a job may end before it is noted down
-                at_once = max(1, self.config.launch.parallel * len(part) // len(new))
-                submitted = self._submit([job_overrides[index] for index in part], at_once)
+            before: str | None = None
+            for part, at_once in arrays(new, self.config.launch.parallel):
+                earlier = {index: self._status(index) for index in part}  # a job may end before it is noted down
+                submitted = self._submit([job_overrides[index] for index in part], max(1, at_once), None if at_once else before)
+                before = submitted[0].job_id.partition("_")[0]
                 for index, job in zip(part, submitted, strict=True):
                     jobs[index] = job
-                    self._note(index, job, before[index])
+                    self._note(index, job, earlier[index])
         if self.config.launch.detach:
             return []
         log.info("waiting for the jobs; they keep running if this command is stopped, and the same command waits again")
         results = self._wait(jobs)
         return [results[index] for index in indices]
 
-    def _submit(self, commands: Sequence[Sequence[str]], at_once: int) -> list[Any]:
-        """Jobs of submitit, one per command, as one array, of which so many run at once."""
+    def _submit(self, commands: Sequence[Sequence[str]], at_once: int, behind: str | None) -> list[Any]:
+        """Jobs of submitit, one per command, as one array, of which so many run at once; `behind`: the job id of another array,
+        which has to end before."""
         import submitit
 
         home = self._home(commands[0])
@@ -90,6 +91,8 @@ class SlurmLauncher(SubmititLauncher):
         calls = [Command(tuple(overrides), str(code), str(Path.cwd())) for overrides in commands]
         executor = submitit.AutoExecutor(home / "slurm", "slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         executor.update_parameters(**{**self._parameters(code), "slurm_array_parallelism": at_once})
+        if behind:
+            executor.update_parameters(slurm_dependency=f"afterany:{behind}")
         cluster = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
         try:
             with submitit.helpers.clean_env():  # inside a job of SLURM, its own options would apply to the new jobs
@@ -190,6 +193,15 @@ class SlurmLauncher(SubmititLauncher):
         if self.folders:
             _write_down(Ledger(self.folders[index]), job.job_id, str(error))
         return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def arrays(jobs: Sequence[int], parallel: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Jobs in parts that each fit an array, and how many of a part run at once: together `parallel`, by the size of the parts.
+    Where that is 0, the part has to wait for the one before it."""
+    for first in range(0, len(jobs), LARGEST_ARRAY):
+        part = jobs[first : first + LARGEST_ARRAY]
+        end, begin = (-(-parallel * place // len(jobs)) for place in (first + len(part), first))
+        yield part, end - begin
 
 
 def _files_in(folders: Iterable[Path]) -> set[Path]:

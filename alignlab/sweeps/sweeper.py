@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
 from alignlab.command_line import console, sentence
-from alignlab.errors import ConfigError, SweepError
+from alignlab.errors import ConfigError, MeasureError, SweepError
+from alignlab.evaluation.report import refuse_unmeasured
 from alignlab.sweeps.jobs import (
     Composer,
     Inputs,
@@ -29,7 +30,7 @@ from alignlab.sweeps.jobs import (
     show_outcome,
     show_plan,
 )
-from alignlab.tracking.ledger import Ledger, state_of
+from alignlab.tracking.ledger import REPORT, Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
 
@@ -76,6 +77,8 @@ class PlannedSweeper(BasicSweeper):
             log.info("some jobs were done by another version of the code or of a library; rerun=outdated repeats them")
         if hopeless:
             raise SweepError(f"every job of this sweep is refused, and nothing was begun; the first: {refused[0]}")
+        if self.config.plan and refused:
+            raise SweepError(f"{len(refused)} of {len(planned)} jobs of this sweep are refused; the first: {refused[0]}")
         if self.config.plan:
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)
@@ -105,6 +108,7 @@ class PlannedSweeper(BasicSweeper):
         pending = [index for index, each in enumerate(planned) if each.pending]
         pending.sort(key=lambda index: planned[index].state.name == "killed")  # what killed its process may do so again
         failures = {index: each.job.refused for index, each in enumerate(planned) if each.job.refused}
+        failures |= {index: why for index, each in enumerate(planned) if (why := _lacking(each))}
         results: Sequence[JobReturn] = []
         if pending:
             self.launcher.folders = [planned[index].folder for index in pending]  # type: ignore[attr-defined]
@@ -118,8 +122,21 @@ class PlannedSweeper(BasicSweeper):
                     Ledger(planned[index].folder).status("failed", error=failures[index])
         show_outcome(name, planned, failures, submitted, console())
         if failures:
-            raise SweepError(f"{len(failures)} of {len(planned)} jobs failed; the same command runs them again, and no others.")
+            raise SweepError(
+                f"{len(failures)} of {len(planned)} jobs failed; the same command runs those that are not done, and no others."
+            )
         return [results] if results else []
+
+
+def _lacking(planned: PlannedJob) -> str:
+    """What a job that was done before could not measure, as a sentence; empty where it has all its numbers, or runs again."""
+    if planned.pending or planned.state.name != "done":
+        return ""
+    try:
+        refuse_unmeasured(planned.folder / REPORT)
+    except MeasureError as error:
+        return str(error)
+    return ""
 
 
 def _error_of(result: JobReturn) -> str:

@@ -14,11 +14,13 @@ import pandas as pd
 
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES
-from alignlab.tables.sweep import Aggregate, Difference, Table, TableRow, aggregate, count_states, difference
+from alignlab.tables.sweep import Aggregate, Difference, Table, TableRow, aggregate, count_states, difference, own_interval
 
 FILE, COLUMNS = "published.csv", "columns.csv"
-"""The numbers of a paper's table; and, where its columns are not called as our metrics are, what each stands for: column,
-metric (suite/metric, empty for none of ours), setting (of its jobs, `key=value`, or empty), times (of ours, to compare)."""
+"""The numbers of a paper's table; and what each of its columns stands for, beside it or beside the folders of all tables of the
+paper (then with the folder as `table`): column, metric (suite/metric, empty for none of ours), setting (of its jobs,
+`key=value`, several with spaces between, or empty), times (of ours, to compare). In a paper's file also `strength`,
+`aggregation`, `differs` (what is not as published), and where there is no metric `reason`."""
 TOY = "toy"
 Matches = Mapping[tuple[str, str], str]
 """From the key of a row of ours to the published row it is compared with."""
@@ -41,11 +43,14 @@ TEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Column:
-    """What a published column stands for: our suite/metric, of jobs with this setting ("" = all), ours being multiplied."""
+    """What a published column stands for: our suite/metric, of jobs with these settings ("" = all), ours being multiplied.
+    `differs`: what is not as published, though the metric is the same; `reason`: why there is no metric."""
 
     metric: str
     setting: str = ""
     times: float = 1.0
+    differs: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,12 @@ class Published:
         stands for it, or one of the same name."""
         if not self.same_scale:
             return None
-        having = {"", *(f"{key}={value}" for key, value in settings.items())}
-        mapped = (name for name, meant in self.stands_for.items() if meant.metric == metric and meant.setting in having)
+        having = {f"{key}={value}" for key, value in settings.items()}
+        mapped = (
+            name
+            for name, meant in self.stands_for.items()
+            if meant.metric == metric and having.issuperset(meant.setting.split())
+        )
         named = (n for n in self.columns if n not in self.stands_for and n in (metric, metric.partition("/")[2]))
         return next(mapped, None) or next(named, None)
 
@@ -78,7 +87,8 @@ class Published:
 
     def part(self, settings: Mapping[str, str]) -> tuple[str, ...]:
         """Which of the settings that columns are of a job has: a row of the paper has a number for each of them."""
-        return tuple(sorted({meant.setting for meant in self.stands_for.values()} & {f"{k}={v}" for k, v in settings.items()}))
+        asked = {setting for meant in self.stands_for.values() for setting in meant.setting.split()}
+        return tuple(sorted(asked & {f"{key}={value}" for key, value in settings.items()}))
 
 
 def published_for(name: str, experiments: Path) -> Published | None:
@@ -94,17 +104,28 @@ def published_for(name: str, experiments: Path) -> Published | None:
     if not lines or "row" not in lines[0]:
         raise DataError(f"{path} has no column named row, or no line; see how the other {FILE} begin.")
     rows = {line["row"]: {column: line[column] or "" for column in columns} for line in lines}
-    return Published(path, not _is_toy(name), columns, rows, _columns(path.with_name(COLUMNS)))
+    folder = path.parent
+    stands_for = {**_columns(folder.parent / COLUMNS, folder.name), **_columns(folder / COLUMNS, "")}
+    return Published(path, not _is_toy(name), columns, rows, stands_for)
 
 
-def _columns(path: Path) -> dict[str, Column]:
+def _columns(path: Path, table: str) -> dict[str, Column]:
     """What the columns of a published table stand for. Raises DataError for a line without a column."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+        lines = [line for line in csv.DictReader(file) if (line.get("table") or "") == table]
     try:
-        return {line["column"]: Column(line["metric"], line["setting"], float(line["times"] or 1)) for line in lines}
+        return {
+            line["column"]: Column(
+                line["metric"],
+                line["setting"],
+                float(line["times"] or 1),
+                line.get("differs") or "",
+                line.get("reason") or "",
+            )
+            for line in lines
+        }
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} must have the columns column, metric, setting and times, a number ({error}).") from error
 
@@ -132,7 +153,7 @@ def match_published(table: Table, published: Published | None) -> Matches:
     if published is None or not published.same_scale:
         return {}
     found = {row.key: paper_row for row in table.all_rows if (paper_row := _row_of(row, published)) is not None}
-    parts = {row.key: published.part(row.settings) for row in table.all_rows}
+    parts = {row.key: published.part(all_settings(table, row)) for row in table.all_rows}
     shared = Counter((paper_row, parts[key]) for key, paper_row in found.items())
     return {key: paper_row for key, paper_row in found.items() if shared[paper_row, parts[key]] == 1}
 
@@ -239,11 +260,18 @@ def _cells(
         name = metric.partition("/")[2]
         cells[name] = _cell(found[metric], row, metric)
         cells[f"{name}{_minus(table)}"] = _difference(difference(table, row, metric), len(row.jobs))
-        if published is not None and published.column(metric, row.settings):
-            printed, times = published.printed(paper_row, metric, row.settings)
+        settings = all_settings(table, row)
+        if published is not None and published.column(metric, settings):
+            printed, times = published.printed(paper_row, metric, settings)
             cells[f"{name}, published"] = printed or NOT_KNOWN
-            cells[f"{name} - published"] = _minus_published(found[metric], printed, times)
+            cells[f"{name} - published"] = _minus_published(found[metric], printed, times, own_interval(row, metric))
     return cells
+
+
+def all_settings(table: Table, row: TableRow) -> dict[str, str]:
+    """The settings in which rows differ, and those that the command gave all of them."""
+    shared = (word.partition("=") for word in table.sweep.ledger.overrides())
+    return {**{key.lstrip("+"): value for key, _, value in shared}, **row.settings}
 
 
 def _minus(table: Table) -> str:
@@ -275,9 +303,12 @@ def _difference(made: Difference | None, declared: int) -> str:
     return f"{made.value:+.3f} [{made.low:+.3f}, {made.high:+.3f}]{mark}"
 
 
-def _minus_published(found: Aggregate | None, printed: str, times: float) -> str:
+def _minus_published(found: Aggregate | None, printed: str, times: float, interval: tuple[float, float]) -> str:
     made = minus_published(times * found.mean, printed) if found else None
-    return NOTHING if made is None else f"{made:+.3f}"
+    if made is None or math.isnan(interval[0]):
+        return NOTHING if made is None else f"{made:+.3f}"
+    low, high = (times * end - float(printed) for end in interval)
+    return f"{made:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _published(table: Table, published: Published | None, matches: Matches, experiments: Path) -> list[Section]:
@@ -306,6 +337,8 @@ def _published(table: Table, published: Published | None, matches: Matches, expe
                 unmatched.setdefault(row.label, []).append(row.point)
         named = "; ".join(_at(label, ", ".join(points)) for label, points in unmatched.items())
         notes += [f"No published row was found for: {named}."] if unmatched else []
+        told = {name: meant.differs or meant.reason for name, meant in published.stands_for.items()}
+        notes += [f"{name}: {words}" for name, words in told.items() if words]
     title = "published" if published.same_scale else "published (paper's scale, other metric)"
     return [Section(title, pd.DataFrame(cells), (*notes, f"Source: {published.path}."))]
 
@@ -347,7 +380,7 @@ def long_csv(table: Table, published: Published | None) -> str:
         point = {"strength": row.strength, "control": row.control}
         for metric in table.metrics or ("",):
             found, compared = aggregate(row, metric), difference(table, row, metric)
-            printed, times = published.printed(paper_row, metric, row.settings) if published else ("", 1.0)
+            printed, times = published.printed(paper_row, metric, all_settings(table, row)) if published else ("", 1.0)
             numbers.append(
                 {
                     "table": table.sweep.name,

@@ -5,6 +5,7 @@ A table has one row for each experiment row, swept values, and strength or class
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -276,6 +277,16 @@ def aggregate(row: TableRow, metric: str) -> Aggregate | None:
     items = tuple(sorted({int(result["n"]) for result in found.values()}))
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Aggregate(statistics.fmean(values), deviation, min(values), max(values), len(values), items)
+
+
+def own_interval(row: TableRow, metric: str) -> tuple[float, float]:
+    """The 95 % interval of a cell's mean: Student's over seeds, of one seed the run's own; nan where there is none."""
+    found = list(row.measured(metric).values())
+    if len(found) == 1:
+        low, high = (found[0].get(end) for end in ("low", "high"))
+        return (math.nan, math.nan) if low is None or high is None else (float(low), float(high))
+    over = over_seeds(metric, [float(result["value"]) for result in found])
+    return over.low, over.high
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from alignlab.registry import Entry, Registry
-from alignlab.tracking.config import OffConfig, WandbConfig
+from alignlab.registry import Entry, Registry, number, one_of
 from alignlab.tracking.ledger import NoTracker
 
-__all__ = ["TRACKERS", "Identity", "NoTracker", "Tracker"]
+__all__ = ["TRACKERS", "Identity", "NoTracker", "OffConfig", "Tracker", "WandbConfig"]
+
+
+@dataclass
+class OffConfig:
+    """No tracker; the ledger is always written."""
+
+    name: str
+
+
+@dataclass
+class WandbConfig:
+    """`mode`: auto (online when logged in, else offline) | online | offline | disabled. `group`: null = the sweep's
+    name, or the run's. `timeout_seconds`: how long the start and the end of a run may each wait for the server."""
+
+    name: str
+    project: str
+    entity: str | None
+    mode: Annotated[str, one_of("auto", "online", "offline", "disabled")]
+    group: str | None
+    timeout_seconds: Annotated[float, number(above=0)]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How a tracker names and files a run. `id` is the same whenever the run goes on, or runs again, in its folder."""
+    """How a tracker names and files a run. `id` is the same whenever the run is resumed, or runs again, in its folder."""
 
     id: str
     name: str

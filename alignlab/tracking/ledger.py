@@ -76,24 +76,31 @@ class Ledger:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; names are stage/quantity, `step` counts optimiser steps within the stage."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("ab+") as file:
-            line = json.dumps({"step": step, **values}) + "\n"
-            file.write((_after_cut(file) + line).encode())
+        self.append("metrics.jsonl", {"step": step, **values})
 
-    def history(self) -> Iterator[dict[str, Any]]:
-        """Every line of metrics. A line that a kill cut short, or that is no line of metrics, is left out; of several lines
-        with the same step and first name, the last counts."""
-        path = self.folder / "metrics.jsonl"
+    def append(self, name: str, content: Mapping[str, Any]) -> None:
+        """Appends a line of JSON to a file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / name).open("ab+") as file:
+            file.write(f"{_after_cut(file)}{json.dumps(content)}\n".encode())
+
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The objects in the lines of a file. A line that a kill cut short, or that holds no object, is left out."""
+        path = self.folder / name
         if not path.is_file():
             return
-        lines: dict[tuple[int, str], dict[str, Any]] = {}
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with suppress(ValueError):
                 entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                if isinstance(entry, dict):
+                    yield entry
+
+    def history(self) -> Iterator[dict[str, Any]]:
+        """Every line of metrics. One that is no line of metrics is left out; of several lines with the same step and first
+        name, the last counts."""
+        lines: dict[tuple[int, str], dict[str, Any]] = {}
+        for entry in self.lines("metrics.jsonl"):
+            if isinstance(entry.get("step"), int):
                 lines[entry["step"], next((key for key in entry if key != "step"), "")] = entry
         yield from lines.values()
 

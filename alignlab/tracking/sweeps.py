@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import RunFolderError
-from alignlab.files import alone
+from alignlab.files import PART, alone
 from alignlab.registry import unknown
 from alignlab.tracking.ledger import Ledger, State, state_of
 
@@ -64,6 +64,8 @@ class SweepLedger:
         `overrides`: those that all jobs share. `seeds`: those that the table's own config names; any other is an extra seed.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
+            for left in self.folder.glob(f"{FILE}.*{PART}"):  # of a dead process
+                left.unlink(missing_ok=True)
             new = {job.cell: job for job in jobs}
             corrected = {frozenset(job.overrides) for job in new.values()}
             known = {job.cell: job for job in self._whole_jobs()} | new

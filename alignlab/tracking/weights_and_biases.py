@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import RunFolderError
-from alignlab.tracking import Identity, NoTracker, Tracker
-from alignlab.tracking.config import WandbConfig
+from alignlab.tracking import Identity, NoTracker, Tracker, WandbConfig
 from alignlab.tracking.ledger import state_of
 
 log = logging.getLogger(__name__)

@@ -27,6 +27,8 @@ from alignlab.training.trainable import Trains
 from alignlab.tuners.config import LayersConfig
 
 PROFILE = "profile.json"
+COUNTS = "counts.json"
+"""What a stage leaves that counts the choices of each task."""
 STATES = "states.safetensors"
 GROUPS_PER_PASS = 16
 BYTES = 4

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignlab.data.batching import in_order
 from alignlab.errors import ConfigError
-from alignlab.files import content_keys
+from alignlab.files import PART, alone, code_version, content_keys
 from alignlab.models.anatomy import context_of
 from alignlab.models.answers import scored, scored_in
 from alignlab.models.backbone import load, load_codec, skeleton
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROWS_PER_PASS = 16
 CHECKED_ROWS = 8
+CHECKSUM = "sha256"
+"""In the file's metadata: of the values."""
+WAITING = "waits for another job that computes the same reference log-probabilities"
 TOLERANCE_NATS = 1e-3
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """How far a stored value may lie from its recomputation: other batch shapes round differently, by dtype."""
@@ -150,8 +152,9 @@ def with_references(
 ) -> list[EncodedGroup]:
     """The groups with each member's log-probability under the reference (`inside` makes the policy the reference).
 
-    Ids decide the key, so tokenizer, template, data and length policy are in it; `weights` names the weights. Eight rows of
-    a stored file are computed again, and a file that disagrees is not used.
+    Ids decide the key, so tokenizer, template, data and length policy are in it; `weights` names the weights. What decides how
+    a value is rounded and the version of the code count too, so that a run does not depend on which other came first. Eight
+    rows of a stored file are computed again, and a file that disagrees or is damaged is not used.
 
     `trained_in`: the batches of the training. Another batch rounds otherwise, in bfloat16 by tenths of a nat per response, so
     below float32, or inside autocast to such a type, each group is computed in the batch that trains it first, and those that
@@ -160,36 +163,42 @@ def with_references(
     batches = None if trained_in is None or _dtype(policy) == torch.float32 else trained_in
     path = store / "references" / f"{_key(groups, weights, _rounding(policy, batches))}.safetensors"
     rows = sorted({row for batch in batches for row in batch}) if batches else list(range(len(groups)))
-    with torch.no_grad(), inside:
+    with torch.no_grad(), inside, alone(path.with_suffix(".lock"), WAITING, stays=False):
         stored = _stored(path)
         if stored is not None and _agrees(groups, rows, stored, policy):
             log.info("reference log-probabilities: read from the store")
             return _joined(groups, rows, stored)
         log.info("reference log-probabilities: computed once for %d rows", len(rows))
         total_NM = scored_in(policy, groups, batches or in_order(groups, ROWS_PER_PASS))[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"total_NM": total_NM}, unfinished)
-    unfinished.replace(path)
+        unfinished = path.with_suffix(PART)  # of a dead process, if there is one
+        save_file({"total_NM": total_NM}, unfinished, {CHECKSUM: _checksum(total_NM)})
+        unfinished.replace(path)
     return _joined(groups, rows, total_NM)
 
 
 def _stored(path: Path) -> Tensor | None:
-    """What an earlier run left; None where there is no file or it cannot be read."""
+    """What an earlier run left; None where there is no file, or a damaged one."""
     try:
-        return load_file(path)["total_NM"] if path.is_file() else None
-    except (SafetensorError, KeyError):
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            total_NM: Tensor = file.get_tensor("total_NM")
+            whole = (file.metadata() or {}).get(CHECKSUM) == _checksum(total_NM)
+    except (OSError, SafetensorError):
         return None
+    return total_NM if whole else None
+
+
+def _checksum(total_NM: Tensor) -> str:
+    return hashlib.sha256(total_NM.numpy().tobytes()).hexdigest()
 
 
 def _rounding(policy: Policy, batches: Batching | None) -> list[object]:
-    """What decides how a value is rounded, where that has to be the rounding of the training."""
-    if batches is None:
-        return []
+    """What decides how a value is rounded, and by which code; `batches`: where it has to be the rounding of the training."""
     attention = policy.backbone.model.config._attn_implementation
     device = policy.backbone.device.type
+    threads = torch.get_num_threads() if device == "cpu" else None
     cast = [str(_dtype(policy))] if torch.is_autocast_enabled(device) else []
-    return [policy.packing, attention, device, [list(batch) for batch in batches], *cast]
+    dealt = [] if batches is None else [[list(batch) for batch in batches], *cast]
+    return [code_version(), policy.packing, attention, device, threads, *dealt]
 
 
 def _dtype(policy: Policy) -> torch.dtype:
@@ -202,8 +211,7 @@ def _key(groups: Sequence[EncodedGroup], weights: str, rounding: Sequence[object
     digest = hashlib.sha256(weights.encode())
     for group in groups:
         digest.update(json.dumps([[member.ids, member.start] for member in group.members]).encode())
-    if rounding:
-        digest.update(json.dumps(rounding).encode())
+    digest.update(json.dumps(rounding).encode())
     return digest.hexdigest()[:24]
 
 

@@ -24,7 +24,8 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
-from alignlab.files import PART, alone, code_version, damage, places, sealed
+from alignlab.errors import ConfigError
+from alignlab.files import PART, alone, code_version, damage, places, remove_free, sealed
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
@@ -43,7 +44,7 @@ from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners.lora import UpdateShape
 
 log = logging.getLogger(__name__)
-WEIGHTS = ".safetensors"
+WEIGHTS, LOCK = ".safetensors", ".lock"
 DONE = "done.json"
 """In a stage's folder; written last, with its key and a list of its files."""
 KEY = "key.json"
@@ -161,8 +162,8 @@ class TrainStage:
     `schedule_split`: which steps of a stream of batches it takes, where several stages share one; None = it has its own.
     `cached_reference`: the model whose log-probabilities are computed beforehand; None leaves that to the objective. `update`:
     the shape of a LoRA by which the backbone is trained, None = every weight. `second`: gets the backbone's trained weights,
-    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights; None = as the
-    data's config says.
+    and the backbone gets its own back. `sources`: those of a mixture that it draws from, with their weights or by name
+    alone; None = as the data's config says.
     """
 
     name: str
@@ -176,7 +177,7 @@ class TrainStage:
     truncation: Truncation = EVERYTHING
     update: UpdateShape | None = None
     second: SecondModel | None = None
-    sources: Mapping[str, float] | None = None
+    sources: Mapping[str, float] | tuple[str, ...] | None = None
 
     @property
     def stays(self) -> bool:
@@ -203,8 +204,13 @@ class TrainStage:
         return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
-        what the objective refuses."""
+        """Raises ConfigError for a batch that holds a group twice or cannot be dealt out in micro-batches and for what
+        trainer.extra cannot have; and what the objective refuses."""
+        if self.fit.batch > len(work.groups):
+            raise ConfigError(
+                f"stage {self.name}: a batch of {self.fit.batch} would hold some of {len(work.groups)} groups more than once;"
+                f" set its batch to at most {len(work.groups)}."
+            )
         trainer.micro(self.fit.batch, processes.count())
         check_arguments(self.fit, trainer, work.steps)
         if hasattr(self.objective, "check"):
@@ -352,10 +358,15 @@ class StageStore:
     def alone(self, key: str) -> Iterator[None]:
         """One job at a time per key: a second one waits, and then finds what the first has kept. A job that dies lets go, and
         the next one removes what it had begun to keep."""
-        with alone(self._folder / f"{key}.lock", "waits for another job that computes the same stage"):
+        with alone(self._folder / f"{key}{LOCK}", "waits for another job that computes the same stage", stays=False):
             for left in self._folder.glob(f"{key}.*{PART}"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
+
+    def tidy(self) -> None:
+        """Removes the locks of dead jobs; those of living ones stay."""
+        for lock in self._folder.glob(f"*{LOCK}"):
+            remove_free(lock)
 
     def keep(self, key: str, stage: Path) -> None:
         """Keeps what a finished stage of a run has left, without its checkpoints, in the place of a damaged one; appears whole

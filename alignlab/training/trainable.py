@@ -167,6 +167,9 @@ def training(
     """
     tuner = tuner_of(policy)
     check_parts(trains, policy.backbone.model, tuner)
+    if TUNER in trains or any(name.startswith(f"{TUNER}.") for name in trains):
+        named = () if TUNER in trains else [name.partition(".")[2] for name in trains if name.startswith(f"{TUNER}.")]
+        tuner.made_of(named)
     parts = own_parts(trains, named_parts(policy.backbone.model, tuner))
     if update is not None:
         with _updating(policy, update) as lora:

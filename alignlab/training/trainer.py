@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 MARK = "complete"
 """In a checkpoint; written when everything else in it has been written."""
 RESUMED_FROM = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""Files and folders of a checkpoint by which a training goes on; weights are not among them."""
+"""Files and folders of a checkpoint by which a training is resumed; weights are not among them."""
 PLAIN_LINES = 8
 """Lines of progress per stage where there is no terminal."""
 PROGRESS = "progress.json"

@@ -24,6 +24,7 @@ from alignlab.tuners.config import (
     PromptTunerConfig,
     RedTunerConfig,
     StrengthConfig,
+    TokenBankTunerConfig,
 )
 
 
@@ -36,6 +37,12 @@ def _from(module: str, function: str = "build") -> Callable[..., Any]:
 def _two_models(config: DeraConfig) -> frozenset[str]:
     """An aligned model is trained, or was given and is left as it is."""
     return frozenset({"float32 weights", "training"} if config.aligned is None else {"no training"})
+
+
+def _bank_parts(config: TokenBankTunerConfig) -> frozenset[str]:
+    """A bank that a method can go on from is there, or none is needed."""
+    ready = config.bank_from is not None or config.retrieval == "none"
+    return frozenset({"token bank", "trained bank"} if ready else {"token bank"})
 
 
 _WEIGHTS = capabilities("float32 weights")
@@ -56,6 +63,12 @@ TUNERS = Registry(
         "adapter": Entry(AdapterTunerConfig, _from("adapter"), provides=_IN_PLACE),
         "prompt": Entry(PromptTunerConfig, _from("prompt"), provides=_IN_PLACE),
         "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
+        "token_bank": Entry(
+            TokenBankTunerConfig,
+            _from("token_bank.tuner"),
+            requires=capabilities("source apart from the answer"),
+            provides=_bank_parts,
+        ),
         "control": Entry(
             ControlTunerConfig,
             deferred(f"{__name__}.control.tuner.build"),  # the one that takes the configuration of the run's control, too
@@ -76,7 +89,7 @@ _LEARNED = capabilities("classes", "learned control")
 CONTROLS = Registry(
     "control",
     {
-        **dict.fromkeys(("trained", "dial", "grid"), _STRENGTHS),
+        **dict.fromkeys(("trained", "full_strength", "dial", "grid"), _STRENGTHS),
         "text": Entry(FormConfig, _form, requires=_classed_by, provides=capabilities("classes")),
         "prefixes": Entry(PrefixFormConfig, _form, requires=_classed_by, provides=capabilities("classes", "classes as text")),
         "token": Entry(EmbeddedFormConfig, _form, requires=_classed_by, provides=_LEARNED),

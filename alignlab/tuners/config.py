@@ -10,13 +10,14 @@ from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
 from alignlab.files import content_keys
 from alignlab.models.config import Shape
-from alignlab.registry import names, number, one_of, path, rank, text
+from alignlab.registry import names, number, one_of, path, random_seed, rank, text
 
 EDITS = ("both", "scale", "shift")
 STARTS = ("identity", "random")
 MERGES = ("logits", "embeddings")
 FORMS = ("text", "token", "soft_prompt", "lora")
 STARTS_OF_PROMPTS = ("text", "vocabulary", "random")
+RETRIEVALS = ("max", "average", "random", "soft", "router", "sampled", "whole", "none")
 MOST_BLOCKS = 3
 """Blocks that CLM adds at most; its paper's table 7 ends there."""
 MOST_VECTORS = 10_000
@@ -205,6 +206,67 @@ class ControlTunerConfig(TunerConfig):
     """What the chosen control puts into the model. `joint_rate`: the control's rate while the model is trained with it."""
 
     joint_rate: Annotated[float, number(above=0, below=10)]
+
+
+def check_bank(where: str, retrieval: str, tokens: int, retrieved: int) -> None:
+    """Raises ConfigError for more chosen vectors than a bank has, and for one that does not consist of whole prompts."""
+    if retrieval != "none" and retrieved > tokens:
+        raise ConfigError(
+            f"{where}retrieved={retrieved} vectors cannot be chosen from a bank of {where}tokens={tokens}; lower the one or"
+            " raise the other."
+        )
+    if retrieval == "whole" and tokens % retrieved:
+        raise ConfigError(
+            f"{where}tokens={tokens} are not whole prompts of {where}retrieved={retrieved} vectors; give a multiple of it."
+        )
+
+
+@dataclass
+class TokenBankTunerConfig(TunerConfig):
+    """A bank of `tokens` vectors, of which `retrieved` are chosen for each text, and a task prompt of `length`. `retrieval`:
+    max | average | random | soft | router | sampled | whole (the bank is prompts of `retrieved` vectors, of which one is taken)
+    | none (no bank). `masked`: padding is hidden from attention and from the query; without that, a text is padded to
+    `padded_to` tokens, null = as its batch is. `draw_seed`: of random and sampled. `bank_ids`, `prompt_ids`: [first, behind]
+    of the ids whose embeddings they start as. `placeholders`: two ids that no text holds; null = the last of the vocabulary.
+    `bank_from`, `prompt_from`: folders of saved adapters that they start from instead."""
+
+    tokens: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
+    retrieved: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
+    length: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
+    retrieval: Annotated[str, one_of(*RETRIEVALS)]
+    masked: bool
+    padded_to: Annotated[int | None, number(minimum=1)]
+    draw_seed: Annotated[int, random_seed()]
+    bank_ids: Annotated[list[int], number(minimum=0)]
+    prompt_ids: Annotated[list[int], number(minimum=0)]
+    placeholders: Annotated[list[int] | None, number(minimum=0, unique=True)]
+    bank_from: Annotated[str | None, path()]
+    prompt_from: Annotated[str | None, path()]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for sizes that do not fit each other, ranges and placeholders of another number than two, and
+        folders without an adapter."""
+        check_bank(f"{where}.", self.retrieval, self.tokens, self.retrieved)
+        if self.masked and self.padded_to is not None:
+            raise ConfigError(f"{where}.padded_to={self.padded_to} has no meaning where padding is masked; set it to null.")
+        for key in ("bank_ids", "prompt_ids", "placeholders"):
+            given = getattr(self, key)
+            if given is not None and len(given) != 2:
+                raise ConfigError(f"{where}.{key}={given} must be two ids.")
+        for key in self.places():
+            if not (Path(str(getattr(self, key))) / "adapter_model.safetensors").is_file():
+                raise ConfigError(
+                    f"{where}.{key}={getattr(self, key)} holds no adapter_model.safetensors; give the folder of a saved"
+                    " adapter, such as RUN/stages/bank/result."
+                )
+
+    def cache_key(self) -> list[str]:
+        """The content of the adapters that it starts from."""
+        return content_keys([Path(str(getattr(self, key))) / "adapter_model.safetensors" for key in self.places()])
+
+    def places(self) -> tuple[str, ...]:
+        """Where the adapters lie that it starts from."""
+        return tuple(key for key in ("bank_from", "prompt_from") if getattr(self, key) is not None)
 
 
 @dataclass

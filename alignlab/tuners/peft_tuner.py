@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.config import EMBEDDED
 from alignlab.models.kinds import task_type_of
-from alignlab.models.strength import Controls, Strength, WeightedPass
+from alignlab.models.strength import NOTHING, Controls, Inserted, Strength, WeightedPass
 from alignlab.tuners.tuner import between
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """Task types for which PEFT trains a new, randomly initialised head."""
+
+SAMPLED = 16
+"""Numbers looked at from each end of every tensor: training moves nearly all, and a look stays cheap at any size."""
+
+LOOKED_AT = (torch.float32, torch.bfloat16, torch.float16)
 
 REGISTERED: dict[str, type[PeftTuner]] = {}
 """PEFT type -> tuner, of those that `register` added."""
@@ -135,6 +141,40 @@ def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
     return before.to(after.device, torch.float32)
 
 
+def weights_hash(model: nn.Module) -> str:
+    """A short hash of the names, shapes and some numbers of a model's own weights, adapters left out, read as bfloat16."""
+    adapters = {
+        id(parameter)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name in layer.adapter_layer_names
+        for parameter in getattr(layer, name).parameters()
+    }
+    made = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in adapters and ".modules_to_save." not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+            made.update(f"{plain} {tuple(parameter.shape)}".encode())
+            made.update(_sample(parameter.detach().flatten()))
+    return made.hexdigest()[:16]
+
+
+def refuse_other(model: nn.Module, expected: str | None, tuned: str = "control") -> None:
+    """Raises ModelError where what is `tuned` was tuned with other weights; not looked at are quantised ones and those
+    elsewhere."""
+    unknown = any(held.is_meta or held.dtype not in LOOKED_AT for held in model.parameters())
+    if expected is not None and not unknown and weights_hash(model) != expected:
+        raise ModelError(
+            f"this {tuned} was tuned together with other weights than the model has; load it on the model that it belongs to,"
+            " which may be saved beside it (lm/), in float32 or bfloat16."
+        )
+
+
+def _sample(flat: Tensor) -> bytes:
+    ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]])
+    return ends.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
+
+
 def stores_transposed(model: nn.Module) -> bool:
     """Whether the model's linear maps are GPT-2's Conv1D, which store their weight as in x out; PEFT needs to know."""
     return any(isinstance(module, Conv1D) for module in model.modules())
@@ -214,6 +254,7 @@ class PeftTuner(ABC):
 
     per_row = True
     controls: Controls | None = None
+    inserted: Inserted = NOTHING
     adds_parameters = True
     starts_as_base = True
 
@@ -258,6 +299,10 @@ class PeftTuner(ABC):
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """None; a tuner of several parts says so."""
         return {}
+
+    def made_of(self, parts: Collection[str]) -> None:
+        """All parts belong together."""
+        del parts
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass of weight 1 at this strength."""

@@ -17,7 +17,7 @@ from peft import PromptTuningConfig, PromptTuningInit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignlab.models.strength import Prefix, Strength, WeightedPass
+from alignlab.models.strength import Inserted, Prefix, Strength, WeightedPass
 from alignlab.tuners.config import PromptTunerConfig
 from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.tuner import mixed_logits
@@ -60,6 +60,7 @@ class PromptTuner(PeftTuner):
     def _find(self) -> None:
         super()._find()
         config: Any = self.module.active_peft_config
+        self.inserted = Inserted(config.num_virtual_tokens)
         self.prefix = Prefix(tuple(range(-1, -1 - config.num_virtual_tokens, -1)))
         model: Any = self.module.get_base_model()
         reads = model.get_encoder() if model.config.is_encoder_decoder else model

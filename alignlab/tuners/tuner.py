@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,10 @@ class Tuner(HasStrength, TrainableState, Protocol):
 
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """Subsets of the parameters that a stage may train alone, by name; most tuners have none."""
+
+    def made_of(self, parts: Collection[str]) -> None:
+        """From now on it consists of these of its parts, those that a stage names; of all where none is named. A tuner whose
+        parts belong together goes on as it is."""
 
     def set_base_model(self, folder: Path) -> None:
         """What is saved from now on names this checkpoint as its base."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from alignlab.errors import ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.kinds import new_head
-from alignlab.models.strength import Strength, WeightedPass
+from alignlab.models.strength import NOTHING, Strength, WeightedPass
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, DeraConfig, FullConfig
 from alignlab.tuners.tuner import Tuner, between, mixed_logits, origins
 
@@ -119,6 +119,7 @@ class WeightsTuner:
 
     per_row = False
     controls = None
+    inserted = NOTHING
     adds_parameters = False
     starts_as_base = True
 
@@ -166,6 +167,10 @@ class WeightsTuner:
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """None."""
         return {}
+
+    def made_of(self, parts: Collection[str]) -> None:
+        """There are none."""
+        del parts
 
     def save(self, folder: Path) -> None:
         """Writes the learned tensors, and no others."""

@@ -137,7 +137,7 @@ class Lengths:
             '        metrics=("characters",),\n    ),\n    "fluency": SuiteEntry(',
         )
     ],
-    "conf/_evaluation.yaml": [("preference, fluency]", "preference, fluency, lengths]")],
+    "conf/_evaluation.yaml": [("reward_model, judge]", "reward_model, judge, lengths]")],
 }
 SMALL = (
     "data.pairs=24 data.test_pairs=8 evaluation.prompts=4 evaluation.pairs=8 evaluation.max_new_tokens=4 tracking=off"

@@ -138,7 +138,7 @@ def test_a_trained_control_sets_good_and_bad_stories_apart(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "error", "sentence"),
     [
-        (["control.length=400"], ConfigError, "400 tokens in front of the text leave -144 of 256 for it; set control.length"),
+        (["control.length=400"], ConfigError, "a control or prompt of 400 tokens leaves -144 of 256 for the text; shorten it"),
         (["control.placeholders=[127,419]"], ConfigError, "419 lies beyond the vocabulary of 419"),
         (["control.placeholders=[0,127]"], ConfigError, "holds BOS, EOS or the padding"),
         (["control.placeholders=[127]"], ConfigError, "an unused id for each of 2 classes"),

@@ -15,8 +15,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("faults.c")
-MANY = 200
-"""Calls that the job makes at least: fewer would mean that the library does not see them."""
+CALLS = {"run": 200, "sweep": 300, "table": 20, "results": 20, "report": 20, "export": 25}
+"""Commands, and calls that each makes at least: fewer would mean that the library does not see them."""
+SAMPLE = ("run:61:5", "table:17:3", "export:24:7")
+"""Every so many of the faults of a command, from which on."""
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +32,39 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def tried(library: Path, folder: Path, *options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What came of each fault, and the summary."""
-    command = [sys.executable, "-m", "tests.contracts.faults", str(library), str(folder), *options]
+def tried(library: Path, folder: Path, *subjects: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What came of each fault, and a summary of each subject."""
+    command = [sys.executable, "-m", "tests.contracts.faults", str(library), str(folder), *subjects]
     environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    assert lines, done.stderr
-    assert "outcomes" in lines[-1], done.stderr
-    return lines[:-1], lines[-1]
+    summaries = [line for line in lines if "outcomes" in line]
+    assert len(summaries) == len(subjects), done.stderr
+    return [line for line in lines if "outcomes" not in line], summaries
 
 
-def held(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+def held(lines: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> None:
     """Asserts that nothing was lost, and prints the counts."""
-    print(json.dumps(summary))
     wrong = [line for line in lines if line["wrong"]]
-    assert summary["calls"] > MANY
-    assert sum(summary["outcomes"].values()) == len(lines)
+    for summary in summaries:
+        print(json.dumps(summary))
+        assert summary["calls"] >= CALLS[summary["subject"]]
+    assert sum(sum(summary["outcomes"].values()) for summary in summaries) == len(lines)
     assert not wrong, json.dumps(wrong, indent=1)
 
 
 def test_a_sample_of_faults_loses_nothing(library: Path, tmp_path: Path) -> None:
-    lines, summary = tried(library, tmp_path, "--every", "37", "--first", "5")
+    lines, summaries = tried(library, tmp_path, *SAMPLE)
 
-    held(lines, summary)
-    assert {line["mode"] for line in lines} >= {"k", "e"}
+    held(lines, summaries)
+    assert {(line["subject"], line["mode"]) for line in lines} >= {(name, mode) for name in ("run", "export") for mode in "ke"}
 
 
 @pytest.mark.slow
-def test_no_fault_at_any_call_loses_anything(library: Path, tmp_path: Path) -> None:
-    lines, summary = tried(library, tmp_path)
+@pytest.mark.parametrize("subject", CALLS)
+def test_no_fault_at_any_call_loses_anything(subject: str, library: Path, tmp_path: Path) -> None:
+    lines, (summary,) = tried(library, tmp_path, subject)
 
-    held(lines, summary)
+    held(lines, [summary])
     assert {line["nth"] for line in lines} == set(range(1, summary["calls"] + 1))
     assert {line["mode"] for line in lines} == {"k", "e", "E", "s", "t"}

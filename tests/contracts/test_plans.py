@@ -49,6 +49,23 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
     assert {stage.name: stage.steps for stage in planned_stages(config) or ()} == made
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["method.fit.batch=800"],
+            "stage fit: a batch of 800 would hold some of 768 groups more than once; set its batch to at",
+        ),
+        (["tuner=lora", "tuner.rank=500"], "tuner.rank=500 is more than any weight of the model has; take at most 96."),
+    ],
+)
+def test_a_batch_beyond_the_rows_and_a_rank_beyond_the_weights_are_refused(
+    words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        planning.make_plan(parse(composed(tmp_path, "red", *words)))
+
+
 def decoding(tmp_path: Path, method: str, *words: str) -> tuple[int, int, int] | None:
     """Texts at a time, rows of each and tokens of a row, as a plan has them."""
     need = planning.make_plan(parse(composed(tmp_path, method, *words))).decoding

@@ -113,7 +113,9 @@ def second(runs: Path, planned: Ended) -> Ended:
 
 def test_a_sweep_with_failures_ends_as_an_error_and_counts_them(first: Ended) -> None:
     assert first.code == 1
-    assert first.err.splitlines()[-1] == "error: 2 of 3 jobs failed; the same command runs them again, and no others."
+    assert first.err.splitlines()[-1] == (
+        "error: 2 of 3 jobs failed; the same command runs those that are not done, and no others."
+    )
     assert "1 finished, 2 failed, 0 skipped (done before)" in first.out
     assert "Traceback" not in first.err
 
@@ -135,7 +137,8 @@ def test_each_failure_is_told_with_its_own_error(first: Ended) -> None:
 def test_a_plan_says_what_is_done_and_writes_nothing(first: Ended, planned: Ended) -> None:
     lines = planned.out.splitlines()
 
-    assert planned.code == 0
+    assert planned.code == 1
+    assert "1 of 3 jobs of this sweep are refused; the first: method.fit.learning_rate=-1.0" in planned.err
     assert "3 jobs (1 to run (failed before), 1 refused, 1 done); 2 optimiser steps to make" in planned.out
     assert [" done " in line for line in lines if line.startswith("method.fit.learning_rate=")] == [False, False, True]
     assert planned.times == first.times

@@ -19,9 +19,11 @@ import yaml
 import alignlab
 from alignlab import finished
 from alignlab.errors import RunFolderError, StorageError
+from alignlab.evaluation.report import BATCHES
 from alignlab.evaluation.suites import Fluency
 from alignlab.models.config import EMBEDDED
 from alignlab.tracking import Identity, NoTracker
+from alignlab.tracking.ledger import Ledger
 from alignlab.training import stages
 from alignlab.training.processes import COME_AGAIN
 from alignlab.training.trainer import FitTrainer
@@ -172,6 +174,19 @@ def test_a_garbage_file_of_a_run_ends_in_the_same_report(name: str, tmp_path: Pa
     assert report.read_bytes() == before
 
 
+def test_a_run_whose_config_was_lost_goes_on_where_the_name_of_its_folder_tells_it(tmp_path: Path) -> None:
+    run(composed(tmp_path, "sft", *SHORT, "folder=null"))
+    (config,) = tmp_path.glob("sft-*/seed-0/config.json")
+    before = config.read_bytes()
+    for lost in (config, config.with_name("status.json")):
+        lost.unlink()
+
+    run(composed(tmp_path, "sft", *SHORT, "folder=null"))
+
+    assert config.read_bytes() == before
+    assert not list(config.parent.glob("stages/*.aside-*"))
+
+
 def test_an_evaluation_goes_on_behind_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = ("evaluation.suites=[toy,fluency,preference]",)
     run(composed(tmp_path / "clean", "dpo", *words))
@@ -191,6 +206,36 @@ def test_an_evaluation_goes_on_behind_what_is_there(monkeypatch: pytest.MonkeyPa
     reports = [json.loads((tmp_path / name / "run" / "report.json").read_text())["results"] for name in ("clean", "a")]
     assert asked == [0.0, 1.0, 1.0]
     assert reports[0] == reports[1]
+
+
+def test_an_evaluation_goes_on_behind_the_last_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ("evaluation.suites=[toy,preference]", "control.strengths=[1.0]")
+    monkeypatch.setattr("alignlab.evaluation.suites.HELD_OUT_PER_PASS", 2)
+    monkeypatch.setattr("alignlab.models.answers.DECODE_ROWS", 2)
+    real, written, ends = Ledger.append, [], [1, 7]
+
+    def append(self: Ledger, name: str, content: dict[str, Any]) -> None:
+        real(self, name, content)
+        if name == BATCHES:
+            written.append((content["name"], content["batch"]))
+            if len(written) in ends:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "append", append)
+    for _ in ends:
+        with pytest.raises(KeyboardInterrupt):
+            run(composed(tmp_path / "a", "sft", *words))
+    with (tmp_path / "a" / "run" / BATCHES).open("a") as file:
+        file.write('{"name": "garbage", "batch": 0, "values": [0.0], "checksum": ""}\n{"na')
+    run(composed(tmp_path / "a", "sft", *words))
+    interrupted, written, ends = written, [], []
+    run(composed(tmp_path / "clean", "sft", *words))
+
+    reports = [json.loads((tmp_path / name / "run" / "report.json").read_text())["results"] for name in ("clean", "a")]
+    assert reports[0] == reports[1]
+    assert interrupted == written
+    assert len(written) == 4 // 2 + 2 * 8 // 2  # answers, and pairs with the tuner and without
+    assert not list(tmp_path.glob(f"*/run/{BATCHES}"))
 
 
 def test_a_full_disk_is_one_sentence_and_a_finished_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -62,14 +62,18 @@ def choice_lines() -> list[list[str]]:
 
 
 def flat(raw: DictConfig) -> Values:
-    """The leaves of a config, resolved; one that cannot be resolved is as it is written. The folder of models is MODELS."""
+    """The leaves of a config, resolved; one that cannot be resolved is as it is written. The folder of models is MODELS, that
+    of data SHARED."""
     config = OmegaConf.create({key: value for key, value in raw.items_ex(resolve=False) if key not in ("hydra", "experiment")})
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException:
         plain = _resolved_where_possible(config)
-    models = os.environ.get("ALIGNLAB_MODELS", "MODELS")
-    return {key: leaf.replace(models, "MODELS") for key, leaf in _leaves(plain).items()}
+    leaves = _leaves(plain)
+    for name in ("MODELS", "SHARED"):
+        folder = os.environ.get(f"ALIGNLAB_{name}", name)
+        leaves = {key: leaf.replace(folder, name) for key, leaf in leaves.items()}
+    return leaves
 
 
 def _resolved_where_possible(node: Any) -> Any:
@@ -129,7 +133,7 @@ def _spans(places: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ["ALIGNLAB_MODELS"] = "MODELS"
+    os.environ["ALIGNLAB_MODELS"], os.environ["ALIGNLAB_SHARED"] = "MODELS", "SHARED"
     os.environ.pop("ALIGNLAB_DATA", None)
     every = [" ".join(words) for words in (*table_lines(), *choice_lines())]
     RECORD.write_text(packed(table_values(every) | choice_values(every)), encoding="utf-8")

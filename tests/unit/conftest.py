@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from alignlab.data.batching import whole
 from alignlab.data.halves import PrefixConfig
-from alignlab.evaluation.config import EvaluationConfig
+from alignlab.evaluation.config import EvaluationConfig, HarnessConfig, JudgeConfig, RewardModelConfig, TextConfig
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.strength import Untuned
@@ -135,6 +135,25 @@ def fit_config(**changes: Any) -> FitConfig:
     return FitConfig(**{**values, **changes})
 
 
+def judge_config(**changes: Any) -> JudgeConfig:
+    """No judge, until a model is given."""
+    values: dict[str, Any] = {
+        "model": None,
+        "base_url": None,
+        "mode": "pairwise",
+        "questions": None,
+        "references": None,
+        "against": "strength0",
+        "scale": "three",
+        "temperature": 0.0,
+        "max_tokens": 64,
+        "parallel": 2,
+        "retries": 2,
+        "seconds": 5.0,
+    }
+    return JudgeConfig(**{**values, **changes})
+
+
 def evaluation_config(**changes: Any) -> EvaluationConfig:
     """Texts drawn at temperature 1, nothing left out."""
     values: dict[str, Any] = {
@@ -152,6 +171,10 @@ def evaluation_config(**changes: Any) -> EvaluationConfig:
         "stop": [],
         "beams": 1,
         "sampling_seed": 0,
+        "lm_eval": HarnessConfig(tasks=[], include=None, shots=None, limit=None, chat=False, tokens=4096),
+        "judge": judge_config(),
+        "reward_model": RewardModelConfig(path=None, revision=None, template="chat", against="strength0", batch=4),
+        "text": TextConfig(path=None, lines=None, window=None, stride=None),
     }
     return EvaluationConfig(**{**values, **changes})
 

@@ -129,6 +129,42 @@ def test_a_queue_that_does_not_answer_ends_no_job(tmp_path: Path, monkeypatch: p
     assert not Queue().holds("7_0")
 
 
+@pytest.mark.parametrize(
+    ("jobs", "parallel", "shares"),
+    [
+        (7, 256, [256]),
+        (1000, 3, [3]),
+        (2500, 256, [103, 102, 51]),
+        (2500, 2, [1, 1, 0]),
+        (4001, 1, [1, 0, 0, 0, 0]),
+    ],
+)
+def test_the_arrays_of_a_long_sweep_share_what_may_run_at_once(jobs: int, parallel: int, shares: list[int]) -> None:
+    made = list(slurm.arrays(range(jobs), parallel))
+
+    assert [share for _, share in made] == shares
+    assert [index for part, _ in made for index in part] == list(range(jobs))
+    assert max(len(part) for part, _ in made) <= 1000
+
+
+def test_an_array_that_has_no_share_waits_for_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands(tmp_path, monkeypatch, squeue=":", sbatch="exit 1", srun=":")
+    monkeypatch.setattr(slurm, "LARGEST_ARRAY", 2)
+    submitted: list[tuple[int, int, str | None]] = []
+
+    def submit(given: list[list[str]], at_once: int, behind: str | None) -> list[Submitted]:
+        submitted.append((len(given), at_once, behind))
+        return [Submitted(f"{len(submitted)}_{place}", JobPaths(tmp_path, "1")) for place in range(len(given))]
+
+    launcher = SlurmLauncher(**launcher_config("launch=slurm"))
+    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": True, "parallel": 1}})
+    monkeypatch.setattr(launcher, "_submit", submit)
+
+    launcher.launch([["method=red", f"seed={seed}"] for seed in range(5)], 0)
+
+    assert submitted == [(2, 1, None), (2, 1, "1"), (1, 1, "2")]
+
+
 @dataclass
 class Waiting:
     """Jobs 7_0, 7_1, ... in the queue, a run folder each. Time passes when the launcher sleeps, and `then` happens."""

@@ -18,13 +18,14 @@ from alignlab.evaluation import METRICS
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = "ClmConfig ControlConfig Policy RedConfig Sampling at_class at_strength load"
 CHOICES = {
-    "method": "clm coh dpo evaluate meet pretrain rahf red reward sft",
-    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower prompt red",
+    "method": "clm coh dpo evaluate meet pretrain rahf red reward sft tpt",
+    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower prompt red token_bank",
     "model": "gpt2_large gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b roberta_base roberta_large"
     " t5_base tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "e2e_nlg glue hh_rlhf jsonl mixture summaries text_classification toy toy_classes ultrafeedback"
+    "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification toy toy_classes"
+    " ultrafeedback"
     " ultrafeedback_cleaned",
-    "control": "dial grid lora prefixes soft_prompt text token trained",
+    "control": "dial full_strength grid lora prefixes soft_prompt text token trained",
     "evaluation": "full off quick",
     "trainer": "deepspeed default fsdp validated",
     "tracking": "off wandb",
@@ -34,10 +35,14 @@ SUITES = {
     "toy": "capability consistency obedience reward",
     "preference": "accuracy accuracy_per_token reward_accuracy reward_margin",
     "fluency": "distinct_2 perplexity repetition_4 words",
-    "classes": "class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
+    "classes": "bits_per_byte class_accuracy gap likelihood_separation nats_per_token pair_accuracy separation",
     "classification": "accuracy f1 matthews nats pearson spearman squared_error",
     "nlg": "bleu cider meteor nist rouge_l",
     "reward_pairs": "accuracy margin reward",
+    "text": "bits_per_byte nats_per_token perplexity",
+    "lm_eval": "average",
+    "reward_model": "reward win_rate",
+    "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
     "status": "name --runs",
@@ -47,6 +52,8 @@ COMMANDS = {
     "params": "name",
     "export": "--to --dtype --control",
     "sync": "folder",
+    "lm-eval": "words",
+    "judge-agreement": "file --model --base-url --limit --verdicts",
 }
 
 

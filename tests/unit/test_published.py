@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from alignlab.errors import DataError
+from alignlab.evaluation import METRICS
 from alignlab.tables.render import Published, match_published, published_for, sections_of
 from alignlab.tables.sweep import Selection, Table, read_sweep, table_of
 from tests.unit.made_sweeps import MadeSweep, number
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REAL = sorted(EXPERIMENTS.glob("*/*/published.csv"))
+EVERY = sorted(EXPERIMENTS.rglob("published.csv"))
+NAMED_BY_ITS_QUESTIONS = {("lm_eval", name) for name in ("acc", "acc_norm", "strict-match")} | {("judge", "mark")}
+"""Last words of metrics whose names begin with a task, or with a category of questions."""
+PLAIN = ("params_m", "avg")
+"""Columns of RED's tables that say what they are: counts of parameters and means over tasks (and `_sd`, over seeds)."""
 
 
 def paper(folder: Path, name: str, text: str) -> Path:
@@ -43,6 +49,22 @@ def test_every_published_table_is_read_with_all_its_rows(path: Path) -> None:
 
     assert table.same_scale
     assert len(table.rows) == len(path.read_text().splitlines()) - 1
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: str(path.parent.relative_to(EXPERIMENTS)))
+def test_every_published_column_stands_for_a_metric_of_ours_or_says_why_it_cannot(path: Path) -> None:
+    table = read(str(path.parent.relative_to(EXPERIMENTS)), EXPERIMENTS)
+
+    assert list(table.stands_for) == list(table.columns)
+    for name, meant in table.stands_for.items():
+        suite, _, metric = meant.metric.partition("/")
+        known = metric in METRICS.get(suite, ()) or (suite, metric.rpartition("/")[2]) in NAMED_BY_ITS_QUESTIONS
+        assert known or (not meant.metric and (_sentence(meant.reason) or name in PLAIN or name.endswith("_sd"))), name
+        assert not meant.differs or _sentence(meant.differs)
+
+
+def _sentence(text: str) -> bool:
+    return text[:1].isupper() and text.endswith(".")
 
 
 def test_a_row_is_found_by_its_name_its_model_and_its_strength(tmp_path: Path) -> None:
@@ -90,7 +112,7 @@ def test_a_difference_is_formed_where_column_and_metric_have_the_same_name(tmp_p
     cells, printed = sections_of(table, read("x/t", experiments), experiments)
 
     assert cells.cells["reward, published"].tolist() == ["0.25", "not known", "not known"]
-    assert cells.cells["reward - published"].tolist() == ["+0.250", "-", "-"]
+    assert cells.cells["reward - published"].tolist() == ["+0.250 [-0.250, +0.750]", "-", "-"]
     assert printed.cells.values.tolist() == [
         ["red", "red at 1", "0.25", "9.1"],
         ["lora", "lora at 1", "not known", "9.2"],
@@ -148,8 +170,29 @@ def test_a_column_that_stands_for_a_metric_of_a_setting_is_compared_with_its_job
 
     assert set(match_published(table, published).values()) == {"red-roberta-base"}
     assert section.cells["accuracy, published"].tolist() == ["78.0", "-"]
-    assert section.cells["accuracy - published"].tolist() == ["-3.000", "-"]
-    assert section.cells["pearson - published"].tolist() == ["-", "-0.400"]
+    assert section.cells["accuracy - published"].tolist() == ["-3.000 [-53.000, +47.000]", "-"]
+    assert section.cells["pearson - published"].tolist() == ["-", "-0.400 [-50.400, +49.600]"]
+
+
+def test_a_paper_has_one_file_of_columns_whose_settings_all_jobs_may_share(tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "x/t", "row,ae2,arena,minutes\nred,50.0,20.0,3\n")
+    lines = [
+        "table,column,metric,setting,times,differs,reason",
+        "t,ae2,judge/win_rate,evaluation.judge.scale=three,100,Another judge.,",
+        "t,arena,judge/win_rate,evaluation.judge.scale=five evaluation.prompts=9,100,,",
+        "t,minutes,,,1,,It is a time.",
+        "other,minutes,toy/reward,,1,,",
+    ]
+    (experiments / "x/columns.csv").write_text("\n".join(lines) + "\n")
+    sweep = MadeSweep(tmp_path, "x/t")
+    sweep.done("red", 0, [number("judge/win_rate", 0.25)], {"evaluation.judge.scale": "five", "evaluation.prompts": "9"})
+    sweep.done("red", 0, [number("judge/win_rate", 0.5)], {"evaluation.judge.scale": "five", "evaluation.prompts": "8"})
+
+    section, printed = sections_of(table_of(read_sweep(tmp_path, "x/t"), Selection()), read("x/t", experiments), experiments)
+
+    assert section.cells["win_rate, published"].tolist() == ["20.0", "-"]
+    assert section.cells["win_rate - published"].tolist() == ["+5.000 [-45.000, +55.000]", "-"]
+    assert {"ae2: Another judge.", "minutes: It is a time."} <= set(printed.notes)
 
 
 def test_a_file_of_columns_without_its_own_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import cast
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +20,7 @@ from alignlab.errors import ControlError, ModelError
 from alignlab.models.strength import WITHOUT, Strength
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.peft_tuner import Float32, temporarily
+from alignlab.tuners.placeholders import PlaceholderEmbedding, VectorTable, slots
 
 
 def class_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]:
@@ -26,7 +28,7 @@ def class_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     return temporarily("setting", value, [layer for layer in module.modules() if isinstance(layer, ControlLora)])
 
 
-class ControlTable(Float32):
+class ControlTable(VectorTable):
     """One adapter's vectors, table of shape (C, M, D), and the ids that they stand in for, ids_C."""
 
     ids_C: Tensor
@@ -37,20 +39,13 @@ class ControlTable(Float32):
         self.register_buffer("ids_C", torch.tensor(config.placeholders, device=base.weight.device), persistent=False)
 
     def forward(self, ids_RT: Tensor, embedded_RTD: Tensor) -> Tensor:
-        """The embedded input with the n-th placeholder of a class replaced by its n-th vector.
-
-        Raises ControlError where a row holds another number of a class's placeholders than vectors: some were cut off.
-        """
-        hit_RTC = ids_RT[..., None] == self.ids_C
-        if not bool(hit_RTC.any()):
+        """The embedded input with the n-th placeholder of a class replaced by its n-th vector. Raises ControlError as `slots`
+        does."""
+        classes, vectors, _ = self.table.shape
+        found = slots(ids_RT, self.ids_C, [vectors] * classes)
+        if found is None:
             return embedded_RTD
-        vectors = self.table.shape[1]
-        counted_RTC = hit_RTC.cumsum(1)
-        if bool((counted_RTC[:, -1] % vectors != 0).any()):
-            raise ControlError(
-                f"a row holds a part of a control only; each class takes {vectors} placeholders, one after another."
-            )
-        slot_RT = ((counted_RTC - 1) % vectors * hit_RTC).sum(-1)
+        hit_RTC, slot_RT = found
         class_RT = hit_RTC.long().argmax(-1)
         put_RTD = self.table[class_RT, slot_RT].to(embedded_RTD.dtype)
         return torch.where(hit_RTC.any(-1, keepdim=True), put_RTD, embedded_RTD)
@@ -87,48 +82,15 @@ class ControlFactors(Float32):
         return self.B[number] @ self.A[number] * self.scale
 
 
-class ControlEmbedding(nn.Module, BaseTunerLayer):
+class ControlEmbedding(PlaceholderEmbedding):
     """The input embedding; placeholder ids come out as the vectors of their class."""
 
-    # A ModuleDict of modules: TRL copies adapters by looking for `.<adapter>.` in names.
     adapter_layer_names = ("control_table",)
-    active_adapters: list[str]
 
-    def __init__(self, base_layer: nn.Embedding, adapter_name: str, config: ControlConfig) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.control_table = nn.ModuleDict()
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
-
-    def update_layer(self, adapter_name: str, config: ControlConfig) -> None:
-        """Add an adapter, at its start."""
-        self.control_table[adapter_name] = ControlTable(self.base_layer, config)
-        BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
-
-    def forward(self, ids_RT: Tensor) -> Tensor:
-        """Embeddings of shape (R, T, D)."""
-        embedded_RTD = cast("Tensor", self.base_layer(ids_RT))
-        if not self.disable_adapters:
-            for name in self.active_adapters:
-                if name in self.control_table:
-                    embedded_RTD = cast("ControlTable", self.control_table[name])(ids_RT, embedded_RTD)
-        return embedded_RTD
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises ModelError: vectors in a text are not weights."""
-        raise ModelError("a soft prompt or token does not merge; `python -m alignlab export` writes it as a file of its own.")
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+    def table(self, config: PeftConfig) -> ControlTable:
+        """The vectors of a new control."""
+        assert isinstance(config, ControlConfig)
+        return ControlTable(self.base_layer, config)
 
 
 class ControlLora(nn.Module, BaseTunerLayer):

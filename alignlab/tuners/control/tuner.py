@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import re
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedModel, SuppressTokensLogitsProcessor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.export import TOLERANCE, export_plain
@@ -28,13 +26,9 @@ from alignlab.records import NO_CLASS
 from alignlab.tuners.config import ControlTunerConfig
 from alignlab.tuners.control.config import ControlConfig
 from alignlab.tuners.control.layer import ControlEmbedding, ControlLora
-from alignlab.tuners.peft_tuner import LayerModel, PeftTuner, both, temporarily
+from alignlab.tuners.peft_tuner import PeftTuner, both, refuse_other, temporarily, weights_hash
+from alignlab.tuners.placeholders import PlaceholderModel, place_of
 from alignlab.tuners.targets import matched
-
-SAMPLED = 16
-"""Numbers looked at from each end of every tensor: training moves nearly all, and a look stays cheap at any size."""
-
-LOOKED_AT = (torch.float32, torch.bfloat16, torch.float16)
 
 VECTORS, ABOUT = "prefix.safetensors", "prefix.json"
 HOW = (
@@ -43,44 +37,7 @@ HOW = (
 )
 
 
-def weights_hash(model: nn.Module) -> str:
-    """A short hash of the names, shapes and some numbers of a model's own weights, adapters left out, read as bfloat16."""
-    adapters = {
-        id(parameter)
-        for layer in model.modules()
-        if isinstance(layer, BaseTunerLayer)
-        for name in layer.adapter_layer_names
-        for parameter in getattr(layer, name).parameters()
-    }
-    made = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in adapters and ".modules_to_save." not in name:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
-            made.update(f"{plain} {tuple(parameter.shape)}".encode())
-            made.update(_sample(parameter.detach().flatten()))
-    return made.hexdigest()[:16]
-
-
-def refuse_other(model: nn.Module, expected: str | None) -> None:
-    """Raises ModelError where a control was tuned with other weights; not looked at are quantised ones and those elsewhere."""
-    unknown = any(held.is_meta or held.dtype not in LOOKED_AT for held in model.parameters())
-    if expected is not None and not unknown and weights_hash(model) != expected:
-        raise ModelError(
-            "this control was tuned together with other weights than the model has; load it on the model that was saved beside"
-            " it (lm/), in float32 or bfloat16."
-        )
-
-
-def _sample(flat: Tensor) -> bytes:
-    ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]])
-    return ends.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
-
-
-class NoPlaceholder(SuppressTokensLogitsProcessor):
-    """A type of its own, since generate drops its `suppress_tokens` for a processor of the type that it would build."""
-
-
-class ControlModel(LayerModel):
+class ControlModel(PlaceholderModel):
     """Controls as a PEFT method: `get_peft_model`, saving, loading and several adapters come from PEFT."""
 
     prefix = "control_"
@@ -96,31 +53,21 @@ class ControlModel(LayerModel):
         config = self.peft_config[adapter_name]
         assert isinstance(config, ControlConfig)
         refuse_other(model, config.base_hash)
-        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        beyond = [placeholder for placeholder in config.placeholders if not 0 <= placeholder < rows]
-        if beyond:
-            raise ConfigError(f"placeholder {beyond[0]} lies beyond the vocabulary of {rows}; choose an unused id below that.")
         try:
             super().inject_adapter(model, adapter_name, *rest, **more)
         except NoMatchingPeftModuleError as error:
             raise ConfigError(f"a LoRA control found no layer for its targets: {config.target_modules}.") from error
 
-    def generate(self, *inputs: Any, **given: Any) -> Any:
-        """The model's own, which says no placeholder: a model would read it as a control. The caller's generation_config stays
-        as it is."""
-        placeholders = sorted({id for config in self.peft_config.values() if config.embeds for id in config.placeholders})
-        if placeholders:
-            mine = [*(given.get("logits_processor") or ()), NoPlaceholder(placeholders)]
-            given["logits_processor"] = LogitsProcessorList(mine)
-        return self.model.generate(*inputs, **given)  # type: ignore[operator]
+    def reserved(self, config: PeftConfig) -> Sequence[int]:
+        """None of a phrase, whose ids are words."""
+        assert isinstance(config, ControlConfig)
+        return config.controls.reserved
 
     def _prepare_adapter_config(self, peft_config: ControlConfig, model_config: dict[str, Any]) -> ControlConfig:  # type: ignore[override]
         if peft_config.form == "text":
             peft_config.target_modules = DUMMY_TARGET_MODULES
         elif peft_config.embeds:
-            embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-            name = next(name for name, module in self.model.named_modules() if module is embedding)
-            peft_config.target_modules = rf"(.*\.)?{re.escape(name)}"
+            peft_config.target_modules = place_of(self.model, self.model.get_input_embeddings())  # type: ignore[operator]
         elif peft_config.target_modules is None:
             kind = str(model_config.get("model_type"))
             known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -131,9 +78,6 @@ class ControlModel(LayerModel):
             peft_config.target_modules = known[kind]
         return peft_config
 
-    def _check_tied_modules(self, model: nn.Module, peft_config: ControlConfig) -> None:  # type: ignore[override]
-        """peft warns that a tied head will not follow; it must not, and nothing is merged into the embedding."""
-
     def around(self, target: nn.Module, parent: nn.Module, name: str, adapter_name: str, config: PeftConfig) -> nn.Module:
         """Raises ConfigError for a LoRA on the head."""
         assert isinstance(config, ControlConfig)
@@ -143,10 +87,6 @@ class ControlModel(LayerModel):
         if target is self.model.get_output_embeddings():  # type: ignore[operator]
             raise ConfigError(f"control.targets names {name}, the head, which sees single tokens and no rows; leave it out.")
         return ControlLora(target, adapter_name, config)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """What is unloaded was on its devices all along."""
-        setattr(parent, child_name, new_module)
 
 
 class ControlTuner(PeftTuner):
@@ -160,6 +100,7 @@ class ControlTuner(PeftTuner):
         assert isinstance(config, ControlConfig)
         self.config = config
         self.controls = config.controls
+        self.inserted = self.controls.inserted
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """Both classes, or one of them at exactly 0 and 1."""

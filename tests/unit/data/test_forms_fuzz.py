@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alignlab.data.local import jsonl, offers, text_classification
@@ -16,6 +16,7 @@ from alignlab.data.published import hh_pairs, summary_pairs, ultrafeedback_pairs
 from alignlab.data.rows import COLUMNS
 from alignlab.data.source import Split
 from alignlab.errors import AlignlabError
+from tests.fuzzing import fuzzed
 from tests.unit.data.forms import WRITERS, config
 from tests.unit.data.test_text_classification import config as texts_of
 
@@ -87,7 +88,7 @@ def read_all(folder: Path, changes: dict[str, Any]) -> dict[str, Split]:
     return {name: source.split(name) for name in ("train", "test")}
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@fuzzed(2000)
 @given(
     rows=ROWS,
     form=st.sampled_from([form for form in WRITERS if form not in (".parquet", "-saved")]),
@@ -135,7 +136,7 @@ LABELLED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@fuzzed(400)
 @given(
     rows=st.lists(LABELLED, max_size=6).map(lambda rows: [{"text": "p", "label": "2"}, {"text": "q", "label": "b"}, *rows]),
     form=st.sampled_from([".jsonl", ".csv", ".json"]),
@@ -166,7 +167,7 @@ SUMMARIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@fuzzed(400)
 @given(
     rows=st.lists(SENSIBLE | STRANGE | SUMMARIES, max_size=5),
     read=st.sampled_from(
@@ -186,7 +187,7 @@ def test_rows_of_published_sets_are_accounted_for_or_refused(rows: list[dict[str
     assert split.read == len(rows) == kept(split) + sum(split.left_out.values())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@fuzzed(60)
 @given(rows=st.lists(SENSIBLE, min_size=1, max_size=5), form=st.sampled_from([".parquet", "-saved"]))
 def test_tables_are_accounted_for_or_refused(rows: list[dict[str, Any]], form: str) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -203,7 +204,7 @@ def test_tables_are_accounted_for_or_refused(rows: list[dict[str, Any]], form: s
     assert all(split.read == len(rows) == kept(split) + sum(split.left_out.values()) for split in found.values())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@fuzzed(300)
 @given(
     content=st.binary(max_size=60)
     | st.text(st.sampled_from('{}[]",:;\\\t\n\r\0ap1-.eé'), max_size=60).map(lambda text: text.encode()),

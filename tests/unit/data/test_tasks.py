@@ -21,7 +21,9 @@ MEANING = "name[The Eagle], priceRange[£20-25], near[Burger King]"
 
 def config(path: Path | None, task: str = "rte", **changes: Any) -> GlueConfig:
     own = {"name": "glue", "path": path and str(path), "train": "train*", "test": "validation*"}
-    return replace(GlueConfig(**HUB, **own, task=task, protocol="clean", split_seed=42, answers="names"), **changes)
+    return replace(
+        GlueConfig(**HUB, **own, task=task, protocol="clean", split_seed=42, answers="names", frames=None), **changes
+    )
 
 
 def e2e(path: Path | None, **changes: Any) -> E2eConfig:

@@ -38,6 +38,8 @@ def config(path: Path, **changes: Any) -> TextClassificationConfig:
         second=None,
         label="label",
         task="classes",
+        answers="names",
+        frame=None,
         labels=None,
     )
     return replace(made, **changes)
@@ -146,3 +148,20 @@ def test_a_config_without_a_meaning_is_refused_before_anything_is_read(
 
     with pytest.raises(ConfigError, match=says):
         checked("data", made)
+
+
+def test_texts_are_written_into_a_frame_and_classes_told_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,second,label\nx,y,no\nz,w,yes\n")
+    (tmp_path / "test.csv").write_text("text,second,label\nx,y,maybe\n")
+    made = build(config(tmp_path, second="second", answers="numbers", frame="{second} or {text}?"))
+
+    records = made.split("train").records
+
+    assert [(record.prompt, record.second, record.responses[0].text) for record in records] == [
+        ("y or x?", None, "0"),
+        ("w or z?", None, "1"),
+    ]
+    assert made.labels is not None
+    assert made.labels().names == ("0", "1")
+    with pytest.raises(DataError, match="label 'maybe' is none of the classes no, yes"):
+        made.split("test")

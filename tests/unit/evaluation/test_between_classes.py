@@ -141,13 +141,17 @@ def test_the_loss_of_a_class_is_of_its_own_items_under_it() -> None:
     assert given.held_out_items is not None
     own = list(given.held_out_items.groups[1::2])  # rejected, so bad
 
-    (measured,) = BetweenClasses(given).measure(Point(1.0, "bad", "bad"))
+    measured, bits = BetweenClasses(given).measure(Point(1.0, "bad", "bad"))
 
     batch = batch_of(own)
     tokens = batch.length_GM[:, 0] - batch.start_GM[:, 0]
     expected = (-totals_under(policy, "bad", batch)[:, 0] / tokens).mean().item()
     assert (measured.metric, measured.n) == ("nats_per_token", 4)
     assert measured.value == pytest.approx(expected, rel=1e-5)
+    answers = [CODEC.decode(group.members[0].ids[group.members[0].start :]) for group in own]
+    bits_N = -totals_under(policy, "bad", batch)[:, 0] / math.log(2) / torch.tensor([len(text.encode()) for text in answers])
+    assert (bits.metric, bits.n) == ("bits_per_byte", 4)
+    assert bits.value == pytest.approx(bits_N.mean().item(), rel=1e-5)
 
 
 def test_likelihoods_are_those_of_the_policy_asked_directly() -> None:

@@ -226,4 +226,4 @@ def test_between_three_classes_there_is_no_strength(strength: float) -> None:
 
 
 def test_the_longest_lead_is_what_a_text_has_to_leave_room_for() -> None:
-    assert (CONTROLS.longest, THREE.longest) == (2, 0)
+    assert (CONTROLS.inserted.tokens, THREE.inserted.tokens) == (2, 0)

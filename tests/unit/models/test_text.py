@@ -10,9 +10,11 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from alignlab.data.encode import Limits, chosen, encode
+from alignlab.data.source import Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.text import Codec, Template
-from alignlab.records import Dialogue, Example, Turn
+from alignlab.records import Dialogue, Example, Record, Response, Turn
 
 BOS, EOS, PAD = 0, 1, 2
 PIECES = ("<s>", "</s>", "<pad>", *"abcd ", "ab", "\n", "U", "A", ":")
@@ -100,6 +102,19 @@ def test_bos_or_eos_written_out_in_a_response_is_refused_with_its_row(response: 
 
     with pytest.raises(DataError, match=f"{ROW}: the response holds a BOS or EOS token as text"):
         codec.examples([Example("a", response)], [ROW])
+
+
+def test_where_unusable_rows_are_dropped_those_with_special_tokens_or_no_text_are_counted_by_their_reason() -> None:
+    codec = Codec(tokenizer(), PLAIN)
+    asked = [("a", "b"), ("a", "b</s>"), ("a<s>", "b"), ("b", "c")]
+    records = [Record(f"r:{place}", prompt, (Response(answer, "chosen"),)) for place, (prompt, answer) in enumerate(asked)]
+
+    groups, account = encode(Split(tuple(records)), chosen, codec.examples, Limits(10, "error", drops=True))
+
+    assert [group.row for group in groups] == ["r:0", "r:3"]
+    assert account.dropped == {"a special token written out in the text": 2}
+    with pytest.raises(DataError, match="r:1: the response holds a BOS or EOS token as text"):
+        encode(Split(tuple(records)), chosen, codec.examples, Limits(10, "error"))
 
 
 def test_two_texts_are_refused_where_the_model_reads_one_prompt() -> None:

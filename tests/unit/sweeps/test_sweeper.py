@@ -60,7 +60,9 @@ def test_a_failing_job_neither_stops_nor_hides_the_others(tmp_path: Path, capsys
     task = Task(too_high=1.0)
     rates = ("1e-3", "5", "-1", "7", "1e-4")
 
-    with pytest.raises(SweepError, match=r"^3 of 5 jobs failed; the same command runs them again, and no others\.$"):
+    with pytest.raises(
+        SweepError, match=r"^3 of 5 jobs failed; the same command runs those that are not done, and no others\.$"
+    ):
         sweep(task, f"method.fit.learning_rate={','.join(rates)}", "seed=3", f"paths.runs={tmp_path}")
 
     said = said_by(capsys)
@@ -169,6 +171,25 @@ def test_force_runs_what_is_done_again(tmp_path: Path) -> None:
     assert [run.seed for run in again.started] == [0, 1]
 
 
+def test_a_job_that_is_done_without_a_number_that_was_asked_for_fails_the_sweep_each_time_and_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("seed=0,1", f"paths.runs={tmp_path}")
+    sweep(Task(), *words)
+    lacking = {"suite": "toy", "metric": "reward", "control": "dial", "strength": 1.0, "n": 0, "note": "no text ended"}
+    Ledger(folder_of(config_of("seed=1", f"paths.runs={tmp_path}"))).write("report.json", {"unmeasured": [lacking]})
+    capsys.readouterr()
+    task = Task()
+
+    with pytest.raises(SweepError, match=r"^1 of 2 jobs failed"):
+        sweep(task, *words)
+
+    said = said_by(capsys)
+    assert task.started == []
+    assert "0 finished, 1 failed, 1 skipped (done before)" in "".join(said)
+    assert any("toy/reward could not be measured at dial 1 (no text ended)" in line for line in said)
+
+
 def test_a_plan_lists_every_job_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     sweep(Task(), "seed=0", "method.fit.batch=16", f"paths.runs={runs}")
@@ -176,7 +197,8 @@ def test_a_plan_lists_every_job_and_leaves_nothing(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     task = Task()
 
-    sweep(task, "seed=0,1", "method.fit.batch=16,0", f"paths.runs={runs}", "plan=true")
+    with pytest.raises(SweepError, match=r"^2 of 4 jobs of this sweep are refused; the first: method\.fit\.batch=0 must be"):
+        sweep(task, "seed=0,1", "method.fit.batch=16,0", f"paths.runs={runs}", "plan=true")
 
     said = said_by(capsys)
     assert task.started == []
@@ -195,7 +217,8 @@ def test_a_value_that_is_named_twice_is_one_job(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_seed_that_no_generator_takes_is_refused_in_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep(Task(), f"seed={2**32},{2**32 - 1}", f"paths.runs={tmp_path}", "plan=true")
+    with pytest.raises(SweepError, match="1 of 2 jobs of this sweep are refused; the first: seed=4294967296 must be"):
+        sweep(Task(), f"seed={2**32},{2**32 - 1}", f"paths.runs={tmp_path}", "plan=true")
 
     assert "2 jobs (1 refused, 1 to run)" in said_by(capsys)[0]
 
@@ -308,9 +331,17 @@ def test_a_plan_refuses_the_jobs_whose_data_a_run_would_refuse_and_looks_once_at
     looked: list[int | None] = []
     make_plan = planning.make_plan
     monkeypatch.setattr(planning, "make_plan", lambda config: looked.append(config.data.max_tokens) or make_plan(config))
-    words = ("data.pairs=8", "data.test_pairs=4", "data.max_tokens=5,200", "method.fit.learning_rate=1e-3,1e-4", "seed=0,1")
+    words = (
+        "data.pairs=8",
+        "method.fit.batch=8",
+        "data.test_pairs=4",
+        "data.max_tokens=5,200",
+        "method.fit.learning_rate=1e-3,1e-4",
+        "seed=0,1",
+    )
 
-    sweep(Task(), "method=sft", *words, "evaluation=off", f"paths.runs={tmp_path / 'runs'}", "plan=true")
+    with pytest.raises(SweepError, match=r"^4 of 8 jobs of this sweep are refused; the first: toy/train/0/0: 67 tokens, but"):
+        sweep(Task(), "method=sft", *words, "evaluation=off", f"paths.runs={tmp_path / 'runs'}", "plan=true")
 
     said = said_by(capsys)
     assert "8 jobs (4 refused, 4 to run)" in said[0]

@@ -16,7 +16,7 @@ from tests.offline_runs import offline_runs
 RUN = """
 import sys
 from pathlib import Path
-from alignlab.tracking.config import WandbConfig
+from alignlab.tracking import WandbConfig
 from alignlab.tracking import Identity
 from alignlab.tracking.weights_and_biases import open_run
 

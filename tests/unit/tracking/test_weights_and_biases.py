@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from alignlab.errors import ConfigError
-from alignlab.tracking import TRACKERS, Identity, NoTracker
-from alignlab.tracking.config import WandbConfig
+from alignlab.tracking import TRACKERS, Identity, NoTracker, WandbConfig
 from alignlab.tracking.weights_and_biases import WandbTracker, _mode, open_run
 from tests.unit.conftest import checked
 
@@ -76,7 +75,7 @@ def mode_of_a_new_process(home: Path) -> str:
     """What `auto` means to a user with this home; wandb looks for a login once per process."""
     ours = ("WANDB_", "NETRC", "HOME")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)} | {"HOME": str(home)}
-    imports = "from alignlab.tracking.config import WandbConfig; from alignlab.tracking.weights_and_biases import _mode"
+    imports = "from alignlab.tracking import WandbConfig; from alignlab.tracking.weights_and_biases import _mode"
     command = [sys.executable, "-c", f"{imports}; print(_mode({config('auto')!r}))"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment).stdout.strip()
 

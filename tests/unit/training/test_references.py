@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_a_second_call_reads_the_store_and_checks_eight_rows(policy: Counting, t
 def test_values_that_disagree_are_computed_again_and_replaced(policy: Counting, tmp_path: Path) -> None:
     first = referenced(policy, tmp_path)
     (path,) = files_of(tmp_path)
-    save_file({"total_NM": load_file(path)["total_NM"] + 0.01}, path)
+    changed = load_file(path)["total_NM"] + 0.01
+    save_file({"total_NM": changed}, path, {"sha256": hashlib.sha256(changed.numpy().tobytes()).hexdigest()})
 
     second = referenced(policy, tmp_path)
 
@@ -96,7 +98,8 @@ def test_a_file_that_cannot_be_read_is_computed_again_and_replaced(policy: Count
 def test_a_file_of_another_shape_is_computed_again(policy: Counting, tmp_path: Path, shape: tuple[int, int]) -> None:
     first = referenced(policy, tmp_path)
     (path,) = files_of(tmp_path)
-    save_file({"total_NM": torch.zeros(shape)}, path)
+    zeros = torch.zeros(shape)
+    save_file({"total_NM": zeros}, path, {"sha256": hashlib.sha256(zeros.numpy().tobytes()).hexdigest()})
 
     second = referenced(policy, tmp_path)
 
@@ -106,11 +109,37 @@ def test_a_file_of_another_shape_is_computed_again(policy: Counting, tmp_path: P
 def test_no_number_is_not_a_number_that_agrees(policy: Counting, tmp_path: Path) -> None:
     first = referenced(policy, tmp_path)
     (path,) = files_of(tmp_path)
-    save_file({"total_NM": torch.full((20, 2), torch.nan)}, path)
+    unknown = torch.full((20, 2), torch.nan)
+    save_file({"total_NM": unknown}, path, {"sha256": hashlib.sha256(unknown.numpy().tobytes()).hexdigest()})
 
     second = referenced(policy, tmp_path)
 
     assert second == first
+
+
+def test_a_changed_bit_is_noticed_in_a_row_that_is_not_computed_again(policy: Counting, tmp_path: Path) -> None:
+    first = referenced(policy, tmp_path)
+    (path,) = files_of(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    second = referenced(policy, tmp_path)
+
+    assert second == first
+    assert path.read_bytes() == content
+
+
+def test_other_rounding_and_other_code_have_files_of_their_own(
+    policy: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    referenced(policy, tmp_path)
+
+    policy.packing = "off"
+    referenced(policy, tmp_path)
+    monkeypatch.setattr("alignlab.training.references.code_version", lambda: "other")
+    referenced(policy, tmp_path)
+
+    assert len(files_of(tmp_path)) == 3
 
 
 def test_other_weights_and_other_ids_have_files_of_their_own(policy: Counting, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from alignlab.training.stages import cache_key
 from tests.experiments.sweeps import ROOT
 from tests.unit.conftest import trainer_config
 
-SMALL = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24", "tracking=off", "evaluation=off")
+SMALL = ("data.pairs=64", "data.test_pairs=8", "data.corpus=64", "tracking=off", "evaluation=off")
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def same(first: dict[str, str], second: dict[str, str]) -> set[str]:
         ("dpo", "data.test_pairs=9", {"prefer"}),
         ("dpo", "trainer.checkpoint_every_steps=7", {"prefer"}),
         ("dpo", "seed=1", set()),
-        ("dpo", "data.pairs=25", set()),
+        ("dpo", "data.pairs=65", set()),
         ("dpo", "data.flipped=0.5", set()),
         ("dpo", "model=tiny_gpt2", set()),
         ("dpo", "tuner=ia3", set()),

@@ -73,7 +73,7 @@ def test_a_stage_that_is_kept_twice_is_the_first_one(store: StageStore, tmp_path
     kept(store, tmp_path / "c")
 
     assert store.holds(KEY)
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [KEY, f"{KEY}.lock"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [KEY]
 
 
 def test_a_full_disk_keeps_nothing_and_stops_no_run(store: StageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.tuners.at_strength import tuner_in
-from alignlab.tuners.control.tuner import weights_hash
+from alignlab.tuners.peft_tuner import weights_hash
 from tests.conftest import backbone
 from tests.contracts.controls import CASES, Case, attach, last_logits, trained
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-SENTENCE = "tuned together with other weights than the model has; load it on the model that was saved beside it"
+SENTENCE = "tuned together with other weights than the model has; load it on the model that it belongs to"
 
 
 def other(kind: str) -> Backbone:

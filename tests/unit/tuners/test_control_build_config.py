@@ -201,12 +201,12 @@ def test_a_control_of_another_template_is_refused(form: str) -> None:
 def test_a_part_of_a_control_is_refused(held: list[int]) -> None:
     policy = attach(Case("soft_prompt", "llama", settings={"length": 5}), backbone("llama"))
 
-    with pytest.raises(ControlError, match="a part of a control only; each class takes 5 placeholders"):
+    with pytest.raises(ControlError, match="a part of the placeholders only; each kind takes 5 of them"):
         policy.model(torch.tensor([[1, *held, 8, 9]]))
 
 
 def test_a_control_cut_at_a_context_is_refused_in_whichever_row_it_is() -> None:
     policy = attach(Case("soft_prompt", "gpt2", settings={"length": 3}), backbone("gpt2"))
 
-    with pytest.raises(ControlError, match="each class takes 3 placeholders"):
+    with pytest.raises(ControlError, match="each kind takes 3 of them"):
         policy.model(torch.tensor([[1, 127, 127, 127, 9], [1, 9, 9, 128, 128]]))

@@ -1,0 +1,62 @@
+"""TPT's tables: what each row trains, a row of each table, and what is said to be published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from alignlab.commands.params import counted, rows_of
+from alignlab.config import folder_of, parse
+from run import run
+from tests.experiments.sweeps import EXPERIMENTS, composed, run_of
+
+COUNTS = {"prompt": 76_800, "bank": 460_800, "joint": 537_600, "frozen": 76_800, "own-bank": 384_000, "router": 922_200}
+SHARES = {76_800: "0.0345", 460_800: "0.2067", 537_600: "0.2412"}
+
+
+def test_the_rows_train_what_the_released_scripts_train() -> None:
+    found = {row: counted(config) for row, _, config in rows_of("tpt/params")}
+
+    assert {row: count for row, (count, _) in found.items()} == COUNTS
+    assert {whole for _, whole in found.values()} == {222_903_552}
+    assert {count: f"{100 * count / 222_903_552:.4f}" for count in SHARES} == SHARES
+
+
+@pytest.mark.parametrize("row", ["token", "whole", "none", "full"])
+def test_a_row_of_the_small_study_runs(row: str, tmp_path: Path) -> None:
+    raw = composed("tpt/toy/small", f"+experiment/tpt/toy/small={row}", "data.tested=snli", "seed=0", "tracking=off")
+    short = {f"method.{stage}.steps": 1 for stage in ("bank", "target", "fit") if stage in raw.method}
+    for key, value in {**short, "paths.runs": str(tmp_path), "trainer.device": "cpu"}.items():
+        OmegaConf.update(raw, key, value)
+
+    run(raw)
+
+    report = json.loads((folder_of(parse(raw)) / "report.json").read_text())
+    (accuracy,) = [found for found in report["results"] if found["metric"] == "accuracy"]
+    assert (accuracy["suite"], accuracy["n"]) == ("classification", 3)  # a fifth of 12 rows
+
+
+def test_at_the_papers_scale_a_task_has_its_own_rate_and_start() -> None:
+    cell = ("+experiment/tpt/paper=token", "model=t5_base", "seed=42")
+
+    rte, mnli = (run_of("tpt/paper", *cell, f"data.tested={task}").method for task in ("rte", "mnli"))
+
+    assert (rte.stages, rte.prompt_task, rte.target.learning_rate, rte.target.epochs) == (
+        ["prompt", "bank", "target"],
+        "mnli",
+        0.4,
+        30,
+    )
+    assert (mnli.stages, mnli.target.learning_rate, mnli.target.epochs) == (["bank", "target"], 0.3, 5)
+
+
+def test_no_number_is_published_but_the_abstracts() -> None:
+    claims = pd.read_csv(EXPERIMENTS / "tpt" / "published.csv")
+
+    assert list(claims.columns) == ["claim", "value", "source"]
+    assert set(claims.source) == {"abstract"}
+    assert [value for value in claims.value if any(letter.isdigit() for letter in value)] == ["0.035 %", "14"]
