@@ -37,7 +37,7 @@ def test_a_row_of_the_small_study_runs(row: str, tmp_path: Path) -> None:
 
     report = json.loads((folder_of(parse(raw)) / "report.json").read_text())
     (accuracy,) = [found for found in report["results"] if found["metric"] == "accuracy"]
-    assert (accuracy["suite"], accuracy["n"]) == ("classification", 3)  # a fifth of 12 rows
+    assert (accuracy["suite"], accuracy["n"]) == ("classification", 5)  # a fifth of 24 rows
 
 
 def test_at_the_papers_scale_a_task_has_its_own_rate_and_start() -> None:
