@@ -206,7 +206,8 @@ def _lines(file: Path, hints: Mapping[str, Any]) -> list[Line]:
         for key, value in node.value:
             name = f"{at}.{key.value}".strip(".")
             if isinstance(value, yaml.MappingNode) and (not value.flow_style or dataclasses.is_dataclass(hints.get(name))):
-                if typing.get_origin(_bare(hints.get(name))) is dict:  # rows of the config's own
+                hint = _bare(hints.get(name))
+                if dict in map(typing.get_origin, (hint, *typing.get_args(hint))):  # rows of the config's own
                     rows = ", ".join(row.value for row, _ in value.value)
                     yield Line(name, f"{{{rows}}}", _comment(written, key.start_mark.line))
                 else:

@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_sentence_and_a_finished_status(monkeypatch: pytest.M
 
     monkeypatch.setattr("torch.save", full)
 
-    with pytest.raises(StorageError, match=r"the disk is full; mend that, and the same command goes on"):
+    with pytest.raises(StorageError, match=r"the disk is full; mend that, and the same command resumes"):
         run(composed(tmp_path, "sft", *SHORT))
 
     status = json.loads((tmp_path / "run" / "status.json").read_text())

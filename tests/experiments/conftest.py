@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         below = folder / "shared" / "data" / task
         below.mkdir(parents=True)
         for name in {file, "test" if file != "train" else "dev"}:
-            lines = [row(task, place) for place in range(12)]
+            lines = [row(task, place) for place in range(24)]
             (below / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ALIGNLAB_SHARED", str(folder / "shared"))
