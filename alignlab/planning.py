@@ -158,7 +158,6 @@ def _build(config: RunConfig) -> _Parts:
     rows = skeletal.get_input_embeddings().num_embeddings
     control = GROUPS["control"][config.control.name].build(config.control, classes, codec, rows)
     parameters, shape = skeletal.num_parameters(), shape_of(skeletal)
-    _refuse_wide_ranks(config, skeletal)
     tuner = GROUPS["tuner"][config.tuner.name].build(config.tuner, skeletal, control)
     for stage in method.stages:
         if stage.trains:
@@ -211,16 +210,6 @@ def _refuse_unknown(encoded: Sequence[tuple[str, Sequence[int]]], skeletal: PreT
                 f"{row}: holds the token {token!r} (id {max(ids)}), but the model's embedding has {known} rows; take it out of"
                 " the text, or give the tokenizer that belongs to the model."
             )
-
-
-def _refuse_wide_ranks(config: RunConfig, skeletal: PreTrainedModel) -> None:
-    """Raises ConfigError for a rank that no weight of the model has."""
-    widest = max(min(weight.shape) for weight in skeletal.parameters() if weight.dim() == 2)
-    update = getattr(config.method, "update", None)
-    for key, part in (("tuner", config.tuner), ("control", config.control), ("method.update", update)):
-        rank = getattr(part, "rank", None)
-        if isinstance(rank, int) and rank > widest:
-            raise ConfigError(f"{key}.rank={rank} is more than any weight of the model has; take at most {widest}.")
 
 
 def points(control: StrengthConfig | FormConfig, classes: Sequence[str] | None) -> list[Point]:

@@ -24,7 +24,6 @@ import torch
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import Account, Limits, encode
 from alignlab.data.source import Source, drawn_from, shares
-from alignlab.errors import ConfigError
 from alignlab.files import PART, alone, code_version, damage, places, remove_free, sealed
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
@@ -196,21 +195,17 @@ class TrainStage:
         if self.cached_reference is not None:
             self.cached_reference.check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
+        again = f", more than the {len(groups)} groups, so a step holds some twice" if self.fit.batch > len(groups) else ""
         note = (
-            f"batch {self.fit.batch}{dealt}, learning rate {self.fit.learning_rate:g};"
+            f"batch {self.fit.batch}{again}{dealt}, learning rate {self.fit.learning_rate:g};"
             f" trains {sentence(self.trains, self.update, self.second)}"
         )
         first, end, _ = self._steps(len(groups))
         return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
-        """Raises ConfigError for a batch that holds a group twice or cannot be dealt out in micro-batches and for what
-        trainer.extra cannot have; and what the objective refuses."""
-        if self.fit.batch > len(work.groups):
-            raise ConfigError(
-                f"stage {self.name}: a batch of {self.fit.batch} would hold some of {len(work.groups)} groups more than once;"
-                f" set its batch to at most {len(work.groups)}."
-            )
+        """Raises ConfigError for a batch that cannot be dealt out in micro-batches and for what trainer.extra cannot have; and
+        what the objective refuses."""
         trainer.micro(self.fit.batch, processes.count())
         check_arguments(self.fit, trainer, work.steps)
         if hasattr(self.objective, "check"):

@@ -44,7 +44,14 @@ def below(name: str) -> set[str]:
     return named | {lower for entry in named for lower in below(entry)}
 
 
-USED = set(TABLES).union(*(rows_of(table) | below(table) for table in TABLES))
+def used_by(table: str) -> set[str]:
+    """The files that a table is made of: those it is laid over, its rows, also those in its folder that have to be asked for by
+    name, and what these are laid over."""
+    rows = rows_of(table) | {name for name in FILES if name.rpartition("/")[0] == table}
+    return below(table) | rows | {lower for row in rows for lower in below(row)}
+
+
+USED = set(TABLES).union(*(used_by(table) for table in TABLES))
 _CONFIG = OmegaConf.load(ROOT / "conf" / "model" / "tiny.yaml")
 TINY = {f"model.{key}": _CONFIG[key] for key in ("name", "source", "path", "template")}
 ELSEWHERE = {

@@ -41,4 +41,4 @@ def test_results_name_a_command_and_a_commit_of_the_history(name: str) -> None:
 
 
 def test_the_files_without_an_origin_are_those_that_are_known() -> None:
-    assert WITHOUT | SEARCHED <= set(results())
+    assert set(results()) >= WITHOUT | SEARCHED

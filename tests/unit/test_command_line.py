@@ -43,7 +43,9 @@ def test_help_lists_the_groups_without_importing_anything_heavy(tmp_path: Path) 
     done = run_py(tmp_path, "--help")
 
     assert done.returncode == 0
-    assert re.search(r"^method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft, tpt$", done.stdout, re.MULTILINE
+    )
     assert not HEAVY.search(done.stderr)
     assert list(tmp_path.iterdir()) == []
 
@@ -63,7 +65,7 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
         (
             ["method=rde"],
             "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, "
-            "sft.",
+            "sft, tpt.",
         ),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),

@@ -70,16 +70,18 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
     [
         (
             "method=rde",
-            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft.",
+            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft,"
+            " tpt.",
         ),
         (
             "data=toys",
-            "unknown data 'toys'; did you mean toy or toy_classes? known: e2e_nlg, glue, hh_rlhf, jsonl, mixture, summaries,"
-            " text_classification, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
+            "unknown data 'toys'; did you mean toy or toy_classes? known: e2e_nlg, glue, glue_asked, hh_rlhf, jsonl, mixture,"
+            " squad, summaries, super_glue, text_classification, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
         ),
         (
             "tuner=abc",
-            "unknown tuner 'abc'; known: adapter, bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower, red.",
+            "unknown tuner 'abc'; known: adapter, bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower,"
+            " prompt, red, token_bank.",
         ),
     ],
 )
@@ -140,7 +142,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
         ),
         (
             "~data",
-            "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, glue, e2e_nlg, hh_rlhf,"
+            "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, glue, glue_asked, super_glue,"
+            " squad, e2e_nlg, hh_rlhf,"
             " ultrafeedback, ultrafeedback_cleaned, summaries, jsonl, mixture.",
         ),
     ],

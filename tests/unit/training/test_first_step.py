@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from alignlab.models.policy import Policy
 from alignlab.records import Record
 from alignlab.training.objectives import Objective, nll
 from alignlab.training.objectives import PreferenceLoss as PreferenceObjective
-from alignlab.training.references import Base, Reference, Start
+from alignlab.training.references import CHECKSUM, Base, Reference, Start
 from alignlab.training.stages import Session, TrainStage
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
@@ -48,7 +49,7 @@ def shift(session: Session, nats: float) -> None:
     (path,) = (session.store / "references").iterdir()
     total_NM = load_file(path)["total_NM"]
     total_NM[:, 0] += nats
-    save_file({"total_NM": total_NM}, path)
+    save_file({"total_NM": total_NM}, path, {CHECKSUM: hashlib.sha256(total_NM.numpy().tobytes()).hexdigest()})
 
 
 @pytest.mark.parametrize("tuner", ["lora", "red", "clm", "ia3"])
