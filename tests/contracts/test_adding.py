@@ -95,7 +95,7 @@ ENTRY = Entry(TwiceConfig, build, requires=capabilities("chosen"), provides=capa
         )
     ],
     "alignlab/methods/__init__.py": [
-        ("preference, rahf\n", "preference, rahf, twice\n"),
+        ("rahf, tpt\n", "rahf, tpt, twice\n"),
         ('        "sft": ', '        "twice": twice.ENTRY,\n        "sft": '),
     ],
     "conf/method/twice.yaml": [

@@ -13,6 +13,7 @@ TABLES = tables()
 PAPER = [table for table in TABLES if not table.startswith("tiny/") and "/toy/" not in table]
 
 
+@pytest.mark.slow  # 10,000 configs; what each composes to is held by the record below
 @pytest.mark.parametrize("table", TABLES)
 def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str) -> None:
     every = tried(table)
