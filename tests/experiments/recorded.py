@@ -70,7 +70,7 @@ def flat(raw: DictConfig) -> Values:
     except OmegaConfBaseException:
         plain = _resolved_where_possible(config)
     leaves = _leaves(plain)
-    for name in ("MODELS", "SHARED"):
+    for name in ("SHARED", "MODELS"):  # the tests have the one inside the other
         folder = os.environ.get(f"ALIGNLAB_{name}", name)
         leaves = {key: leaf.replace(folder, name) for key, leaf in leaves.items()}
     return leaves
