@@ -26,7 +26,18 @@ def row(task: str, place: int) -> dict[str, object]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of models in which `meet/local` and `real/smollm` find theirs by name; all are the embedded one, apart from
     a note in its config, since models count by their content."""
-    folder = tmp_path_factory.mktemp("models")
+    folder = tmp_path_factory.getbasetemp() / "models"  # one place per process, which composed configs remember
+    if not folder.exists():
+        written(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ALIGNLAB_SHARED", str(folder / "shared"))
+        patched.setenv("ALIGNLAB_MODELS", str(folder))
+        patched.delenv("ALIGNLAB_DATA", raising=False)
+        yield folder
+
+
+def written(folder: Path) -> None:
+    """Writes the models, and small files of the tasks."""
     for name in ("stories260k", "babyllama-byte361", "smollm2-135m-instruct"):
         copytree(EMBEDDED / "tiny", folder / name)
         config = folder / name / "config.json"
@@ -38,8 +49,3 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in {file, "test" if file != "train" else "dev"}:
             lines = [row(task, place) for place in range(24)]
             (below / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ALIGNLAB_SHARED", str(folder / "shared"))
-        patched.setenv("ALIGNLAB_MODELS", str(folder))
-        patched.delenv("ALIGNLAB_DATA", raising=False)
-        yield folder
