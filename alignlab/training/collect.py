@@ -22,8 +22,7 @@ from alignlab.models.text import Codec
 from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
-from alignlab.training.stages import Session, Truncation, Work
-from alignlab.training.trainable import Trains
+from alignlab.training.stages import MeasuringStage, Session, Truncation, Work
 from alignlab.tuners.config import LayersConfig
 
 PROFILE = "profile.json"
@@ -66,7 +65,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class CollectStage:
+class CollectStage(MeasuringStage):
     """Measures `base` states and a `shift` of them. `sample`: how many groups are measured, evenly from the split; all of them
     where `store` keeps the states, which may take `store_mib`."""
 
@@ -79,16 +78,6 @@ class CollectStage:
     sample: int
     store: Stored | None = None
     store_mib: float = 0.0
-    stays = False
-
-    @property
-    def trains(self) -> Trains:
-        """Nothing."""
-        return {}
-
-    def validated(self, trainer: TrainerConfig) -> bool:
-        """Never: it does not train."""
-        return False
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split, and takes the sample."""

@@ -154,6 +154,21 @@ class Truncation:
 EVERYTHING = Truncation()
 
 
+class MeasuringStage:
+    """A stage that trains nothing, and whose result the finished policy does not need."""
+
+    stays = False
+
+    @property
+    def trains(self) -> Trains:
+        """Nothing."""
+        return {}
+
+    def validated(self, trainer: TrainerConfig) -> bool:
+        """Never: it does not train."""
+        return False
+
+
 @dataclass(frozen=True)
 class TrainStage:
     """Trains some parts of the policy (`trains`) under `objective` on `view` of `split`.

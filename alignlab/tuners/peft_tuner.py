@@ -118,6 +118,18 @@ def per_row(strength_B: Tensor, output: Tensor) -> Tensor:
     return strength_B.to(output.device, torch.float32).view(-1, *[1] * (output.dim() - 1))
 
 
+class AroundLayer(nn.Module):
+    """A module in the place of `base_layer`; what it does not have itself is that layer's."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
 class Float32(nn.Module):
     """Parameters that stay in float32 over any backbone: small steps round away in half precision."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedModel, SuppressTokensLogitsProcessor
 
 from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.tuners.peft_tuner import Float32, LayerModel
+from alignlab.tuners.peft_tuner import AroundLayer, Float32, LayerModel
 
 
 def slots(ids_RT: Tensor, ids_P: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -45,7 +45,7 @@ class VectorTable(Float32):
         """The embedded input with vectors in the places of placeholders."""
 
 
-class PlaceholderEmbedding(nn.Module, BaseTunerLayer):
+class PlaceholderEmbedding(AroundLayer, BaseTunerLayer):
     """An input embedding; placeholder ids come out as vectors of the active adapters. Each method names its ModuleDict of
     tables, one per adapter, in `adapter_layer_names`: TRL copies adapters by looking for `.<adapter>.` in names."""
 
@@ -89,14 +89,6 @@ class PlaceholderEmbedding(nn.Module, BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
 
 class NoPlaceholder(SuppressTokensLogitsProcessor):

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 
 from alignlab.models.strength import Inserted, Prefix, Strength, WeightedPass
 from alignlab.tuners.config import PromptTunerConfig
-from alignlab.tuners.peft_tuner import PeftTuner
+from alignlab.tuners.peft_tuner import AroundLayer, PeftTuner
 from alignlab.tuners.tuner import mixed_logits
 
 _INITS = {"vocabulary": PromptTuningInit.SAMPLE_VOCAB, "random": PromptTuningInit.RANDOM}
 
 
-class PromptedEmbedding(nn.Module):
+class PromptedEmbedding(AroundLayer):
     """An input embedding, and PEFT's vectors by adapter: id -1 - n stands for the n-th of the adapter `active`."""
 
     def __init__(self, base_layer: nn.Module, prompts: nn.ModuleDict, active: str) -> None:
@@ -42,14 +42,6 @@ class PromptedEmbedding(nn.Module):
             return embedded_RTD
         vectors_RTD = cast("Tensor", self.prompts[self.active]((-1 - ids_RT).clamp(min=0)))
         return torch.where(put_RT[..., None], vectors_RTD.to(embedded_RTD.dtype), embedded_RTD)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
 
 class PromptTuner(PeftTuner):

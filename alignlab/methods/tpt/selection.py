@@ -22,15 +22,14 @@ from alignlab.records import View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.collect import COUNTS, GROUPS_PER_PASS
 from alignlab.training.config import TrainerConfig
-from alignlab.training.stages import Session, Work
-from alignlab.training.trainable import Trains
+from alignlab.training.stages import MeasuringStage, Session, Work
 
 ALL = "all"
 """What rows are counted under where the data has one source."""
 
 
 @dataclass(frozen=True)
-class SelectionStage:
+class SelectionStage(MeasuringStage):
     """Behind a stage: of the first `rows` texts of each of its `sources` (None = all of the data), how often each vector is
     chosen, the entropy of that (nats), and how many vectors nobody chooses."""
 
@@ -38,16 +37,6 @@ class SelectionStage:
     view: View
     rows: int
     sources: tuple[str, ...] | None = None
-    stays = False
-
-    @property
-    def trains(self) -> Trains:
-        """Nothing."""
-        return {}
-
-    def validated(self, trainer: TrainerConfig) -> bool:
-        """Never: it does not train."""
-        return False
 
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the first training rows of each source."""

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import MERGES, MOST_BLOCKS, STARTS
-from alignlab.tuners.peft_tuner import Float32, peft_type, temporarily
+from alignlab.tuners.peft_tuner import AroundLayer, Float32, peft_type, temporarily
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -171,7 +171,7 @@ def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     return temporarily("setting", _setting(value), layers)
 
 
-class ClmLayer(nn.Module, BaseTunerLayer):
+class ClmLayer(AroundLayer, BaseTunerLayer):
     """The backbone's first block, with the active adapters' blocks in front; asked for anything else, it is that block."""
 
     # A ModuleDict of modules: TRL copies adapters by looking for `.<adapter>.` in names.
@@ -239,14 +239,6 @@ class ClmLayer(nn.Module, BaseTunerLayer):
         mixed_RTD = hidden_RTD.clone()
         mixed_RTD[setting.through] = out_RTD
         return mixed_RTD
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
 
 def _setting(value: Strength) -> float | Rows:
