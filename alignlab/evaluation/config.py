@@ -77,7 +77,8 @@ class JudgeConfig:
     openai client has it. `mode`: pairwise, or single (a mark from 1 to 10). `questions`: a JSON-lines file with `turns`
     (MT-Bench, Arena-Hard) or `instruction` (AlpacaEval), null = the prompts of the data; `references`: a file of
     answers to some of them. `against`: in pairwise mode, strength0, chosen, or a JSON-lines file of answers. `scale`: its
-    verdicts: three ([[A]], [[B]], [[C]] for a tie) or five (Arena-Hard's [[A>>B]] to [[B>>A]]). `temperature` and `max_tokens`:
+    verdicts: three ([[A]], [[B]], [[C]] for a tie) or five (Arena-Hard's [[A>>B]] to [[B>>A]]). `second_turn_strength`: of the
+    model in the second turn of a question, null = as in the first. `temperature` and `max_tokens`:
     of the judge. `parallel`: questions that are asked at a time; `retries`: of one; `seconds`: the longest wait."""
 
     model: Annotated[str | None, text(filled=True)]
@@ -87,6 +88,7 @@ class JudgeConfig:
     references: Annotated[str | None, path()]
     against: Annotated[str, text(filled=True)]
     scale: Annotated[str, one_of("three", "five")]
+    second_turn_strength: Annotated[float | None, number()]
     temperature: Annotated[float, number(minimum=0, maximum=2)]
     max_tokens: Annotated[int, number(minimum=1)]
     parallel: Annotated[int, number(minimum=1, maximum=256)]
@@ -99,6 +101,11 @@ class JudgeConfig:
             raise ConfigError(
                 f"{where}.against=chosen are answers of the data, but the questions are of a file; set it to strength0, or to a"
                 " file of answers."
+            )
+        if self.second_turn_strength is not None and self.mode != "single":
+            raise ConfigError(
+                f"{where}.second_turn_strength={self.second_turn_strength:g} is of questions with two turns, whose answers are"
+                f" marked alone; set {where}.mode=single, or leave it out."
             )
         if self.model:
             _installed(f"{where}.model", "openai", "the openai client", "judge")

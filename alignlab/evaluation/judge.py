@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alignlab.data.rows import conversation
+from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
 from alignlab.evaluation.config import SIDES
 from alignlab.evaluation.judging import (
@@ -72,15 +73,20 @@ class Judge:
         return self._questions, self._said[point]
 
     def _converse(self, questions: Sequence[Question], point: Point) -> Answers:
-        """Turn by turn, each behind what was said before; at most two turns."""
-        context, sampling = self._context, self._context.config.sampling()
+        """Turn by turn, each behind what was said before; at most two turns, the second perhaps at a strength of its own.
+        Raises ConfigError for that where the point is a class."""
+        context, sampling, second = self._context, self._context.config.sampling(), self._config.second_turn_strength
+        if second is not None and point.mixture is not None:
+            raise ConfigError(
+                f"evaluation.judge.second_turn_strength={second:g} is a strength, and {point.mixture} is a class; leave it out."
+            )
         said: list[tuple[str, ...]] = [()] * len(questions)
         for turn in range(2):
             places = [place for place, question in enumerate(questions) if len(question.turns) > turn]
             prompts = [_talk(questions[place].turns[: turn + 1], said[place]) for place in places]
             texts = context.policy.respond(
                 prompts,
-                strength=point.strength,
+                strength=second if turn == 1 and second is not None else point.strength,
                 control=point.mixture,
                 sampling=sampling,
                 seed=context.config.sampling_seed,

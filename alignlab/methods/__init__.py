@@ -16,6 +16,7 @@ METHODS = Registry(
         "coh": controlled.COH,
         "rahf": rahf.ENTRY,
         "tpt": tpt.ENTRY,
+        "distill": preference.DISTILL,
         "reward": preference.REWARD,
         "evaluate": evaluate.ENTRY,
         "pretrain": likelihood.PRETRAIN,

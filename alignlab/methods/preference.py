@@ -1,5 +1,5 @@
-"""Methods that learn from pairs: by a preference loss, perhaps after fine-tuning the backbone (DPO and its relatives, CLM); and
-reward models, a head of one output on a backbone (arXiv 2203.02155, section 3.5).
+"""Methods that learn from pairs: by a preference loss, perhaps after fine-tuning the backbone (DPO and its relatives, CLM), or
+with the result distilled at a strength; and reward models, a head of one output on a backbone (arXiv 2203.02155, section 3.5).
 
 CLM (arXiv 2503.04346) is the same training as DPO: its config chooses the tuner `clm`, an identity block in front of the model.
 """
@@ -14,7 +14,7 @@ from alignlab.errors import ConfigError
 from alignlab.files import content_keys
 from alignlab.methods.config import MethodConfig
 from alignlab.models.config import decisive_files
-from alignlab.registry import Entry, capabilities, number, one_of
+from alignlab.registry import Entry, capabilities, number, one_of, path
 from alignlab.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PreferenceConfig(MethodConfig):
     def check(self, where: str) -> None:
         """Raises ConfigError for a reference that does not exist, and for combinations without a meaning."""
         if self.other_model is not None:
-            _check_model(self.other_model)
+            _check_model(f"{where}.reference={self.reference}", self.other_model)
         elif self.reference not in REFERENCES:
             known = ", ".join((*REFERENCES, f"{MODEL}PATH"))
             raise ConfigError(f"{where}.reference={self.reference!r} is not known; choose one of {known}.")
@@ -110,9 +110,8 @@ def build(config: PreferenceConfig) -> Method:
     return Method(config.name, (sft, prefer) if config.sft_first else (prefer,))
 
 
-def _check_model(folder: Path) -> None:
-    """Raises ConfigError for a folder that holds no whole model in safetensors."""
-    given = f"method.reference={MODEL}{folder}"
+def _check_model(given: str, folder: Path) -> None:
+    """Raises ConfigError for a folder that holds no whole model in safetensors; `given`: as the config says it."""
     if not folder.is_dir():
         raise ConfigError(f"{given} does not exist; give a folder saved by save_pretrained.")
     if (folder / "adapter_config.json").is_file():
@@ -154,3 +153,68 @@ REWARD = Entry(
     requires=capabilities("pairs", "response scores"),
     provides=capabilities("training", "reward training"),
 )
+
+
+@dataclass
+class DistillConfig(MethodConfig):
+    """`aligned`: a checkpoint with the vocabulary of the run's model; null = stage `prefer` trains one by DPO, every weight,
+    with `beta` and `likelihood` as there. `teacher_strength`: s of the mixture s z_aligned + (1 - s) z_backbone that the tuner
+    learns."""
+
+    name: str
+    aligned: Annotated[str | None, path()]
+    teacher_strength: Annotated[float, number()]
+    beta: Annotated[float, number(minimum=1e-6, maximum=1000)]
+    likelihood: Annotated[float, number(minimum=0, maximum=1000)]
+    prefer: FitConfig
+    fit: FitConfig
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a folder without a whole model, and for stages that train on prompts."""
+        if self.aligned is not None:
+            _check_model(f"{where}.aligned={self.aligned}", Path(self.aligned))
+        for name, fit in self.fits().items():
+            if fit.loss_on != "response":
+                raise ConfigError(f"{where}.{name}.loss_on must be response: prompts have no weight in this method.")
+
+    def cache_key(self) -> list[str]:
+        """The content of the aligned model."""
+        return content_keys(decisive_files(Path(self.aligned))) if self.aligned is not None else []
+
+    def places(self) -> tuple[str, ...]:
+        """Where the aligned model lies."""
+        return () if self.aligned is None else ("aligned",)
+
+    def fits(self) -> dict[str, FitConfig]:
+        """The stages that train, in order."""
+        return {"prefer": self.prefer, "fit": self.fit} if self.aligned is None else {"fit": self.fit}
+
+    def shared(self) -> dict[str, Any]:
+        """`prefer`, which reads nothing of the strength."""
+        return {"prefer": [self.prefer, self.beta, self.likelihood]} if self.aligned is None else {}
+
+
+def build_distill(config: DistillConfig) -> Method:
+    """`prefer`, where no aligned model is given: a second model, on pairs. `fit`: the tuner, on chosen responses."""
+    from alignlab.data.encode import chosen, pair
+    from alignlab.training.objectives import Distillation, PreferenceLoss
+    from alignlab.training.references import Base, OtherModel, SecondModel
+    from alignlab.training.stages import Method, TrainStage
+    from alignlab.training.trainable import THE_BACKBONE
+
+    aligned = SecondModel() if config.aligned is None else OtherModel(Path(config.aligned), "method.aligned=")
+    fit = TrainStage("fit", "train", chosen, Distillation(aligned, config.teacher_strength), config.fit)
+    if isinstance(aligned, OtherModel):
+        return Method(config.name, (fit,))
+    loss = PreferenceLoss("sigmoid", config.beta, 0.0, "sum", "base", config.likelihood)
+    prefer = TrainStage("prefer", "train", pair, loss, config.prefer, Base(), trains=THE_BACKBONE, second=aligned)
+    return Method(config.name, (prefer, fit))
+
+
+def _distill_requires(config: DistillConfig) -> frozenset[str]:
+    """Texts to learn on; and where an aligned model is trained first, pairs and weights in which small steps count."""
+    always = {"chosen", "token likelihood"}
+    return frozenset(always if config.aligned is not None else {*always, "pairs", "float32 weights"})
+
+
+DISTILL = Entry(DistillConfig, build_distill, requires=_distill_requires, provides=capabilities("training"))

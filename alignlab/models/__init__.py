@@ -15,7 +15,7 @@ _ENTRY = Entry(
 )
 EMBEDDED = ("tiny", "tiny_gpt2", "tiny_roberta", "tiny_t5")
 ON_THE_HUB = (
-    *("gpt2_large", "gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "qwen25_15b", "qwen25_7b"),
-    *("roberta_base", "roberta_large", "t5_base"),
+    *("gpt2_large", "gpt2_medium", "llama2_7b", "llama31_8b", "llama32_3b", "llama32_3b_instruct", "llama3_8b_instruct"),
+    *("qwen25_15b", "qwen25_7b", "qwen2_15b_instruct", "roberta_base", "roberta_large", "t5_base"),
 )
 MODELS = Registry("model", dict.fromkeys((*EMBEDDED, "local", *ON_THE_HUB), _ENTRY))

@@ -59,16 +59,22 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Pass:
-    """One weighted forward pass, up to its hidden states. `head` makes logits of them, with the tuner set as in the pass."""
+    """A weighted pass up to its hidden states. `head` makes logits of them, `inside`, with the tuner set as in the pass."""
 
     weight: float | Tensor
     head: Callable[[Tensor], Tensor]
     hidden_KD: Tensor
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def piece(self, tokens: slice) -> Pass:
         """The same for some of the tokens; a weight per token is cut likewise."""
         weight = self.weight[tokens] if isinstance(self.weight, Tensor) else self.weight
-        return Pass(weight, self.head, self.hidden_KD[tokens])
+        return replace(self, weight=weight, hidden_KD=self.hidden_KD[tokens])
+
+    def logits(self) -> Tensor:
+        """K,V, fp32."""
+        with self.inside():
+            return self.head(self.hidden_KD).float()
 
 
 class Policy:
@@ -195,19 +201,10 @@ class Policy:
             raise ControlError("hidden states of a mixture of passes are not defined; ask at strength 0 or 1.")
         return self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.states(self.backbone, rows, layers), dim=1)
 
-    def divergence(self, batch: Batch) -> Tensor:
-        """KL(without the tuner || with it) of the next token in nats, at each position that predicts a response token, K."""
-        (layout, weighted), *others = self._placed(batch)
-        if others:
-            raise ControlError("the divergence of a mixture of passes is not defined; ask at strength 0 or 1.")
-        with torch.no_grad(), self.off():
-            before = self._pass(layout, WeightedPass(1.0, 1.0))
-
-        def head(some_kD: Tensor) -> Tensor:
-            with self.off():
-                return self.backbone.kind.head(self.backbone, some_kD)
-
-        return token_divergences(replace(before, head=head), self._pass(layout, weighted))
+    def read(self, batch: Batch, inside: Callable[[], AbstractContextManager[None]] = nullcontext) -> list[Pass]:
+        """The passes over a batch, made `inside`, up to the hidden states that predict response tokens, member by member."""
+        with inside():
+            return [replace(self._pass(rows, weighted), inside=inside) for rows, weighted in self._placed(batch)]
 
     def respond(
         self,
@@ -413,12 +410,14 @@ def token_ranks(passes: Sequence[Pass], target_K: Tensor) -> tuple[Tensor, Tenso
     return torch.cat(values), torch.cat(others)
 
 
-def token_divergences(before: Pass, after: Pass) -> Tensor:
-    """KL(before || after) of the next token in nats, fp32, at each of K positions; no gradient goes to `before`."""
+def token_divergences(fixed: Sequence[Pass], learned: Sequence[Pass], *, learned_first: bool = False) -> Tensor:
+    """KL(fixed || learned) of the next token in nats, fp32, at each of K positions, each side a mixture of passes; with
+    `learned_first` KL(learned || fixed). No gradient goes to `fixed`. Logits exist for one chunk at a time."""
     parts = []
-    for begin in range(0, len(after.hidden_KD), CHUNK_TOKENS):
+    for begin in range(0, len(learned[0].hidden_KD), CHUNK_TOKENS):
         piece = slice(begin, begin + CHUNK_TOKENS)
-        parts.append(checkpoint(_divergences, before.piece(piece), after.piece(piece), use_reentrant=False))
+        sides = ([each.piece(piece) for each in side] for side in (fixed, learned))
+        parts.append(checkpoint(_divergences, *sides, learned_first, use_reentrant=False))
     return torch.cat(parts)
 
 
@@ -427,11 +426,12 @@ def sum_by_member(values_K: Tensor, member_K: Tensor, groups: int, members: int)
     return values_K.new_zeros(groups * members).index_add(0, member_K, values_K).reshape(groups, members)
 
 
-def _divergences(before: Pass, after: Pass) -> Tensor:
+def _divergences(fixed: Sequence[Pass], learned: Sequence[Pass], learned_first: bool) -> Tensor:
     with torch.no_grad():
-        before_KV = _mixed([before]).log_softmax(-1)
-    after_KV = _mixed([after]).log_softmax(-1)
-    return (before_KV.exp() * (before_KV - after_KV)).sum(-1)
+        fixed_KV = _mixed(fixed).log_softmax(-1)
+    learned_KV = _mixed(learned).log_softmax(-1)
+    first_KV, second_KV = (learned_KV, fixed_KV) if learned_first else (fixed_KV, learned_KV)
+    return (first_KV.exp() * (first_KV - second_KV)).sum(-1)
 
 
 def _scores(passes: Sequence[Pass], target_K: Tensor) -> Tensor:
@@ -442,9 +442,9 @@ def _mixed(passes: Sequence[Pass]) -> Tensor:
     """Weighted sum of logits in fp32; a single pass of weight 1 is left as it is."""
     first = passes[0]
     if len(passes) == 1 and isinstance(first.weight, float) and first.weight == 1.0:
-        return first.head(first.hidden_KD).float()
+        return first.logits()
     logits_KV = torch.zeros((), device=first.hidden_KD.device)
     for each in passes:
         weight = each.weight[:, None] if isinstance(each.weight, Tensor) else each.weight
-        logits_KV = logits_KV + weight * each.head(each.hidden_KD).float()
+        logits_KV = logits_KV + weight * each.logits()
     return logits_KV

@@ -5,20 +5,24 @@ The preference losses are pure functions. Margins are log p(chosen) - log p(reje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.errors import FirstLossError
-from alignlab.models.policy import Logprobs, Policy
-from alignlab.records import Batch, Loss
+from alignlab.models.policy import Logprobs, Pass, Policy, token_divergences
+from alignlab.models.text import Codec
+from alignlab.records import Batch, EncodedGroup, Loss
 from alignlab.training import processes
 
 Objective = Callable[[Policy, Batch], Loss]
-"""One that does not fit every backbone has a method `check(shape)` too, which raises ConfigError."""
+"""One that does not fit every backbone has a method `check(shape)` too, one that does not fit every row `check_rows(codec,
+groups)`, which raise ConfigError; and one that needs more than the policy a context manager `ready(policy)`."""
 TOLERANCE = 1e-4
 """How far the first loss may lie from the known one; absolute, and relative to a known loss above 1."""
 
@@ -168,6 +172,50 @@ class RewardLoss:
             "rejected_reward": reward_GM[:, 1],
         }
         return Loss(loss_G.sum() * per_group, {name: value.detach().sum() * per_group for name, value in metrics.items()})
+
+
+class Aligned(Protocol):
+    """A model whose passes over the batches of a stage are read beside the policy's."""
+
+    def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
+        """Raises ConfigError where it cannot read these rows; no weights yet."""
+
+    def ready(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside, it can be read."""
+
+    def read(self, policy: Policy, batch: Batch) -> list[Pass]:
+        """Its passes over a batch."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """KL(student || softmax(s z_aligned + (1 - s) z_reference)) of the next token, over the whole vocabulary, at the response
+    tokens of every item (CLM, arXiv 2503.04346, section 3; TrRa, arXiv 2506.12704). The student is the policy with its tuner,
+    the reference the policy without. `strength`: s, any real number."""
+
+    aligned: Aligned
+    strength: float
+
+    def check_rows(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
+        """Raises ConfigError for rows that the aligned model cannot read."""
+        self.aligned.check(codec, groups)
+
+    def ready(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside, the aligned model is in memory."""
+        return self.aligned.ready(policy)
+
+    def __call__(self, policy: Policy, batch: Batch) -> Loss:
+        """The batch's share of the mean over the response tokens of the step, in nats."""
+        with torch.no_grad():
+            teacher = [*_weighed(self.aligned.read, self.strength, policy, batch)]
+            teacher += _weighed(lambda own, its: own.read(its, own.off), 1 - self.strength, policy, batch)
+        divergence_K = token_divergences(teacher, policy.read(batch), learned_first=True)
+        return Loss(divergence_K.sum() / batch.step_tokens, {})
+
+
+def _weighed(read: Callable[[Policy, Batch], list[Pass]], weight: float, policy: Policy, batch: Batch) -> list[Pass]:
+    """Passes that count by a weight; none at 0."""
+    return [replace(each, weight=weight * each.weight) for each in read(policy, batch)] if weight else []
 
 
 def bradley_terry(gap_G: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Models that a stage compares its policy with: references, whose log-probabilities are computed once beforehand, and a
-second model, which takes the backbone's place for a pass."""
+"""Models that a stage compares its policy with: references, whose log-probabilities are computed once beforehand, models that
+are read batch by batch, and a second model, which takes the backbone's place for a pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ from alignlab.models.anatomy import context_of
 from alignlab.models.answers import scored, scored_in
 from alignlab.models.backbone import load, load_codec, skeleton
 from alignlab.models.config import ModelConfig, TemplateConfig, decisive_files
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Pass, Policy
 from alignlab.models.strength import Untuned
 from alignlab.models.text import Codec
-from alignlab.records import EncodedGroup
+from alignlab.records import Batch, EncodedGroup
 
 if TYPE_CHECKING:
     from alignlab.training.stages import Session
@@ -87,9 +87,12 @@ class Start(Reference):
 
 @dataclass(frozen=True)
 class OtherModel(Reference):
-    """The model in a folder, with the vocabulary of the run's own. Its weights are in memory only while they are needed."""
+    """The model in a folder, with the vocabulary of the run's own. Its weights are in memory only while they are needed.
+    `key`: how the config names it, up to the folder."""
 
     folder: Path
+    key: str = field(default="method.reference=model:", compare=False)
+    _loaded: list[Policy] = field(default_factory=list, compare=False, repr=False)
 
     def cache_key(self) -> list[str]:
         """The content of its files, wherever the folder lies."""
@@ -104,7 +107,7 @@ class OtherModel(Reference):
         config = self._config("float32", "eager")
         if load_codec(config).tokenizer.get_vocab() != codec.tokenizer.get_vocab():
             raise ConfigError(
-                f"method.reference=model:{self.folder} has another vocabulary than the run's model, so its log-probabilities"
+                f"{self.key}{self.folder} has another vocabulary than the run's model, so its log-probabilities"
                 " would be of other texts; give a model with the same tokenizer."
             )
         model = skeleton(config)
@@ -116,20 +119,35 @@ class OtherModel(Reference):
             what = f"has {known} embeddings and the rows hold the id {highest}"
             if longest.length > context:
                 what = f"reads {context} tokens and {longest.row} has {longest.length}"
-            raise ConfigError(f"method.reference=model:{self.folder} {what}; give another model, or set data.max_tokens.")
+            raise ConfigError(f"{self.key}{self.folder} {what}; give another model, or set data.max_tokens.")
 
     def added(
         self, groups: Sequence[EncodedGroup], policy: Policy, session: Session, stage: str, trained_in: Batching
     ) -> list[EncodedGroup]:
         """Kept for all runs under the content of its files."""
+        weights = self._content(str(policy.backbone.model.dtype))
+        with self.ready(policy):
+            (other,) = self._loaded
+            return with_references(groups, other, session.store, weights=weights, inside=nullcontext(), trained_in=trained_in)
+
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
+        """Inside, it is in memory, on the device of another policy, in its dtype and with its attention."""
         own: Any = policy.backbone.model
-        dtype = str(own.dtype)
-        config = self._config(dtype.removeprefix("torch."), str(own.config._attn_implementation))
+        config = self._config(str(own.dtype).removeprefix("torch."), str(own.config._attn_implementation))
         with torch.autocast(own.device.type, enabled=False):  # what it can do is tried in its own dtype
             backbone = load(config, start="pretrained", seed=0, device=str(own.device))
-            other = Policy(backbone, Untuned(), packing=policy.packing)
-        weights = self._content(dtype)
-        return with_references(groups, other, session.store, weights=weights, inside=nullcontext(), trained_in=trained_in)
+            self._loaded.append(Policy(backbone, Untuned(), packing=policy.packing))
+        try:
+            yield
+        finally:
+            self._loaded.clear()
+
+    def read(self, policy: Policy, batch: Batch) -> list[Pass]:
+        """Its passes over a batch; while it is `ready`."""
+        del policy
+        (other,) = self._loaded
+        return other.read(batch)
 
     def _content(self, dtype: str) -> str:
         """A hash of dtype and files."""
@@ -263,6 +281,25 @@ class SecondModel:
             raise ConfigError("the second model was not trained in this run; its stage must come before the one that needs it.")
         with _in_place(self._weights):
             yield
+
+    def check(self, codec: Codec, groups: Sequence[EncodedGroup]) -> None:
+        """It reads what the backbone reads."""
+        del codec, groups
+
+    def ready(self, policy: Policy) -> AbstractContextManager[None]:
+        """It is in memory from its stage on."""
+        del policy
+        return nullcontext()
+
+    def read(self, policy: Policy, batch: Batch) -> list[Pass]:
+        """Its passes over a batch."""
+
+        @contextmanager
+        def inside() -> Iterator[None]:
+            with policy.off(), self.inside():
+                yield
+
+        return policy.read(batch, inside)
 
 
 @contextmanager

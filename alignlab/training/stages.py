@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -207,8 +207,9 @@ class TrainStage:
                 replace(group, members=tuple(replace(member, start=member.head) for member in group.members))
                 for group in groups
             ]
-        if self.cached_reference is not None:
-            self.cached_reference.check(codec, groups)
+        for check in (getattr(self.cached_reference, "check", None), getattr(self.objective, "check_rows", None)):
+            if check is not None:
+                check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
         again = f", more than the {len(groups)} groups, so a step holds some twice" if self.fit.batch > len(groups) else ""
         note = (
@@ -240,7 +241,8 @@ class TrainStage:
         batches = Batches(groups, micro_batches, policy.backbone.codec.pad)
         session.log(self.name, 0, {"padding_share": padding_share(groups, micro_batches)})
         recomputed = policy.without_activations(session.trainer.gradient_checkpointing)
-        with self.training(policy) as parts, policy.only(parts.parameters()), recomputed:
+        ready = getattr(self.objective, "ready", nullcontext)(policy)
+        with ready, self.training(policy) as parts, policy.only(parts.parameters()), recomputed:
             step = Step(policy, self.objective)
             watched = session.validation if session.validation and self.validated(session.trainer) else None
             given = (

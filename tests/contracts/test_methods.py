@@ -40,10 +40,11 @@ STAGE = {
     "meet": "joint",
     "coh": "joint",
     "rahf": "fit",
+    "distill": "fit",
     "reward": "fit",
 }
 """The last stage of each method."""
-BEFORE = {"meet": "controls", "rahf": "instruct"}
+BEFORE = {"meet": "controls", "rahf": "instruct", "distill": "prefer"}
 """The stage before it, where there is one."""
 ANSWERING = [(method, model) for method in STAGE if method != "reward" for model in ("tiny", "tiny_gpt2")]
 every_method = pytest.mark.parametrize(("method", "model"), [*ANSWERING, ("reward", "tiny_roberta")])

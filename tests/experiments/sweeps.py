@@ -21,7 +21,7 @@ ROWS = "+experiment/"
 """How a swept key starts that chooses a row."""
 
 
-ON_GIVEN_DATA = ("red/small", "clm/reasoning")
+ON_GIVEN_DATA = ("red/small", "clm/trra", "clm/reasoning")
 """Tables whose models and data are folders of the user; test_red_tables.py and test_clm_tables.py try them."""
 
 

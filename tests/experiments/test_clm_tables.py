@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -65,13 +67,31 @@ def test_the_second_epoch_of_the_base_is_table_3() -> None:
     assert [run_of("clm/table3", *cell).method.sft.epochs for cell in cells("clm/table3")] == [1, 2]
 
 
-@pytest.mark.parametrize("table", ["clm/lora_high_lr", "clm/dera"])
+def test_the_strengths_of_the_turns_cross_in_table_4() -> None:
+    every = [run_of("clm/table4", *cell) for cell in cells("clm/table4")]
+
+    crossed = {(*config.control.strengths, config.evaluation.judge.second_turn_strength) for config in every}
+    assert crossed == {(first, second) for first in (0.5, 1, 1.5, 2) for second in (0, 0.3, 0.5, 0.7)}
+    assert {config.evaluation.judge.mode for config in every} == {"single"}
+
+
+@pytest.mark.parametrize("table", ["clm/fig3", "clm/lora_high_lr", "clm/table4", "clm/dera"])
 def test_each_published_row_has_a_row_of_ours(table: str) -> None:
     published = pd.read_csv(EXPERIMENTS / table / "published.csv").row
 
     rows = {path.stem for path in (EXPERIMENTS / table).glob("*.yaml")}
     assert [name for name in published if not any(name.startswith(row) for row in rows)] == []
     assert [row for row in rows if not any(name.startswith(row) for name in published)] == []
+
+
+def test_a_distilled_mixture_has_the_settings_of_trra_at_each_of_its_strengths(models: Path) -> None:
+    aligned = f"method.aligned={models / 'stories260k'}"
+
+    every = [run_of("clm/trra", *cell, *GIVEN, aligned).method for cell in cells("clm/trra")]
+
+    assert sorted(method.teacher_strength for method in every) == [0.5, 1.5, 2, 5, 10]
+    assert {(method.fit.steps, method.fit.batch, method.fit.learning_rate) for method in every} == {(200, 16, 2e-5)}
+    assert {tuple(method.fits()) for method in every} == {("fit",)}
 
 
 def test_a_block_for_short_answers_has_the_settings_of_inra() -> None:

@@ -145,6 +145,7 @@ def judge_config(**changes: Any) -> JudgeConfig:
         "references": None,
         "against": "strength0",
         "scale": "three",
+        "second_turn_strength": None,
         "temperature": 0.0,
         "max_tokens": 64,
         "parallel": 2,

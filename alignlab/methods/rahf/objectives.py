@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from alignlab.models.config import Shape
 from alignlab.models.packing import member_of_tokens
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Policy, token_divergences
 from alignlab.records import Batch, Loss
 from alignlab.training.references import SecondModel
 from alignlab.tuners.config import LayersConfig
@@ -133,7 +133,9 @@ class Match:
         value = loss_LK.sum() / (len(layers) * tokens)
         metrics = self._reached(layers, norm_LK.detach(), shift_LKD, tokens)
         if self.kl:
-            divergence = policy.divergence(own).sum() / tokens
+            with torch.no_grad():
+                before = policy.read(own, policy.off)
+            divergence = token_divergences(before, policy.read(own)).sum() / tokens
             metrics["kl"] = divergence.detach()
             value = value + self.kl * divergence
         return Loss(value, metrics)

@@ -39,6 +39,7 @@ from alignlab.evaluation.statistics import Measurement
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.backbone import Backbone
 from alignlab.records import Record
+from tests.conftest import backbone
 from tests.unit.conftest import PAIRS, attached, checked, evaluation_config, judge_config
 
 A_WINS, B_WINS, TIE = Answer("A is more detailed. [[A]]"), Answer("Thus: [[B]]"), Answer("Both are alike.\n\n[[C]]")
@@ -277,6 +278,34 @@ def test_questions_of_a_file_are_answered_turn_by_turn_and_marked(llama: Backbon
     assert measured["mark"].note == "of 3 verdicts 1 malformed"
     assert "sad" in heard[0].prompt
     assert "Ann ran" in heard[1].prompt
+
+
+def test_the_second_turn_may_have_a_strength_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["Tom saw a dog", "Ann ran"]}))
+    given = {"mode": "single", "questions": str(tmp_path / "asked.jsonl")}
+
+    def shown(strength: float, **changes: Any) -> str:
+        """What the judge sees of both turns."""
+        heard: list[Ask] = []
+        Judge(context(backbone("llama"), **given, **changes), lambda asks: [heard.append(ask) or TIE for ask in asks]).measure(
+            Point(strength, "dial")
+        )
+        return heard[-1].prompt
+
+    weak, strong, mixed = shown(0.0), shown(3.0), shown(3.0, second_turn_strength=0.0)
+
+    assert mixed.partition("Ann ran")[0] == strong.partition("Ann ran")[0] != weak.partition("Ann ran")[0]
+    assert mixed != strong
+
+
+def test_a_strength_of_the_second_turn_is_of_marks_and_of_no_class(llama: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"turns": ["Tom saw a dog"]}))
+    with pytest.raises(ConfigError, match=r"^evaluation.judge.second_turn_strength=0.5 is of questions with two turns"):
+        checked("evaluation", evaluation_config(judge=judge_config(second_turn_strength=0.5)))
+    made = context(llama, mode="single", questions=str(tmp_path / "asked.jsonl"), second_turn_strength=0.5)
+
+    with pytest.raises(ConfigError, match=r"is a strength, and good is a class; leave it out"):
+        Judge(made, lambda _: []).measure(Point(1.0, "good", "good"))
 
 
 class _Openai(BaseHTTPRequestHandler):
