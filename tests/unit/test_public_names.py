@@ -45,6 +45,7 @@ SUITES = {
     "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
+    "run": "",
     "status": "name --runs",
     "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
     "plot": "name --to --metrics --map --where --kind --runs",
