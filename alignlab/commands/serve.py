@@ -18,6 +18,7 @@ from alignlab.tracking.ledger import REPORT, Ledger
 log = logging.getLogger(__name__)
 KEY = "ALIGNLAB_API_KEY"
 """The variable that holds the server's key."""
+PAGE = "/ui"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,7 +35,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; this machine alone by default")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--key-file", type=Path, help=f"a file with the key that requests have to carry; or set {KEY}")
-    parser.add_argument("--ui", action="store_true", help="the page /ui too, with the dial and the run's curve")
+    parser.add_argument("--ui", action="store_true", help=f"the page {PAGE} too, with the dial and the run's curve")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a run's model brings")
     parser.add_argument("--new-tokens", type=_count, default=512, help="the most tokens of an answer")
@@ -79,12 +80,12 @@ def _serve(given: argparse.Namespace) -> None:
         key=key,
         body_bytes=given.body_bytes,
         hosts=("127.0.0.1", "localhost", "[::1]") if alone else ("*",),
-        open_paths=("/health", *(["/ui"] if given.ui else [])),  # which has a login of its own
+        page=PAGE if given.ui else None,
     )
     if given.ui:
         from alignlab.serving.page import mount
 
-        app = mount(app, engine, {name: _measured(folder) for name, folder in folders.items()}, key)
+        app = mount(app, engine, PAGE, {name: _measured(folder) for name, folder in folders.items()}, key)
     settings = uvicorn.Config(
         app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=given.grace, server_header=False
     )
@@ -94,7 +95,7 @@ def _serve(given: argparse.Namespace) -> None:
     with _listening(given.host, given.port) as listener:
         host = f"[{given.host}]" if ":" in given.host else given.host
         address = f"http://{host}:{listener.getsockname()[1]}"
-        log.info("serving %s on %s/v1%s", ", ".join(policies), address, f", the page on {address}/ui" if given.ui else "")
+        log.info("serving %s on %s/v1%s", ", ".join(policies), address, f", the page on {address}{PAGE}" if given.ui else "")
         server.run(sockets=[listener])
 
 

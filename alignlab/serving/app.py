@@ -89,11 +89,12 @@ def application(
     key: str | None = None,
     body_bytes: int,
     hosts: Sequence[str] = ("*",),
-    open_paths: Sequence[str] = OPEN,
+    page: str | None = None,
 ) -> FastAPI:
     """The routes on an engine, which ends with them. `key`: what requests have to carry as `Authorization: Bearer KEY`, but for
-    those to `open_paths` and below. `hosts`: the names by which the server may be asked, so that no web page of another name
-    reaches it in a browser."""
+    those below `page`, which has a login of its own. `hosts`: the names by which the server may be asked, so that no web page
+    of another name reaches it in a browser.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -102,7 +103,7 @@ def application(
 
     app = FastAPI(title="alignlab", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.began = engine, int(time.time())
-    app.add_middleware(_Gate, key=key, body_bytes=body_bytes, open_paths=open_paths)
+    app.add_middleware(_Gate, key=key, body_bytes=body_bytes, open_paths=OPEN if page is None else (*OPEN, page))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(AlignlabError, _refuse_question)
     app.add_exception_handler(RequestValidationError, _refuse_body)
@@ -110,7 +111,7 @@ def application(
     app.get("/health", response_model=Health, responses={503: {"model": Health}})(_health)
     app.get("/v1/models", response_model=ModelList)(_models)
     app.get("/v1/models/{model:path}", response_model=Model, responses={404: REFUSALS[404]})(_model)
-    streamed = {"content": {EVENTS: {}}}
+    streamed: dict[str, Any] = {"content": {EVENTS: {}}}
     app.post("/v1/completions", response_model=Completion, responses={**REFUSALS, 200: streamed})(_complete)
     app.post("/v1/chat/completions", response_model=ChatCompletion, responses={**REFUSALS, 200: streamed})(_chat)
     return app
@@ -270,9 +271,9 @@ async def _refuse_request(_: Request, error: Exception) -> Response:
 
 def _refusal(status: int, message: str, field: str | None = None) -> Refusal:
     """Texts that are no Unicode, such as half a surrogate pair, are written out."""
-    message, field = (None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in (message, field))
+    said, field = (text and text.encode("utf-8", "backslashreplace").decode() for text in (message, field))
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
-    return Refusal(message=message, type="server_error" if status >= 500 else kind, param=field)
+    return Refusal(message=said or "", type="server_error" if status >= 500 else kind, param=field)
 
 
 def _refused(status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None) -> Response:

@@ -18,7 +18,6 @@ from alignlab.models.sampling import Sampling
 from alignlab.records import NO_CLASS, Turn
 from alignlab.serving.engine import Engine, Piece, Reply
 
-PATH = "/ui"
 USER = "alignlab"
 """Who logs in with the server's key, where it has one."""
 STRENGTHS = (0.0, 1.0, 1.5)
@@ -59,12 +58,12 @@ CSS = """
 """
 
 
-def mount(app: FastAPI, engine: Engine, measured: Mapping[str, Measured], key: str | None = None) -> FastAPI:
-    """The server with the page below PATH. `measured`: the rows of each model's report."""
+def mount(app: FastAPI, engine: Engine, path: str, measured: Mapping[str, Measured], key: str | None = None) -> FastAPI:
+    """The server with the page at a path. `measured`: the rows of each model's report. `key`: what USER logs in with."""
     blocks = page(engine, measured)
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none of the network
     auth = None if key is None else (USER, key)
-    return gr.mount_gradio_app(app, blocks, PATH, auth=auth, theme=theme, css=CSS, footer_links=[], ssr_mode=False)
+    return gr.mount_gradio_app(app, blocks, path, auth=auth, theme=theme, css=CSS, footer_links=[], ssr_mode=False)
 
 
 def page(engine: Engine, measured: Mapping[str, Measured]) -> gr.Blocks:
@@ -182,7 +181,7 @@ def _written(
                 seed=int(seed),
                 streams=True,
             )
-            replies.append(engine.ask(question, lambda piece, column=column: heard.put((column, piece))))
+            replies.append(engine.ask(question, partial(_hear, heard, column)))
         while left and engine.alive:
             try:
                 found = [heard.get(timeout=WAIT_SECONDS)]
@@ -200,6 +199,10 @@ def _written(
     finally:
         for reply in replies:
             reply.left = True
+
+
+def _hear(heard: queue.Queue[tuple[int, Piece]], column: int, piece: Piece) -> None:
+    heard.put((column, piece))
 
 
 def _keep(name: str, settings: Any, count: int, kept: list[list[Any]], *given: Any) -> list[list[Any]]:

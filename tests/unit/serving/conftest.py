@@ -20,11 +20,12 @@ def serving(engine: Engine, ui: Any = None, **given: Any) -> Iterator[str]:
 
     from alignlab.serving.app import application
 
-    app = application(engine, **{"key": KEY, "body_bytes": 10_000, "hosts": ["127.0.0.1"], **given})
+    given = {"key": KEY, "body_bytes": 10_000, "hosts": ["127.0.0.1"], **given}
+    app = application(engine, page=None if ui is None else "/ui", **given)
     if ui is not None:
         from alignlab.serving.page import mount
 
-        app = mount(app, engine, ui)
+        app = mount(app, engine, "/ui", ui, given["key"])
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -15,6 +15,8 @@ pytest.importorskip("fastapi", reason="needs alignlab[serve]")
 pytest.importorskip("openai", reason="needs alignlab[serve]")
 gradio = pytest.importorskip("gradio", minversion="6", reason="needs alignlab[ui]")
 
+import httpx  # noqa: E402
+
 from alignlab.errors import ControlError  # noqa: E402
 from alignlab.models.sampling import Sampling  # noqa: E402
 from alignlab.serving import page  # noqa: E402
@@ -22,7 +24,7 @@ from alignlab.serving.engine import Engine, Limits  # noqa: E402
 from tests.conftest import backbone  # noqa: E402
 from tests.contracts.controls import CASES, trained  # noqa: E402
 from tests.unit.conftest import attached  # noqa: E402
-from tests.unit.serving.conftest import serving  # noqa: E402
+from tests.unit.serving.conftest import KEY, serving  # noqa: E402
 
 MEET = next(case for case in CASES if case.form == "soft_prompt" and case.backbone == "llama")
 PROMPT = "Tell a story about Tom and a kite."
@@ -104,6 +106,18 @@ def test_kept_samples_say_how_they_were_made() -> None:
     kept = page._keep("red", page._strengths, 2, [["", "", "", "", "", ""]], PROMPT, 12, 0.5, 3, 0.0, 1.5, "one", "")
 
     assert kept == [["red", PROMPT, "strength 0", 0.5, 3, "one"]]
+
+
+def test_the_page_asks_for_the_key_where_the_server_has_one(engine: Engine) -> None:
+    with serving(engine, ui={}) as address:
+        locked = httpx.get(f"{address}/ui/config")
+        refused = httpx.post(f"{address}/ui/login", data={"username": page.USER, "password": "another"})
+        with httpx.Client() as browser:
+            browser.post(f"{address}/ui/login", data={"username": page.USER, "password": KEY})
+            opened = browser.get(f"{address}/ui/config")
+        models = httpx.get(f"{address}/v1/models")
+
+    assert (locked.status_code, refused.status_code, opened.status_code, models.status_code) == (401, 400, 200, 401)
 
 
 @pytest.mark.slow
