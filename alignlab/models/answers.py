@@ -204,11 +204,12 @@ def continued(
     control: ClassMixture | None,
     sampling: Sampling,
     seed: int,
+    kept: MutableMapping[int, Any] | None = None,
 ) -> list[str]:
     """What follows each prompt of ids, as it is written, at one strength or under one class (`control`); else as
     `Policy.respond`. The caller leaves room for it (`Policy.prompt_room`)."""
     chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
-    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, None)
+    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, kept)
 
 
 def followed(
