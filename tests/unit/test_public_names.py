@@ -51,6 +51,7 @@ COMMANDS = {
     "report": "name --to --runs --experiments --metrics --strength --baseline",
     "params": "name",
     "export": "--to --dtype --control",
+    "serve": "--host --port --key-file --ui --device --new-tokens --prompt-tokens --rows --waiting --body-bytes --grace",
     "sync": "folder",
     "lm-eval": "words",
     "judge-agreement": "file --model --base-url --limit --verdicts",
