@@ -89,7 +89,7 @@ def test_the_commands_take_their_options(monkeypatch: pytest.MonkeyPatch) -> Non
         return parsers[name]
 
     monkeypatch.setattr(argparse._SubParsersAction, "add_parser", noted)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         command_line.main(["--help"])
 
     taken = {
