@@ -243,14 +243,16 @@ def names_in(folder: Path) -> set[str]:
         return {name.rpartition(".")[2] for name in file.keys()}  # noqa: SIM118 - a file is no mapping
 
 
-def test_a_bank_starts_as_a_saved_one(tmp_path: Path) -> None:
-    tuned = policy()
+@pytest.mark.parametrize(("retrieval", "tensors"), [("max", 1), ("router", 3)])  # the router's weights and biases come along
+def test_a_bank_starts_as_a_saved_one(retrieval: str, tensors: int, tmp_path: Path) -> None:
+    tuned = policy(retrieval=retrieval)
     tuner_in(tuned).save(tmp_path)
     torch.manual_seed(9)
 
-    later = build(replace(CONFIG, bank_from=str(tmp_path)), backbone(T5).model)
+    later = build(replace(CONFIG, retrieval=retrieval, bank_from=str(tmp_path)), backbone(T5).model)
 
-    assert torch.equal(later.parts()["bank"][0], tuner_in(tuned).parts()["bank"][0])
+    own, saved = later.parts()["bank"], tuner_in(tuned).parts()["bank"]
+    assert [torch.equal(one, other) for one, other in zip(own, saved, strict=True)] == [True] * tensors
     assert not torch.equal(later.parts()["task"][0], tuner_in(tuned).parts()["task"][0])
 
 
@@ -265,6 +267,8 @@ def test_a_bank_of_another_width_size_or_backbone_is_refused(tmp_path: Path) -> 
         build(made, wider)
     with pytest.raises(ModelError, match="a bank of 12 vectors of width 32, and this one has 10 of width 32"):
         build(replace(made, tokens=10), backbone(T5).model)
+    with pytest.raises(ModelError, match="holds bank, task and no router_weight; give the adapter of another stage"):
+        build(replace(made, retrieval="router"), backbone(T5).model)
     other = backbone(T5).model
     other.shared.weight.data += 1
     with pytest.raises(ModelError, match="this bank was tuned together with other weights"):
