@@ -153,6 +153,7 @@ def test_the_entropy_of_choices_lies_between_ln_k_and_ln_n() -> None:
         (("method.sources=[moods]",), "unknown source in the stage's sources 'moods'"),
         (("data.tested=moods",), "unknown source in data.tested 'moods'"),
         (("model=tiny",), "needs source apart from the answer.*take an encoder-decoder model"),
+        (("model=tiny_roberta", "data.tested=mood"), "needs source apart from the answer.*take an encoder-decoder model"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(words: tuple[str, ...], sentence: str) -> None:
