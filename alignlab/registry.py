@@ -35,9 +35,9 @@ Capabilities = Callable[[Any], frozenset[str]]
 """From a choice's own config to the capabilities that it requires, or provides."""
 
 
-def capabilities(*fixed: str) -> Capabilities:
-    """The same capabilities whatever the config says."""
-    return lambda _config: frozenset(fixed)
+def capabilities(*fixed: str, where: Callable[[Any], object] | None = None, otherwise: str = "") -> Capabilities:
+    """The same capabilities whatever the config says; and `otherwise`, where the config does not say `where`."""
+    return lambda config: frozenset(fixed if where is None or where(config) else (*fixed, otherwise))
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ class Entry:
     provides: Capabilities = field(default=capabilities())
 
 
-def deferred(place: str) -> Callable[..., Any]:
-    """The function or class at module.name, whose module is imported when it is first called."""
+def deferred(place: str, *, first: int | None = None) -> Callable[..., Any]:
+    """The function or class at module.name, whose module is imported when it is first called; it gets what is given, or the
+    `first` so many of it."""
     module, _, name = place.rpartition(".")
-    return lambda *given, **named: getattr(import_module(module), name)(*given, **named)
+    return lambda *given, **named: getattr(import_module(module), name)(*given[:first], **named)
 
 
 class Registry(Mapping[str, Entry]):

@@ -106,6 +106,7 @@ class TokenBankTuner(PeftTuner):
         self.table = cast("TokenBank", self.layer.tables[self.module.active_adapter])
         taken = (self.config.retrieved if self.config.bank_parts else 0) + self.config.length
         self.inserted = Inserted(taken, tuple(self.config.placeholders))
+        self.default_passes = self.passes(1.0)
 
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """`bank`, or `prompt0` and further where prompts are taken whole; and `task`."""
@@ -114,6 +115,7 @@ class TokenBankTuner(PeftTuner):
     def made_of(self, parts: Collection[str]) -> None:
         """The others are no longer put into texts, nor saved; no names stand for all parts."""
         self.table.present = tuple(part for part in self.config.parts if part in parts or not parts)
+        self.default_passes = self.passes(1.0)
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass, with placeholders in front of the text. Raises ControlError for any strength but 1."""
