@@ -312,7 +312,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
-    for name in ("train", "test"):
+    for name in ("corpus", "train", "test"):
         origin = plan.source.split(name).origin if name in plan.source.readers else None
         if origin:
             table.add_row(f"data {name}", origin.sentence())
