@@ -286,7 +286,8 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
-    return typed(group, plain.get(group), _schema(group, plain), whole=whole)
+    schema = _schema(group, plain)
+    return typed(group, plain[group], schema, whole=whole)
 
 
 def _schema(group: str, plain: Mapping[str, Any]) -> type:
