@@ -76,7 +76,8 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
         (
             "data=toys",
             "unknown data 'toys'; did you mean toy or toy_classes? known: e2e_nlg, glue, glue_asked, hh_rlhf, jsonl, mixture,"
-            " squad, summaries, super_glue, text_classification, texts, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
+            " squad, summaries, super_glue, text_classification, texts, toy, toy_classes, ultrafeedback,"
+            " ultrafeedback_cleaned.",
         ),
         (
             "tuner=abc",
