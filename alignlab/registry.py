@@ -233,8 +233,10 @@ def cut(config: Any, schema: type) -> Any:
         return config
     small, fields = dict(config), _fields(schema)
     for name, (hint, allowed) in fields.items():
+        if name not in config:
+            continue
         inner = next((each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)), None)
-        value = small.get(name)
+        value = config[name]
         if inner is not None:
             small[name] = cut(value, typing.cast(type, inner))
         elif allowed.smoke and (allowed.null_is_all if value is None else _is_above(value, allowed.smoke)):
