@@ -80,18 +80,28 @@ def test_an_origin_has_every_time_version_and_machine_once(tmp_path: Path) -> No
     }
 
 
-def test_an_origin_of_one_time_or_of_none_says_so(tmp_path: Path) -> None:
-    once, never = MadeSweep(tmp_path, "once"), MadeSweep(tmp_path, "never")
-    for seed in (0, 1):
-        run = once.done("red", seed, [])
-        run.write("status.json", {"state": "done", "time": "2026-01-01"})
+@pytest.mark.parametrize(
+    ("days", "finished"),
+    [
+        ((1, 1), "2026-01-01"),
+        ((3, 1, 1), "2026-01-01 to 2026-01-03"),
+        ((3, 1, 3), "2026-01-01 to 2026-01-03"),
+        ((), "none yet"),
+    ],
+)
+def test_an_origin_tells_the_first_and_the_last_time_once(days: tuple[int, ...], finished: str, tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    sweep.job("red", 7)
+    for seed, day in enumerate(days):
+        run = sweep.done("red", seed, [])
+        run.write("status.json", {"state": "done", "time": f"2026-01-0{day}"})
         run.write("env.json", {"system": "Linux"})
-    never.job("red", 7)
 
-    found, nothing = origin(read_sweep(tmp_path, "once")), origin(read_sweep(tmp_path, "never"))
+    found = origin(read_sweep(tmp_path, "t"))
 
-    assert (found["finished"], found["python"], found["commit"]) == ("2026-01-01", "not known", "not known")
-    assert (nothing["finished"], nothing["python"], nothing["machine"]) == ("none yet", "none yet", "none yet")
+    nothing = "not known" if days else "none yet"
+    assert found["finished"] == finished
+    assert [found[key] for key in ("python", "commit", "torch")] == [nothing] * 3
 
 
 def test_a_setting_that_a_job_does_not_have_is_empty_in_its_line(tmp_path: Path) -> None:
