@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from alignlab.command_line import sentence, show_words
 from alignlab.commands.measures import add_judge_agreement, add_lm_eval
 from alignlab.commands.params import add_params
-from alignlab.commands.runs import add_export, add_status, add_sync
+from alignlab.commands.runs import add_export, add_push, add_status, add_sync
 from alignlab.commands.tables import add_plot, add_report, add_table
 
-COMMANDS = (add_status, add_table, add_plot, add_report, add_params, add_export, add_sync, add_lm_eval, add_judge_agreement)
+COMMANDS = (
+    *(add_status, add_table, add_plot, add_report, add_params, add_export, add_push, add_sync),
+    *(add_lm_eval, add_judge_agreement),
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
