@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from alignlab.command_line import CONF
 from alignlab.config import found_place
 from alignlab.errors import ModelError, RunFolderError
 from alignlab.evaluation.report import Row, titles
@@ -25,7 +26,6 @@ from alignlab.finished import config_of, result_of
 from alignlab.tracking.ledger import ENVIRONMENT, REPORT, Ledger, state_of
 from alignlab.tuners.engines import CONFIG, TENSORS
 
-CONF = Path(__file__).parents[1] / "conf"
 PICTURES = ("dial.png", "curves.png")
 BASE = "base"
 """Subfolder with the backbone, where the run has trained it."""
@@ -284,14 +284,13 @@ def command(config: Mapping[str, Any]) -> str:
     chosen = [f"{group}={config[group]['name']}" for group in GROUPS_FIRST if group in config]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         composed = OmegaConf.to_container(compose("run", chosen), resolve=False)
-    assert isinstance(composed, dict)
-    usual = dict(_flat(composed))
+    usual = dict(_flat(cast("dict[str, Any]", composed)))
     words = [
         f"{'' if key in usual else '++'}{key}={_word(value)}"
         for key, value in _flat(config)
         if key.partition(".")[0] not in NOT_REPEATED and (key not in usual or usual[key] != value)
     ]
-    return " ".join(["python run.py", *chosen, *map(_quoted, words)])
+    return " ".join(["alignlab run", *chosen, *map(_quoted, words)])
 
 
 def _flat(config: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,7 @@ def register() -> None:
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
+    root = Path(runs)
     folder = Path(os.environ.get(LORAS) or tempfile.mkdtemp(prefix="alignlab-loras-"))
 
     class RunResolver(LoRAResolver):
@@ -42,7 +43,7 @@ def register() -> None:
 
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
             try:
-                place = await asyncio.to_thread(folder_for, lora_name, Path(runs), folder)
+                place = await asyncio.to_thread(folder_for, lora_name, root, folder)
             except AlignlabError as error:
                 log.warning("%s: %s", lora_name, error)
                 return None

@@ -6,7 +6,7 @@ Shapes: B texts, R rows of a pass, T time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
@@ -154,8 +154,8 @@ def strengths_of(
 ) -> list[float]:
     """What `tuner.passes` takes for each prompt: the strengths themselves, or, of several adapters, numbers that stand for one
     of each. Raises ControlError as `checked_strengths`, and for a name that is missing or unknown."""
-    found: list[float] = getattr(tuner, "numbered", checked_strengths)(strength, count)
-    return found
+    take: Callable[..., list[float]] = getattr(tuner, "numbered", checked_strengths)
+    return take(strength, count)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_the_card_has_data_settings_table_range_licence_and_no_place_of_this_mac
 
 
 def test_the_command_on_the_card_is_the_run(made: Path, pushed: Path) -> None:
-    line = next(line for line in (pushed / "README.md").read_text().splitlines() if line.startswith("    python run.py"))
+    line = next(line for line in (pushed / "README.md").read_text().splitlines() if line.startswith("    alignlab run"))
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         again = parse(compose("run", shlex.split(line)[2:]))
