@@ -7,8 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from alignlab.command_line import sentence, show_words
-from alignlab.commands.help import asks_for_completion
+from alignlab.command_line import asks_for_completion, sentence, show_words
 from alignlab.commands.measures import add_judge_agreement, add_lm_eval
 from alignlab.commands.params import add_params
 from alignlab.commands.run import add_run, start

@@ -268,3 +268,13 @@ def swept_keys(config: Path) -> dict[str, Any]:
     """The keys that an experiment's config sweeps, with their values; empty for a single run."""
     content: Any = yaml.load(config.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     return dict(content.get("hydra", {}).get("sweeper", {}).get("params", None) or {})
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether the words ask for the help, and not for Hydra's."""
+    return any(word in ("-h", "--help") for word in words)
+
+
+def asks_for_completion(words: Sequence[str]) -> bool:
+    """Whether a shell asks, as the script of `-sc install=SHELL` does."""
+    return list(words[:1]) in (["-sc"], ["--shell-completion"]) and any(word.startswith("query=") for word in words)

@@ -142,7 +142,7 @@ WHO_PROVIDES: Mapping[str, str] = {
     "continuation": "only causal models continue a text, so take model.kind=causal",
     "settings of its own": "give them in the suite's section of evaluation",
     "references": "try data=e2e_nlg",
-    "corpus": "only data=toy has one",
+    "corpus": "take data=texts for texts of your own, or data=toy",
     "every weight": "take tuner=full",
     "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
     "no training": "tuner.aligned is left as it is, so take method=evaluate",
@@ -286,7 +286,8 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
-    return typed(group, plain.get(group), _schema(group, plain), whole=whole)
+    schema = _schema(group, plain)
+    return typed(group, plain[group], schema, whole=whole)
 
 
 def _schema(group: str, plain: Mapping[str, Any]) -> type:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from alignlab.command_line import (
@@ -124,13 +124,3 @@ def _experiments(begun: str) -> list[str]:
 def _answer(candidates: Iterable[str], last: str) -> bool:
     sys.stdout.write(" ".join(each for each in candidates if each.startswith(last)) + "\n")
     return True
-
-
-def asks_for_help(words: Sequence[str]) -> bool:
-    """Whether the words ask for the help, and not for Hydra's."""
-    return any(word in ("-h", "--help") for word in words)
-
-
-def asks_for_completion(words: Sequence[str]) -> bool:
-    """Whether a shell asks, as the script of `-sc install=SHELL` does."""
-    return list(words[:1]) in (["-sc"], ["--shell-completion"]) and any(word.startswith("query=") for word in words)

@@ -20,6 +20,8 @@ from omegaconf import DictConfig
 from alignlab.command_line import (
     CONF,
     NO_PLAN,
+    asks_for_completion,
+    asks_for_help,
     console,
     expand_overrides,
     sentence,
@@ -27,7 +29,6 @@ from alignlab.command_line import (
     show_words,
     take_config_folders,
 )
-from alignlab.commands.help import asks_for_completion, asks_for_help, complete, usage
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.files import alone, beating
@@ -57,10 +58,15 @@ def start(words: Sequence[str], commands: Sequence[str] = ()) -> None:
     try:
         rest = take_config_folders(words)
         if asks_for_help(rest):
+            from alignlab.commands.help import usage
+
             print(usage(), end="")
             return
-        if asks_for_completion(rest) and complete(commands):
-            return
+        if asks_for_completion(rest):
+            from alignlab.commands.help import complete
+
+            if complete(commands):
+                return
         sys.argv[1:] = expand_overrides(rest)
         main()
     except KeyboardInterrupt as stop:

@@ -22,7 +22,7 @@ CHOICES = {
     "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower loreft prompt red token_bank",
     "model": "gpt2_large gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b roberta_base roberta_large"
     " t5_base tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification toy toy_classes"
+    "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification texts toy toy_classes"
     " ultrafeedback"
     " ultrafeedback_cleaned",
     "control": "dial full_strength grid lora prefixes soft_prompt text token trained",
@@ -89,7 +89,7 @@ def test_the_commands_take_their_options(monkeypatch: pytest.MonkeyPatch) -> Non
         return parsers[name]
 
     monkeypatch.setattr(argparse._SubParsersAction, "add_parser", noted)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         command_line.main(["--help"])
 
     taken = {
