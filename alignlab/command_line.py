@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
@@ -134,13 +133,18 @@ def _siblings(node: Any) -> list[str]:
 def take_config_folders(words: Sequence[str]) -> list[str]:
     """The words without `--config-dir FOLDER`, which joins the folders that OWN_CONFIGS names, for this process and those that
     it starts. Raises ConfigError for a folder that is not there, or that has a config of alignlab's name."""
-    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    option.add_argument("--config-dir", "-cd", action="append", default=[])
-    try:
-        given, rest = option.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError("--config-dir needs a folder: --config-dir FOLDER.") from error
-    folders = [*own_configs(), *(Path(folder).expanduser().absolute() for folder in given.config_dir)]
+    rest: list[str] = []
+    folders = own_configs()
+    left = iter(words)
+    for word in left:
+        option, _, folder = word.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            rest.append(word)
+            continue
+        folder = folder or next(left, "")
+        if not folder:
+            raise ConfigError("--config-dir needs a folder: --config-dir FOLDER.")
+        folders.append(Path(folder).expanduser().absolute())
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {folder} of configs; give one that is laid out as conf/ to --config-dir.")
@@ -256,7 +260,8 @@ def _toy_twin(name: str, files: Mapping[str, Path]) -> str | None:
     """home/table as home/toy/table, if there is one; a row stays behind its table."""
     home, _, rest = name.partition("/")
     table = f"{home}/{TOY}/{rest}"
-    return table if table in files or table.rpartition("/")[0] in files else None
+    above = table.rpartition("/")[0]
+    return table if table in files or (above != f"{home}/{TOY}" and above in files) else None
 
 
 def rows_of(config: Path) -> str | None:

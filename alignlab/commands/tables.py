@@ -46,7 +46,7 @@ def _table(given: argparse.Namespace) -> None:
         _refuse(given, SWEEP_ONLY, f"{given.name} is a folder; give the name of a sweep")
         _table_of_folder(given)
     else:
-        _refuse(given, FOLDER_ONLY, f"{given.name} is a sweep; give a folder")
+        _refuse(given, FOLDER_ONLY, f"there is no folder {given.name}, and a sweep does not take it; give a folder of runs")
         _table_of_sweep(given)
 
 
@@ -104,7 +104,7 @@ def _plot(given: argparse.Namespace) -> None:
         _refuse(given, ("kind",), f"{given.name} is a folder; give the name of a sweep")
         print(f"drawn: {_plot_of_folder(given)}")
     else:
-        _refuse(given, ("where",), f"{given.name} is a sweep; give a folder")
+        _refuse(given, ("where",), f"there is no folder {given.name}, and a sweep does not take it; give a folder of runs")
         print(f"drawn: {_plot_of_sweep(given)}")
 
 

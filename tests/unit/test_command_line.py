@@ -124,6 +124,13 @@ def test_a_folder_of_ones_own_has_data_experiments_and_rows(tmp_path: Path, monk
     assert os.environ[OWN_CONFIGS] == str(tmp_path / "own")
 
 
+def test_words_of_hydra_stay_beside_a_folder_of_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWN_CONFIGS, "")
+    words = ["-m", "-c", "job", "a=1,2", "--info", "searchpath"]
+
+    assert take_config_folders(words) == words
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -19,7 +19,7 @@ SWEPT = "hydra: {sweeper: {params: {%s: glob(*)}}}"
 def experiments(tmp_path: Path) -> Path:
     """A home with a table of two rows at both scales, one table at the toy scale only, and one config that is no table."""
     rows = SWEPT % "+experiment/home/table"
-    configs = {"table": rows, "toy/table": rows, "toy/small": SWEPT % "seed", "plain": "seed: 1"}
+    configs = {"table": rows, "toy": "seed: 0", "toy/table": rows, "toy/small": SWEPT % "seed", "plain": "seed: 1"}
     for name, content in {**configs, "table/a": "", "table/b": ""}.items():
         path = tmp_path / "home" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
