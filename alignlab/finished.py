@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict
@@ -16,8 +17,10 @@ import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
+from alignlab.card import write_cards
 from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import ControlError, RunFolderError
+from alignlab.estimates import EVALUATION, Paces
 from alignlab.evaluation.report import BATCHES, ROWS, Report, Row, write_report
 from alignlab.evaluation.suite import Begun, EvaluationContext, sweep
 from alignlab.files import damage, places
@@ -55,7 +58,11 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         _BegunInFile(session.ledger, key),
         session.store,
     )
-    rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
+    kept, begun = _Kept(session.ledger, key), time.monotonic()
+    whole = not kept and not (session.folder / BATCHES).exists()
+    rows = sweep(context, config.suites, plan.points, _log_row(session), kept)
+    if whole:
+        Paces(config).note(EVALUATION, time.monotonic() - begun)
     (session.folder / BATCHES).unlink(missing_ok=True)
     return rows
 
@@ -145,6 +152,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         },
     }
     made = write_report(session.ledger, names, rows)
+    write_cards(session.folder)
     figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
     turned = [row for row in made.rows if row.control == plan.points[-1].control]
     if config.control.figure and config.control.strengths and turned:

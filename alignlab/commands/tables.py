@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.files import replaced_alone
+from alignlab.tables import EXPERIMENTS
 
 if TYPE_CHECKING:
     from alignlab.tables.sweep import Selection
@@ -165,7 +166,7 @@ def _add_sweep(options: Any) -> None:
     options.add_argument("--runs", default=Path("runs"), type=Path, help="the folder of runs that has the sweep; default: runs")
     options.add_argument(
         "--experiments",
-        default=Path("experiments"),
+        default=EXPERIMENTS,
         type=Path,
         help="the folder of published.csv; default: experiments",
     )
