@@ -134,9 +134,7 @@ def use(adapter: Adapter) -> str:
     place, notes = f'"{adapter.base}"', []
     if kind not in PEFTS_OWN:
         imports += ["import alignlab  # after peft"]
-        notes += [
-            f"PEFT knows the type {kind} only after `import alignlab`; without it, loading ends with `KeyError: '{kind}'`."
-        ]
+        notes += [f"PEFT knows the type {kind} after `import alignlab`; without it, loading ends with `KeyError: '{kind}'`."]
     if adapter.base.startswith("."):
         notes += ["The base is the checkpoint at this path from here, which the same run has fine-tuned."]
     elif model.get("source") == "embedded":

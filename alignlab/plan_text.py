@@ -16,7 +16,7 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.planning import Plan
 from alignlab.tracking.ledger import state_of
-from alignlab.training.stages import Work
+from alignlab.training.stages import TrainStage, Work
 from alignlab.tuners.config import FormConfig
 
 
@@ -36,7 +36,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
-    for name in ("train", "test"):
+    trained_on = [stage.split for stage in plan.method.stages if isinstance(stage, TrainStage)]
+    for name in dict.fromkeys((*trained_on, "train", "test")):
         origin = plan.source.split(name).origin if name in plan.source.readers else None
         if origin:
             table.add_row(f"data {name}", origin.sentence())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.registry import Capabilities, Entry, Registry, capabilities, deferred
+from alignlab.registry import Entry, Registry, capabilities, deferred
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
@@ -25,11 +25,6 @@ class SuiteEntry(Entry):
 
 OWN_SETTINGS = "settings of its own"
 """What a suite requires that measures only where its section of the config names something."""
-
-
-def _where(named: Callable[[EvaluationConfig], object], *fixed: str) -> Capabilities:
-    """What a suite requires that is not of the data; `named`: what its section has to name."""
-    return lambda config: frozenset(fixed if named(config) else (*fixed, OWN_SETTINGS))
 
 
 _SUITES: Mapping[str, SuiteEntry] = {
@@ -95,20 +90,20 @@ _SUITES: Mapping[str, SuiteEntry] = {
     "text": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.text.TextSuite"),
-        requires=_where(lambda config: config.text.path, "continuation"),
+        requires=capabilities("continuation", where=lambda config: config.text.path, otherwise=OWN_SETTINGS),
         metrics=("perplexity", "nats_per_token", "bits_per_byte"),
     ),
     "lm_eval": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.harness.LmEval"),
-        requires=_where(lambda config: config.lm_eval.tasks, "continuation"),
+        requires=capabilities("continuation", where=lambda config: config.lm_eval.tasks, otherwise=OWN_SETTINGS),
         metrics=("average",),
         shares=frozenset({"average"}),
     ),
     "reward_model": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.reward_model.RewardModel"),
-        requires=_where(lambda config: config.reward_model.path, "generation"),
+        requires=capabilities("generation", where=lambda config: config.reward_model.path, otherwise=OWN_SETTINGS),
         provides=capabilities("sampled texts"),
         metrics=("reward", "win_rate"),
         shares=frozenset({"win_rate"}),
@@ -116,7 +111,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
     "judge": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.judge.Judge"),
-        requires=_where(lambda config: config.judge.model, "generation"),
+        requires=capabilities("generation", where=lambda config: config.judge.model, otherwise=OWN_SETTINGS),
         provides=lambda config: frozenset({"verdicts"} if config.judge.questions else {"verdicts", "sampled texts"}),
         metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
         shares=frozenset({"win_rate", "length_controlled", "ties", "first", "unread"}),

@@ -74,12 +74,12 @@ def _merged(tuned: PeftModel | PreTrainedModel) -> PreTrainedModel:
         return tuned
     merge = getattr(tuned.base_model, "merge_and_unload", None)
     if merge is None:
-        raise ModelError(f"a {config.peft_type} adapter does not merge into the weights; keep it beside its backbone.")
+        raise ModelError(f"a {config.peft_type.value} adapter does not merge into the weights; keep it beside its backbone.")
     _put_trained_modules_in_place(tuned)
     try:
         plain: PreTrainedModel = merge()
     except (NotImplementedError, ValueError) as error:
-        raise ModelError(f"this {config.peft_type} adapter does not merge into its backbone: {error}") from error
+        raise ModelError(f"this {config.peft_type.value} adapter does not merge into its backbone: {error}") from error
     return plain
 
 

@@ -25,7 +25,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.packing import Layout, described
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import (
-    WITHOUT,
+    ONE_PASS,
     ClassMixture,
     Controls,
     HasStrength,
@@ -272,7 +272,7 @@ class Policy:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Every verb inside is the backbone's without the tuner, bit for bit; as trained, where a stage moved the backbone."""
-        before, self._passes = self._passes, (WeightedPass(1.0, 1.0),)
+        before, self._passes = self._passes, ONE_PASS
         try:
             with self.tuner.off():
                 yield
@@ -306,7 +306,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or (self.tuner.passes(1.0) if self.tuner.controls is None else (WeightedPass(1.0, WITHOUT),))
+        passes = self._passes or self.tuner.default_passes
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
@@ -338,8 +338,8 @@ class Policy:
         hidden_KD = self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
 
         def head(some_kD: Tensor) -> Tensor:
-            # The tuner may have changed the head too, so it runs at the setting of the pass.
-            with self.tuner.at(weighted.setting):
+            # A tuner that changes the head too runs there at the setting of the pass.
+            with self.tuner.at(weighted.setting) if self.tuner.edits_head else nullcontext():
                 return self.backbone.kind.head(self.backbone, some_kD)
 
         return Pass(weight, head, hidden_KD)

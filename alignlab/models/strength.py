@@ -57,6 +57,10 @@ class WeightedPass:
     prefix: Prefix = Prefix()
 
 
+ONE_PASS: tuple[WeightedPass, ...] = (WeightedPass(1.0, 1.0),)
+"""The tuner as it was trained."""
+
+
 class HasStrength(Protocol):
     """How a tuner turns a strength into forward passes, and how it is set and switched off."""
 
@@ -71,6 +75,12 @@ class HasStrength(Protocol):
 
     starts_as_base: bool
     """Whether a new one leaves every log-probability as it is without the tuner."""
+
+    default_passes: tuple[WeightedPass, ...]
+    """The passes where neither a strength nor a class is asked for: those of strength 1, or of no class."""
+
+    edits_head: bool
+    """Whether its setting may change what the model's head computes."""
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """The passes whose weighted logits make this strength; raises ControlError for one it cannot apply."""
@@ -89,11 +99,13 @@ class Untuned:
     controls: Controls | None = None
     inserted = NOTHING
     starts_as_base = True
+    default_passes = ONE_PASS
+    edits_head = False
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass, whatever the strength."""
         del strength
-        return (WeightedPass(1.0, 1.0),)
+        return ONE_PASS
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Nothing to set."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from alignlab.errors import ConfigError
 from alignlab.files import write_whole
 from alignlab.sweeps.jobs import Looked, PlannedJob, steps_computed_once
-from alignlab.tables import EXPERIMENTS
+from alignlab.tables import experiments_with
 
 REPORT = "report.html"
 """In the sweep's folder."""
@@ -129,11 +129,12 @@ def show_table(runs: Path, name: str, console: Console) -> None:
         table = table_of(sweep, Selection())
     except ConfigError:  # nothing was measured at strength 1
         table = table_of(sweep, Selection(strengths=None))
-    published = published_for(name, EXPERIMENTS)
-    text = markdown(name, sections_of(table, published, EXPERIMENTS))
+    experiments = experiments_with(name)
+    published = published_for(name, experiments)
+    text = markdown(name, sections_of(table, published, experiments))
     console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True, end="")
     report = sweep.ledger.folder / REPORT
-    write_whole(report, page_of(table, published, EXPERIMENTS))
+    write_whole(report, page_of(table, published, experiments))
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -157,6 +157,20 @@ class AdapterTunerConfig(TunerConfig):
 
 
 @dataclass
+class LoreftTunerConfig(TunerConfig):
+    """A low-rank edit of the output of whole blocks. `rank`: of each; `layers`: the numbers of the blocks, from 1 on, null =
+    all."""
+
+    rank: Annotated[int, rank()]
+    layers: Annotated[list[int] | None, number(minimum=1)]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for an empty list and for a number that stands twice."""
+        if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+            raise ConfigError(f"{where}.layers={self.layers} must name at least one layer, each once; or null, for all.")
+
+
+@dataclass
 class BlocksConfig(TunerConfig):
     """Some of the backbone's own blocks, nothing added: the `count` nearest to `side`, bottom (embeddings) or top (head)."""
 

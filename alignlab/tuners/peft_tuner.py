@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
+from alignlab.models.anatomy import trunk_of
 from alignlab.models.config import EMBEDDED
 from alignlab.models.kinds import task_type_of
-from alignlab.models.strength import NOTHING, Controls, Inserted, Strength, WeightedPass
+from alignlab.models.strength import NOTHING, ONE_PASS, Controls, Inserted, Strength, WeightedPass
 from alignlab.tuners.tuner import between
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ class PeftTuner(ABC):
     inserted: Inserted = NOTHING
     adds_parameters = True
     starts_as_base = True
+    default_passes = ONE_PASS
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         config.task_type = config.task_type or task_type_of(model)
@@ -301,6 +303,8 @@ class PeftTuner(ABC):
         self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._base: Path | None = None
         self.beside = ModulesToSave(self.module)
+        inside = set(trunk_of(self.module.get_base_model()).modules())
+        self.edits_head = self.beside.any or any(layer not in inside for layer in self.layers)
         self.one_strength = self._shared_by_rows()
         self.per_row = type(self).per_row and not self.one_strength
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.training.processes import COME_AGAIN
+from run import run as run_here
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -29,9 +31,14 @@ WORDS = (
 PATIENCE_SECONDS = 240
 
 
-def start(runs: Path, *words: str, said: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+def words(runs: Path) -> list[str]:
+    """Of a run below a folder."""
+    return [*WORDS, f"paths.runs={runs}", f"folder={runs}/run"]
+
+
+def start(runs: Path, said: int | IO[bytes]) -> subprocess.Popen[bytes]:
     """`python run.py`, as a script of `sbatch --requeue` would start it: SUBMITIT_EXECUTOR is not set."""
-    command = [sys.executable, str(ROOT / "run.py"), *WORDS, f"paths.runs={runs}", f"folder={runs}/run", *words]
+    command = [sys.executable, str(ROOT / "run.py"), *words(runs)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
 
 
@@ -64,7 +71,8 @@ class Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """The signal comes as soon as the third step is logged."""
     folder = tmp_path_factory.mktemp("preempted")
-    assert start(folder / "whole", "tracking=off").wait(PATIENCE_SECONDS) == 0
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        run_here(compose("run", [*words(folder / "whole"), "tracking=off"]))
     run = folder / "left" / "run"
     with (folder / "said").open("wb") as said:
         first = start(folder / "left", said=said)
@@ -77,7 +85,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     state = state_of(run).name
     kept = sorted(path.name for path in (run / "stages" / "fit").glob("checkpoint-*"))
     last, behind = max(losses(run)), Ledger(run).read("progress.json")
-    exits.append(start(folder / "left").wait(PATIENCE_SECONDS))
+    exits.append(start(folder / "left", subprocess.DEVNULL).wait(PATIENCE_SECONDS))
     told = (folder / "said").read_text(encoding="utf-8").splitlines()
     return Seen(folder / "whole" / "run", run, exits, state, kept, last, progress, behind, told)
 
