@@ -131,7 +131,8 @@ def use(adapter: Adapter) -> str:
     kind, model = str(adapter.config.get("peft_type")), adapter.settings.get("model", {})
     auto = AUTO.get(str(adapter.config.get("task_type") or "CAUSAL_LM"), "AutoModel")
     imports = ["from peft import PeftModel", f"from transformers import {auto}"]
-    place, notes = f'"{adapter.base}"', []
+    place = f'"{adapter.base}"'
+    notes: list[str] = []
     if kind not in PEFTS_OWN:
         imports += ["import alignlab  # after peft"]
         notes += [f"PEFT knows the type {kind} after `import alignlab`; without it, loading ends with `KeyError: '{kind}'`."]
@@ -179,7 +180,8 @@ def results(adapter: Adapter) -> str:
         return ""
     dialled = len({row["control"] for row in rows}) == 1
     points = [f"{row['strength']:g}" if dialled else f"{row['control']} {row['strength']:g}" for row in rows]
-    across, cells = list(dict.fromkeys(points)), {}
+    across = list(dict.fromkeys(points))
+    cells: dict[tuple[str, str], str] = {}
     for row, point in zip(rows, points, strict=True):
         interval = "" if row["low"] is None or row["high"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
         cells[f"{row['suite']}/{row['metric']} (n = {row['n']})", point] = f"{row['value']:.3f}{interval}"

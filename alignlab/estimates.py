@@ -111,7 +111,7 @@ def _activations(config: RunConfig, model: PreTrainedModel, tokens: int, itemsiz
     kept = blocks * footprint.activations
     if config.trainer.gradient_checkpointing:
         kept = blocks * text.hidden_size * itemsize + footprint.activations
-    return tokens * kept + min(tokens, CHUNK_TOKENS) * text.vocab_size * FLOAT32 * LOGITS
+    return int(tokens * kept + min(tokens, CHUNK_TOKENS) * text.vocab_size * FLOAT32 * LOGITS)
 
 
 def _of_update(stage: TrainStage, model: PreTrainedModel) -> int:

@@ -72,9 +72,11 @@ def _seen(looked: Looked | None) -> tuple[str, str, str]:
 
 def _time(planned: Sequence[PlannedJob]) -> str:
     """How long the pending jobs take one after the other, each shared stage once; "" where none is looked at."""
+    pending = [each for each in planned if each.pending and each.looked]
+    if not pending:
+        return ""
     from alignlab.estimates import EVALUATION, lasting
 
-    pending = [each for each in planned if each.pending and each.looked]
     known, unknown = 0.0, 0
     made: set[str] = set()
     for each in pending:
@@ -84,8 +86,6 @@ def _time(planned: Sequence[PlannedJob]) -> str:
         asked += [(EVALUATION, 1)] if each.looked.evaluated else []
         known += sum(times * each.looked.seconds[name] for name, times in asked if name in each.looked.seconds)
         unknown += any(name not in each.looked.seconds for name, _ in asked)
-    if not pending:
-        return ""
     lacking = f"; of {unknown} jobs not all is known, since no like run was made here" if unknown else ""
     return (
         f"time: about {lasting(known)}, one job after the other, as like runs took{lacking}"

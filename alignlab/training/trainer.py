@@ -153,7 +153,7 @@ class FitTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's own, but its warm-up begins at 1 / steps of the rate, where a first step at 0 would be for nothing."""
-        made = super().create_scheduler(num_training_steps, optimizer)
+        made: Any = super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         if warmup and self.args.lr_scheduler_type != SchedulerType.CONSTANT:
             rising = [partial(_rising, warmup, factor) for factor in made.lr_lambdas]
