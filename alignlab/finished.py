@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
@@ -15,8 +16,10 @@ import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
+from alignlab.card import write_cards
 from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import RunFolderError
+from alignlab.estimates import EVALUATION, Paces
 from alignlab.evaluation.report import BATCHES, ROWS, Report, Row, write_report
 from alignlab.evaluation.safe_range import measured_range, write_range
 from alignlab.evaluation.suite import Begun, EvaluationContext, sweep
@@ -55,7 +58,11 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         _BegunInFile(session.ledger, key),
         session.store,
     )
-    rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
+    kept, begun = _Kept(session.ledger, key), time.monotonic()
+    whole = not kept and not (session.folder / BATCHES).exists()
+    rows = sweep(context, config.suites, plan.points, _log_row(session), kept)
+    if whole:
+        Paces(config).note(EVALUATION, time.monotonic() - begun)
     (session.folder / BATCHES).unlink(missing_ok=True)
     return rows
 
@@ -149,6 +156,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     if safe := measured_range(turned, config.evaluation.safe_range):
         write_range(safe, result_of(session.folder))
         log.info("%s", safe.sentence)
+    write_cards(session.folder)
     figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
     measured = [row for row in turned if row.n]
     if config.control.figure and measured:

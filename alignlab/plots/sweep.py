@@ -37,7 +37,7 @@ Metric = tuple[str, str]
 """A suite and its metric."""
 Curve = Sequence[tuple[int, float]]
 """Pairs of optimiser step and value."""
-POINTS = "each point is a strength, which stands beside it; the large one is strength 1, as trained"
+POINTS = "each point is a strength, named beside it; the large one is 1, as trained"
 BAND = "mean over seeds; band: lowest to highest, for a single seed its 95 % interval"
 BESIDE = ((4, 4), (-18, 4), (4, -9), (-18, -9))
 """Points from a point of a frontier to its strength: another corner for each of four lines."""

@@ -335,7 +335,7 @@ def test_a_signal_while_evaluating_ends_as_in_training(monkeypatch: pytest.Monke
     ("after", "said"),
     [
         (0, "no checkpoint was made yet, so the same command begins anew"),
-        (2, "the same command resumes from the last checkpoint"),
+        (2, "saved at step 2 of stage fit; the same command resumes there"),
     ],
 )
 def test_an_interruption_promises_a_checkpoint_only_where_there_is_one(
