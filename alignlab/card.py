@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from alignlab.evaluation.safe_range import read_range
 from alignlab.files import write_whole
-from alignlab.tracking.ledger import ENVIRONMENT, REPORT, Ledger
+from alignlab.tracking.ledger import CARD, ENVIRONMENT, REPORT, Ledger
 
-NAME = "README.md"
 CONFIG = "adapter_config.json"
 PEFTS_OWN = frozenset({"LORA", "IA3", "PROMPT_TUNING"})
 """Types of adapters that PEFT loads without alignlab."""
@@ -70,8 +70,8 @@ def write_cards(run: Path) -> list[Path]:
 
 def write_card(folder: Path, run: Path) -> Path:
     """Writes the card of one adapter, in the place of PEFT's empty form."""
-    write_whole(folder / NAME, card_of(Adapter(folder, run)))
-    return folder / NAME
+    write_whole(folder / CARD, card_of(Adapter(folder, run)))
+    return folder / CARD
 
 
 def card_of(adapter: Adapter) -> str:
@@ -98,11 +98,11 @@ def licence_of(adapter: Adapter) -> str | None:
     model = adapter.settings.get("model", {})
     if model.get("source") == "embedded":
         return OURS
-    place = Path(str(model.get("path"))) / NAME
+    place = Path(str(model.get("path"))) / CARD
     if model.get("source") == "hub":
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(str(model.get("path")), NAME, revision=model.get("revision"))
+        found = try_to_load_from_cache(str(model.get("path")), CARD, revision=model.get("revision"))
         place = Path(found) if isinstance(found, str) else place
     try:
         _, begun, rest = place.read_text(encoding="utf-8").partition("---\n")
@@ -192,5 +192,11 @@ def results(adapter: Adapter) -> str:
     return "\n".join(["## Results", "", head, "|---" * (len(across) + 1) + "|", *lines, "", note])
 
 
-SECTIONS: list[Callable[[Adapter], str]] = [about, use, training, results]
+def strengths(adapter: Adapter) -> str:
+    """The range of strengths in which it was seen to hold."""
+    safe = read_range(adapter.folder)
+    return "" if safe is None else f"## Strengths\n\n{safe.sentence[0].upper()}{safe.sentence[1:]}."
+
+
+SECTIONS: list[Callable[[Adapter], str]] = [about, use, strengths, training, results]
 """In their order; one that has nothing to say returns an empty text."""

@@ -60,8 +60,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     at = "classes" if plan.classes else "strengths"
     table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
     if plan.decoding:
-        need, weights = plan.decoding
-        table.add_row("decoding", need.sentence(weights))
+        decoding, weights = plan.decoding
+        table.add_row("decoding", decoding.sentence(weights))
     if plan.held_out:
         table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
     if plan.held_out_items:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.command_line import CONF, OWN_CONFIGS, show_words
-from alignlab.config import RunConfig, SlurmLaunch
+from alignlab.config import RunConfig
 from alignlab.errors import AlignlabError, ConfigError, SweepError
 from alignlab.models.config import ModelConfig
 from alignlab.registry import deferred
+from alignlab.training.config import SlurmLaunch
 
 ROOT = Path(__file__).parents[2]
 """Where the package is: a checkout, or the folder that it was installed into."""

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 
-from alignlab.card import NAME as CARD
 from alignlab.data.batching import Batches, Share, padding_share, plan
 from alignlab.data.encode import EVERYTHING, Account, Limits, Truncation, encode
 from alignlab.data.source import Source, drawn_from, shares
@@ -31,7 +30,7 @@ from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
 from alignlab.tracking import Tracker
-from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.ledger import CARD, Ledger
 from alignlab.training import processes
 from alignlab.training.arguments import arguments, autocast, check_arguments
 from alignlab.training.config import FitConfig, Length, TrainerConfig

@@ -156,7 +156,7 @@ class FitTrainer(Trainer):
         made: Any = super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         if warmup and self.args.lr_scheduler_type != SchedulerType.CONSTANT:
-            rising = [partial(_rising, warmup, factor) for factor in made.lr_lambdas]
+            rising: list[Callable[[int], float]] = [partial(_rising, warmup, factor) for factor in made.lr_lambdas]
             self.lr_scheduler = made = LambdaLR(made.optimizer, rising)
         return made
 
