@@ -16,6 +16,7 @@ from alignlab.tuners.config import (
     Ia3Config,
     LoraConfig,
     LoraFormConfig,
+    LoreftTunerConfig,
     LowerLoraConfig,
     PrefixFormConfig,
     PromptTunerConfig,
@@ -52,6 +53,7 @@ TUNERS = Registry(
         "lora_lower": Entry(LowerLoraConfig, deferred(f"{__name__}.lora.build", first=2), provides=_IN_PLACE),
         "ia3": Entry(Ia3Config, deferred(f"{__name__}.ia3.build", first=2), provides=_IN_PLACE),
         "adapter": Entry(AdapterTunerConfig, deferred(f"{__name__}.adapter.build", first=2), provides=_IN_PLACE),
+        "loreft": Entry(LoreftTunerConfig, deferred(f"{__name__}.loreft.build", first=2), provides=_IN_PLACE),
         "prompt": Entry(PromptTunerConfig, deferred(f"{__name__}.prompt.build", first=2), provides=_IN_PLACE),
         "red": Entry(RedTunerConfig, deferred(f"{__name__}.red.tuner.build", first=2), provides=_IN_PLACE),
         "token_bank": Entry(

@@ -157,9 +157,9 @@ class TokenBankTuner(PeftTuner):
         and for an adapter that lacks one."""
         tensors = self._refuse_other(folder, parts)
         for part in parts:
-            (parameter, *_) = self.parts()[part]
-            if not parameter.is_meta:
-                parameter.data = tensors[part].to(parameter.device, parameter.dtype)
+            for name, parameter in zip(self.table.names(part), self.parts()[part], strict=True):
+                if not parameter.is_meta:
+                    parameter.data = tensors[name].to(parameter.device, parameter.dtype)
 
     def _refuse_other(self, folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of an adapter's folder by their part. Raises ModelError where they are not those of this one."""
@@ -167,9 +167,10 @@ class TokenBankTuner(PeftTuner):
         refuse_other(self.module, written.get("base_hash"), "bank")
         tensors = {name.rpartition(".")[2]: tensor for name, tensor in load_peft_weights(str(folder), device="cpu").items()}
         for part in parts:
-            if part not in tensors:
-                held = ", ".join(sorted(tensors))
-                raise ModelError(f"{folder} holds {held} and no {part}; give the adapter of another stage.")
+            for name in self.table.names(part):
+                if name not in tensors:
+                    held = ", ".join(sorted(tensors))
+                    raise ModelError(f"{folder} holds {held} and no {name}; give the adapter of another stage.")
             found, own = tuple(tensors[part].shape), tuple(self.parts()[part][0].shape)
             if found != own:
                 raise ModelError(

@@ -10,8 +10,7 @@ from statistics import fmean
 
 import pytest
 
-from alignlab.data.toy.stories import Ask, judge, read
-from alignlab.data.toy.world import combinations, corpus, evaluation_prompts, pairs
+from alignlab.data.toy.world import Ask, combinations, corpus, evaluation_prompts, judge, pairs, read
 from alignlab.errors import DataError
 from alignlab.records import Record
 
@@ -44,6 +43,7 @@ def test_chosen_is_the_more_cheerful_of_two_different_stories() -> None:
 
     scores = [tuple(judge(record.prompt, response.text).reward for response in record.responses) for record in records]
 
+    assert len(scores) == 300
     assert all(chosen > rejected for chosen, rejected in scores)
 
 
@@ -75,6 +75,7 @@ def test_the_corpus_is_as_gloomy_as_cheerful_where_no_mood_is_cued() -> None:
 def test_stories_of_the_corpus_follow_a_mood_cue() -> None:
     cued = [record for record in corpus(1000, seed=0) if read(record.prompt).mood]
 
+    assert cued
     assert all(record.responses[0].attributes["mood"] == read(record.prompt).mood for record in cued)
 
 
