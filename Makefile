@@ -12,8 +12,11 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
+# How much of the long tests is tried: every so many of the faults, and so many histories. All of both take more than an hour.
+export FAULTS_EVERY ?= 1
+export HISTORIES ?= 60
 
-.PHONY: demo test test-slurm check docs bench setup
+.PHONY: demo test test-slurm check docs bench mutants setup
 
 demo: setup          ## one alignment run, end to end, with a table and a picture
 	$(BIN)/python run.py
@@ -21,6 +24,11 @@ demo: setup          ## one alignment run, end to end, with a table and a pictur
 test: setup          ## the tests; the long ones and all generated inputs: `make test MARK="slow or fuzz"`; `COVER=90`: a least coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not slurm)" \
 		$(if $(COVER),--cov=alignlab --cov-report=term:skip-covered --cov-fail-under=$(COVER))
+
+mutants: setup       ## code that decides a number is changed, and a test has to notice; some of it: `make mutants NAME=...`
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q 'mutmut>=3.8,<4'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(or $(JOBS),2) $(NAME)
+	$(BIN)/mutmut results
 
 test-slurm: setup    ## sweeps on a SLURM that is started for the tests, and installed first: as root, on Debian
 	$(BIN)/python -m pytest -m slurm tests/slurm

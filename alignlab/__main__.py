@@ -11,7 +11,7 @@ from alignlab.command_line import asks_for_completion, sentence, show_words
 from alignlab.commands.measures import add_judge_agreement, add_lm_eval
 from alignlab.commands.params import add_params
 from alignlab.commands.run import add_run, start
-from alignlab.commands.runs import add_export, add_status, add_sync
+from alignlab.commands.runs import add_export, add_push, add_status, add_sync
 from alignlab.commands.serve import add_serve
 from alignlab.commands.tables import add_plot, add_report, add_table
 from alignlab.files import package_version
@@ -24,6 +24,7 @@ COMMANDS = (
     add_report,
     add_params,
     add_export,
+    add_push,
     add_serve,
     add_sync,
     add_lm_eval,

@@ -145,11 +145,11 @@ def take_config_folders(words: Sequence[str]) -> list[str]:
         if not folder:
             raise ConfigError("--config-dir needs a folder: --config-dir FOLDER.")
         folders.append(Path(folder).expanduser().absolute())
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"there is no folder {folder} of configs; give one that is laid out as conf/ to --config-dir.")
-        for file in sorted(folder.rglob("*.yaml")):
-            if (CONF / file.relative_to(folder)).is_file():
+    for place in folders:
+        if not place.is_dir():
+            raise ConfigError(f"there is no folder {place} of configs; give one that is laid out as conf/ to --config-dir.")
+        for file in sorted(place.rglob("*.yaml")):
+            if (CONF / file.relative_to(place)).is_file():
                 raise ConfigError(f"{file} has the name of a config of alignlab; give it another.")
     if folders:
         os.environ[OWN_CONFIGS] = os.pathsep.join(dict.fromkeys(map(str, folders)))

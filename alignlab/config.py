@@ -30,10 +30,10 @@ from alignlab.files import contents, places
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, cut, number, one_of, path, random_seed, refuse_strays, typed, unknown
+from alignlab.registry import Entry, Registry, cut, one_of, path, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.tracking.ledger import LOCK, QUEUED, REPORT, STATUS, Ledger, state_of
-from alignlab.training.config import TrainerConfig
+from alignlab.training.config import LocalLaunch, SlurmLaunch, TrainerConfig
 from alignlab.tuners import CONTROLS, TUNERS
 from alignlab.tuners.config import FormConfig, StrengthConfig, TunerConfig
 
@@ -54,46 +54,6 @@ class SizingConfig:
     tuner: str | None
     control: str | None
     method: str | None
-
-
-@dataclass
-class LocalLaunch:
-    """Runs the jobs in this process, one after the other."""
-
-    name: str
-
-
-@dataclass
-class SlurmLaunch:
-    """One job of a SLURM array each. null leaves a resource to the cluster.
-
-    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. `minutes`: its time limit.
-    `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
-    preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
-    commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.
-    """
-
-    name: str
-    partition: str | None
-    account: str | None
-    gpus: Annotated[int | None, number(minimum=1)]
-    cpus: Annotated[int | None, number(minimum=1)]
-    memory_gb: Annotated[int | None, number(minimum=1)]
-    minutes: Annotated[int, number(minimum=1)]
-    signal_seconds: Annotated[int, number(minimum=1)]
-    retries: Annotated[int, number(minimum=0)]
-    parallel: Annotated[int, number(minimum=1)]
-    setup: list[str]
-    extra: dict[str, Any]
-    detach: bool
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError for a signal that would come before the job."""
-        if self.signal_seconds >= 60 * self.minutes:
-            raise ConfigError(
-                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: the"
-                " signal comes that long before the limit."
-            )
 
 
 def _same(config: Any) -> Any:

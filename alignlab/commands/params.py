@@ -8,8 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from alignlab.command_line import CONF, ROW, experiment_folders, experiments_in, swept_keys
-from alignlab.commands.tables import experiments_with
 from alignlab.errors import ConfigError
+from alignlab.tables import experiments_with
 
 if TYPE_CHECKING:
     from alignlab.config import RunConfig

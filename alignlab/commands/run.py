@@ -32,7 +32,6 @@ from alignlab.command_line import (
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.files import alone, beating
-from alignlab.sweeps.jobs import plan_job, show_plan
 from alignlab.tracking.ledger import LOCK, state_of, wait_for_other_machine
 from alignlab.training import processes
 
@@ -104,12 +103,16 @@ def _plan(config: RunConfig) -> None:
     """What would be done. Refused is whatever the run would refuse before it trains."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep by alignlab's own sweeper plans its jobs itself
         raise ConfigError(NO_PLAN)
-    job = plan_job(config, HydraConfig.get().overrides.task)
-    if job.pending:
-        from alignlab.planning import make_plan, show
+    done = finished(config)
+    if done:
+        _say_finished(done)
+        return
+    from alignlab.plan_text import show
+    from alignlab.planning import make_plan
+    from alignlab.running import found, stage_keys
 
-        show(make_plan(config), (), console())
-    show_plan("of one job", [job], console(), whole=True)
+    planned = make_plan(config)
+    show(planned, found(planned, stage_keys(planned)), console())
 
 
 def _once(config: RunConfig) -> float | None:
@@ -124,13 +127,18 @@ def _once(config: RunConfig) -> float | None:
             done = processes.by_main_process(lambda: finished(config))
             if done is None:
                 return _run(planned)
+    _say_finished(done)
+    return headline_of(done)
+
+
+def _say_finished(report: Path) -> None:
+    """That there is nothing to do. Raises MeasureError for a report without a number that was asked for."""
     from alignlab.evaluation.report import refuse_unmeasured
 
-    outdated = state_of(done.parent).outdated
+    outdated = state_of(report.parent).outdated
     print(f"this run is finished; {OUTDATED if outdated else 'force=true repeats it'}")
-    print(f"report: {done}")
-    refuse_unmeasured(done)
-    return headline_of(done)
+    print(f"report: {report}")
+    refuse_unmeasured(report)
 
 
 @contextmanager
@@ -146,12 +154,12 @@ def _run(planned: Plan) -> float | None:
     from alignlab.evaluation.report import refuse_unmeasured
     from alignlab.evaluation.report import show as show_report
     from alignlab.finished import evaluate, report
-    from alignlab.planning import show
+    from alignlab.plan_text import show
     from alignlab.running import found, open_session, policy_of, run_stages, stage_keys
 
     _freeze_libraries()
     keys = stage_keys(planned)
-    show(planned, () if planned.config.force else found(planned, keys), console())
+    show(planned, found(planned, keys), console())
     with open_session(planned.config) as session:
         policy = policy_of(planned, session)
         run_stages(planned, keys, policy, session)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignlab.command_line import experiment_folders
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.files import replaced_alone
+from alignlab.tables import experiments_with
 
 if TYPE_CHECKING:
     from alignlab.tables.sweep import Selection
@@ -174,13 +174,6 @@ def _add_sweep(options: Any) -> None:
     options.add_argument("--metrics", nargs="+", default=[], metavar="SUITE/METRIC", help="default: all")
     options.add_argument("--strength", nargs="+", default=[], help="strengths of a dial, or all; default: 1")
     options.add_argument("--baseline", default="", metavar="ROW", help="what every row is compared with; default: the first")
-
-
-def experiments_with(name: str) -> Path:
-    """The folder of experiments with the published numbers of a sweep; alignlab's own where none has."""
-    from alignlab.tables.render import path_for
-
-    return next((folder for folder in experiment_folders() if path_for(name, folder).is_file()), experiment_folders()[0])
 
 
 def _selection(given: argparse.Namespace) -> Selection:

@@ -19,7 +19,7 @@ from alignlab.models.backbone import Backbone, ends_of
 from alignlab.models.decode import decoding
 from alignlab.models.following import Finite, Follow, Followed
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
+from alignlab.models.strength import AskedStrengths, ClassMixture, HasStrength, WeightedPass, as_strength, strengths_of
 from alignlab.records import EncodedGroup
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def scored_in(
 def respond(
     policy: Policy,
     prompts: Sequence[str],
-    strength: float | Sequence[float],
+    strength: AskedStrengths,
     control: ClassMixture | Sequence[ClassMixture] | None,
     sampling: Sampling,
     seed: int,
@@ -163,7 +163,7 @@ def respond(
 ) -> list[str]:
     """See `Policy.respond`."""
     check_writes(policy)
-    strengths = checked_strengths(strength, len(prompts))
+    strengths = strengths_of(policy.tuner, strength, len(prompts))
     chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
     if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
         raise ControlError(
@@ -209,7 +209,8 @@ def continued(
     """What follows each prompt of ids, as it is written, at one strength or under one class (`control`); else as
     `Policy.respond`. The caller leaves room for it (`Policy.prompt_room`)."""
     chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
-    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, kept)
+    strengths = strengths_of(policy.tuner, strength, len(prompts))
+    return _continued(policy, prompts, strengths, chosen, sampling, seed, None, kept)
 
 
 def followed(
@@ -274,11 +275,11 @@ def _batches(
     ]
 
 
-def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[float]) -> list[dict[str, float]]:
+def classify(policy: Policy, texts: Sequence[Text], strength: AskedStrengths) -> list[dict[str, float]]:
     """See `Policy.classify`."""
     codec, labels = policy.backbone.codec, policy.backbone.codec.labels
     encoded = codec.texts(texts)
-    strengths = checked_strengths(strength, len(texts))
+    strengths = strengths_of(policy.tuner, strength, len(texts))
     if labels is None or not labels.names:
         raise ModelError(f"model={policy.backbone.name} predicts a number, not classes; read its class_scores.")
     for place, each in enumerate(encoded):

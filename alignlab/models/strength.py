@@ -6,7 +6,7 @@ Shapes: B texts, R rows of a pass, T time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
@@ -23,6 +23,12 @@ Strength: TypeAlias = "float | Tensor"
 
 ClassMixture: TypeAlias = "str | Mapping[str, float]"
 """A class by its name, or classes with weights that add up to 1."""
+
+AskedStrength: TypeAlias = "float | Mapping[str, float]"
+"""A number, or, of several adapters, a number by the name of each."""
+
+AskedStrengths: TypeAlias = "AskedStrength | Sequence[AskedStrength]"
+"""One for all prompts, or one for each."""
 
 WITHOUT = -1.0
 """The setting of a pass without any class; a class's own setting is its number."""
@@ -141,6 +147,15 @@ def checked_strengths(strength: float | Iterable[float], count: int | None = Non
     if not all(math.isfinite(value) for value in values):
         raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
     return values
+
+
+def strengths_of(
+    tuner: HasStrength, strength: AskedStrength | Iterable[AskedStrength], count: int | None = None
+) -> list[float]:
+    """What `tuner.passes` takes for each prompt: the strengths themselves, or, of several adapters, numbers that stand for one
+    of each. Raises ControlError as `checked_strengths`, and for a name that is missing or unknown."""
+    take: Callable[..., list[float]] = getattr(tuner, "numbered", checked_strengths)
+    return take(strength, count)
 
 
 @dataclass(frozen=True)

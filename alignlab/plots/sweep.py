@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.evaluation import is_share
@@ -37,7 +38,7 @@ Metric = tuple[str, str]
 """A suite and its metric."""
 Curve = Sequence[tuple[int, float]]
 """Pairs of optimiser step and value."""
-POINTS = "each point is a strength, which stands beside it; the large one is strength 1, as trained"
+POINTS = "each point is a strength, named beside it; the large one is 1, as trained"
 BAND = "mean over seeds; band: lowest to highest, for a single seed its 95 % interval"
 BESIDE = ((4, 4), (-18, 4), (4, -9), (-18, -9))
 """Points from a point of a frontier to its strength: another corner for each of four lines."""
@@ -158,22 +159,22 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Pat
             most = max(most, over)
             lines.append((label, len(seeds), steps, means, [smoothed(each, over) for each in (means, lows, highs)]))
         widths = line_widths([line[-1][0] for line in lines])
-        for (label, count, steps, raw, (means, lows, highs)), width in zip(lines, widths, strict=True):
+        for (label, count, steps, raw, (mean, low, high)), width in zip(lines, widths, strict=True):
             look = {**looks[label], "marker": None}
-            if list(raw) != means:
+            if list(raw) != list(mean):
                 panel.plot(steps, raw, **{**look, "linestyle": "-"}, linewidth=0.7, alpha=FAINT)
-            panel.plot(steps, means, label=f"{label} ({_counted(count, 'seed')})", **look, **width)
+            panel.plot(steps, mean, label=f"{label} ({_counted(count, 'seed')})", **look, **width)
             if count > 1:
-                panel.fill_between(steps, lows, highs, alpha=0.15, linewidth=0, color=look["color"])
+                panel.fill_between(steps, low, high, alpha=0.15, linewidth=0, color=look["color"])
         panel.set(title=f"stage {stage}", xlabel="optimiser step", ylabel="training loss")
     smooth = f"running mean over {most} steps that were logged, the faint line is not smoothed; " if most > 1 else ""
     legend(figure, drawn, f"{smooth}mean over seeds; band: lowest to highest")
     return saved(figure, path)
 
 
-def line_widths(curves: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+def line_widths(curves: Sequence[ArrayLike]) -> list[dict[str, float]]:
     """The look of each line of a panel: one that lies on others is thinner than they are, so that each is seen."""
-    seen: list[Sequence[float]] = []
+    seen: list[ArrayLike] = []
     looks = []
     for curve in curves:
         under = sum(np.shape(curve) == np.shape(other) and np.allclose(curve, other, equal_nan=True) for other in seen)

@@ -154,8 +154,8 @@ def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
     return before.to(after.device, torch.float32)
 
 
-def weights_hash(model: nn.Module) -> str:
-    """A short hash of the names, shapes and some numbers of a model's own weights, adapters left out, read as bfloat16."""
+def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's own weights under the names that they have without adapters, which are left out."""
     adapters = {
         id(parameter)
         for layer in model.modules()
@@ -163,12 +163,19 @@ def weights_hash(model: nn.Module) -> str:
         for name in layer.adapter_layer_names
         for parameter in getattr(layer, name).parameters()
     }
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", ""): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in adapters and ".modules_to_save." not in name
+    }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A short hash of the names, shapes and some numbers of a model's own weights, read as bfloat16."""
     made = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in adapters and ".modules_to_save." not in name:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
-            made.update(f"{plain} {tuple(parameter.shape)}".encode())
-            made.update(_sample(parameter.detach().flatten()))
+    for name, parameter in own_weights(model).items():
+        made.update(f"{name} {tuple(parameter.shape)}".encode())
+        made.update(_sample(parameter.detach().flatten()))
     return made.hexdigest()[:16]
 
 
@@ -263,9 +270,11 @@ class PeftTuner(ABC):
     """A PEFT adapter; each tuner adds its `edited`. `beside`: what PEFT trains beside the edit, which follows the strength.
 
     `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they may differ.
+    `adds_blocks`: whether the model has more blocks with it.
     """
 
     per_row = True
+    adds_blocks = False
     controls: Controls | None = None
     inserted: Inserted = NOTHING
     adds_parameters = True

@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from tests.experiments.recorded import RECORD, Values, choice_values, table_values, unpacked
-from tests.experiments.sweeps import distinct, run_of, tables, tried
+from tests.experiments.recorded import EXPERIMENT, RECORD, Values, choice_values, table_values, unpacked
+from tests.experiments.sweeps import run_of, tables, tried
 from tests.fuzzing import part_of
 
 TABLES = tables()
 PAPER = [table for table in TABLES if not table.startswith("tiny/") and "/toy/" not in table]
+SIZING = ("sizing.control", "sizing.method", "sizing.tuner")
+"""The keys that name the values of a model, those of the embedded ones with `tiny`."""
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Values]:
+    """The values of each command line of the record."""
+    return unpacked(RECORD.read_text())
 
 
 @pytest.mark.slow  # 10,000 configs; what each composes to is held by the record below
@@ -25,19 +33,19 @@ def test_every_cell_of_a_table_is_a_run_of_its_own_that_fits_together(table: str
 
 
 @pytest.mark.parametrize("table", PAPER)
-def test_no_toy_number_reaches_the_papers_scale(table: str) -> None:
-    for cell in distinct(table):
-        configs = vars(run_of(table, *cell).sizing).values()
+def test_no_toy_number_reaches_the_papers_scale(table: str, recorded: dict[str, Values]) -> None:
+    cells = {line: values for line, values in recorded.items() if line.split()[0] == f"{EXPERIMENT}{table}"}
 
-        assert not [config for config in configs if config and config.startswith("tiny")]
+    assert cells
+    assert [(line, key) for line, values in cells.items() for key in SIZING if values[key].startswith('"tiny')] == []
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("compose", [table_values, choice_values])
-def test_every_config_composes_to_the_recorded_values(compose: Callable[[Iterable[str]], dict[str, Values]]) -> None:
+def test_every_config_composes_to_the_recorded_values(
+    compose: Callable[[Iterable[str]], dict[str, Values]], recorded: dict[str, Values]
+) -> None:
     """`python -m tests.experiments.recorded` records them anew, where a value is changed on purpose or an experiment is new."""
-    recorded = unpacked(RECORD.read_text())
-
     made = compose(part_of(sorted(recorded)))
 
     assert made

@@ -136,6 +136,7 @@ def test_the_page_runs_nothing_and_asks_for_nothing(page: str) -> None:
     asks.feed(page)
 
     assert not {"script", "link", "img", "image", "iframe"} & set(asks.tags)
+    assert asks.addresses
     assert all(address.startswith("#") for address in asks.addresses)
     assert {address[1:] for address in asks.addresses} <= set(asks.names)
     assert len(asks.names) == len(set(asks.names))

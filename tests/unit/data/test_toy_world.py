@@ -43,6 +43,7 @@ def test_chosen_is_the_more_cheerful_of_two_different_stories() -> None:
 
     scores = [tuple(judge(record.prompt, response.text).reward for response in record.responses) for record in records]
 
+    assert len(scores) == 300
     assert all(chosen > rejected for chosen, rejected in scores)
 
 
@@ -74,6 +75,7 @@ def test_the_corpus_is_as_gloomy_as_cheerful_where_no_mood_is_cued() -> None:
 def test_stories_of_the_corpus_follow_a_mood_cue() -> None:
     cued = [record for record in corpus(1000, seed=0) if read(record.prompt).mood]
 
+    assert cued
     assert all(record.responses[0].attributes["mood"] == read(record.prompt).mood for record in cued)
 
 

@@ -112,4 +112,8 @@ def test_what_could_not_be_measured_is_no_number_of_a_report_and_refuses_it(tmp_
 
 
 def test_a_report_with_every_number_is_not_refused(tmp_path: Path) -> None:
-    refuse_unmeasured(write_report(Ledger(tmp_path), NAMES, ROWS).path)
+    made = write_report(Ledger(tmp_path), NAMES, ROWS)
+
+    refuse_unmeasured(made.path)
+
+    assert "unmeasured" not in json.loads(made.path.read_text())

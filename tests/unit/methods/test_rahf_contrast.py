@@ -159,5 +159,6 @@ def test_the_parts_of_a_step_add_up(llama: Backbone, over: str) -> None:
 
     assert len(groups) == 8
     assert sum(part.value.item() for part in alone) == pytest.approx(together.value.item(), rel=1e-5)
+    assert together.metrics
     for name, value in together.metrics.items():
         assert sum(part.metrics[name].item() for part in alone) == pytest.approx(value.item(), rel=1e-4, abs=1e-5)

@@ -18,6 +18,7 @@ from alignlab.training.references import SecondModel
 from alignlab.training.stages import TrainStage
 from alignlab.tuners.config import LowerLoraConfig
 from alignlab.tuners.lora import build
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, fit_config, session_in
 from tests.unit.methods.readings import (
@@ -87,7 +88,7 @@ def test_between_two_models_only_the_lora_moves_and_the_second_model_is_what_it_
     own = of_the_tuner(policy)
     changed = {name for name, tensor in weights(policy).items() if not torch.equal(tensor, before[name])}
     assert changed == own
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in inside(second, policy).items() if name not in own)
+    assert_same_bits(*({name: each[name] for name in each.keys() - own} for each in (inside(second, policy), theirs)))
 
 
 def test_states_come_closer_to_where_the_shift_points(tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_a_block_with_a_lora_above_the_highest_layer_changes_neither_loss_nor_gr
 
     found, more = gradients(without, first), gradients(beyond, second)
     assert first.item() == second.item()
+    assert found
     assert all(grad is not None and torch.equal(grad, more[name]) for name, grad in found.items())  # type: ignore[arg-type]
     assert [more[name] for name in more.keys() - found.keys()] == [None] * 4  # A and B of queries and values
 
@@ -130,7 +132,7 @@ def test_trained_with_a_block_more_the_lora_below_ends_with_the_same_bits(tmp_pa
     losses = [fitted(policy, tmp_path / str(number)) for number, policy in enumerate((without, beyond))]
 
     assert losses[0] == losses[1]
-    assert all(torch.equal(parameter, shared(beyond)[name]) for name, parameter in shared(without).items())
+    assert_same_bits(shared(beyond), shared(without))
     assert len(unused) == 4
     assert all(torch.equal(weights(beyond)[name], tensor) for name, tensor in unused.items())
 

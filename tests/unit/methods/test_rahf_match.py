@@ -14,6 +14,7 @@ from alignlab.methods.rahf.objectives import DirectionSource, Models, Prefixes
 from alignlab.models.backbone import Backbone
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached
 from tests.unit.methods.readings import (
@@ -89,7 +90,9 @@ def test_at_alpha_0_a_new_tuner_has_nothing_to_do_between_models() -> None:
     loss = match(shown, alpha=0.0)(policy, batch_of(prefixes)).value
 
     assert loss.item() == 0
-    assert all(grad is not None and not grad.any() for grad in own_gradients(policy, loss))
+    gradients = own_gradients(policy, loss)
+    assert gradients
+    assert all(grad is not None and not grad.any() for grad in gradients)
 
 
 def test_at_alpha_0_a_new_tuner_is_where_it_should_be_between_prefixes() -> None:
@@ -98,7 +101,9 @@ def test_at_alpha_0_a_new_tuner_is_where_it_should_be_between_prefixes() -> None
     loss = match(shown, alpha=0.0)(policy, batch_of(prefixes)).value
 
     assert loss.item() == pytest.approx(0, abs=1e-5)  # three prefixes in one row are rounded otherwise than one by itself
-    assert all(grad is not None and grad.isfinite().all() for grad in own_gradients(policy, loss))
+    gradients = own_gradients(policy, loss)
+    assert gradients
+    assert all(grad is not None and grad.isfinite().all() for grad in gradients)
 
 
 def own_gradients(policy: Policy, loss: Tensor) -> list[Tensor | None]:
@@ -229,7 +234,7 @@ def test_neither_the_backbone_nor_the_tuner_is_left_changed_by_a_loss() -> None:
 
     match(shown, kl=0.1)(policy, batch_of(prefixes)).value.backward()  # type: ignore[no-untyped-call]
 
-    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.model.state_dict().items())
+    assert_same_bits(policy.model.state_dict(), before)
 
 
 @pytest.mark.parametrize("number", [3, 4])

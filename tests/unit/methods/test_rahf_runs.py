@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import alignlab
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.backbone import load_codec
 from alignlab.models.config import EMBEDDED
 from alignlab.training.trainer import FitTrainer
@@ -69,7 +69,11 @@ def plain(folder: Path) -> nn.Module:
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether both hold the same bits under the same names."""
-    return first.keys() == second.keys() and all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    return (
+        bool(first)
+        and first.keys() == second.keys()
+        and all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_strength_0_is_the_model_that_the_lora_sits_on_and_merged_is_strength_1(
     policy = alignlab.load(folder, device="cpu")
     below, published = plain(folder / "stages" / base), plain(EMBEDDED / words[-1].removeprefix("model="))
 
-    export(folder, tmp_path / "plain", "float32")
+    export(folder, tmp_path / "plain")
 
     with policy.tuner.at(0.0):
         assert torch.equal(logits(policy.model), logits(below))
@@ -216,6 +220,7 @@ def test_shift_leaves_a_profile_with_a_number_for_each_layer_and_a_figure(words:
 
     profile = json.loads((folder / "stages" / "shift" / "profile.json").read_text(encoding="utf-8"))
     assert profile["x"]["values"] == [1, 2]  # of four blocks: 1.24 to 2.24, or to 2.5
+    assert profile["series"]
     assert all(len(values) == 2 and min(values) > 0 for values in profile["series"].values())
     assert (folder / "shift.png").is_file()
 

@@ -84,6 +84,7 @@ def test_every_asker_sees_something() -> None:
     layout = without_padding(whole([SHORTER, GROUP], pad=0), torch.float32)
 
     assert layout.segments is not None
+    assert layout.segments.chunks
     assert all(bool((chunk.mask_S1QK == 0).any(-1).all()) for chunk in layout.segments.chunks)
 
 

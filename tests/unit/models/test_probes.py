@@ -20,6 +20,7 @@ from alignlab.models.packing import described
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from alignlab.records import Batch
+from tests.bits import assert_same_bits
 from tests.contracts.architectures import architecture
 from tests.contracts.test_architectures import lora, tuned
 from tests.unit.conftest import attached, batch_of, plain
@@ -112,7 +113,7 @@ def test_trying_leaves_no_trace(llama: Backbone) -> None:
 
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in policy.model.modules()] == before[1]
-    assert all(torch.equal(tensor, before[0][name]) for name, tensor in policy.model.state_dict().items())
+    assert_same_bits(policy.model.state_dict(), before[0])
     assert all(parameter.grad is None for parameter in policy.model.parameters())
 
 

@@ -20,6 +20,7 @@ from alignlab.training.objectives import nll
 from alignlab.training.references import Base, with_references
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainable import THE_BACKBONE
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, batch_of, fit_config, learned, session_in
 
@@ -84,8 +85,10 @@ def test_a_clm_block_becomes_a_copy_of_the_first_block_that_was_trained(kind: st
     theirs = dict(layer.base_layer.named_parameters())
     writes = [f"{name}.{tensor}" for name in WRITES[kind] for tensor in ("weight", "bias")]
     mine = dict(block.named_parameters())
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine if name not in writes)
-    assert all(not mine[name].any() for name in mine if name in writes)
+    copied, at_zero = mine.keys() - set(writes), mine.keys() & set(writes)
+    assert_same_bits({name: mine[name] for name in copied}, {name: theirs[name] for name in copied})
+    assert at_zero
+    assert not any(bool(mine[name].any()) for name in at_zero)
 
 
 def test_a_new_process_finds_the_block_as_the_old_one_left_it(tmp_path: Path) -> None:
@@ -94,8 +97,7 @@ def test_a_new_process_finds_the_block_as_the_old_one_left_it(tmp_path: Path) ->
 
     SFT.restore(fresh, tmp_path / "stages" / "sft")
 
-    pairs = zip(learned(fresh), learned(trained), strict=True)
-    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    assert_same_bits(learned(fresh), learned(trained))
 
 
 def test_what_is_left_is_a_checkpoint_that_loads_by_itself(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_put_back_into_a_fresh_policy_it_is_the_same_bits(tuner: str, tmp_path: 
 
     SFT.restore(fresh, tmp_path / "stages" / "sft")
 
-    assert all(torch.equal(tensor, weights(trained)[name]) for name, tensor in weights(fresh).items())
+    assert_same_bits(weights(fresh), weights(trained))
     assert torch.equal(off(fresh), off(trained))
     assert fresh.backbone.fingerprint == trained.backbone.fingerprint
 

@@ -14,6 +14,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.records import EncodedGroup
 from alignlab.training.references import OtherModel
 from alignlab.training.stages import Session, cache_key
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, encoded, plain, session_in
 
@@ -65,7 +66,7 @@ def test_the_policy_is_left_as_it_was(llama: Backbone, folder: Path, tmp_path: P
 
     OtherModel(folder).added(encoded(llama), policy, session_in(tmp_path), "fit", [])
 
-    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+    assert_same_bits(policy.model.state_dict(), before)
 
 
 def test_other_weights_in_the_same_folder_are_another_stage(folder: Path) -> None:

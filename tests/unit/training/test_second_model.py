@@ -19,6 +19,7 @@ from alignlab.training.references import SecondModel
 from alignlab.training.stages import TrainStage
 from alignlab.training.trainable import THE_BACKBONE, training
 from alignlab.tuners.lora import UpdateShape
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, batch_of, fit_config, learned, session_in
 from tests.unit.methods.readings import LIMITS, SOURCE, weights
@@ -89,7 +90,7 @@ def test_the_backbone_and_the_tuner_are_put_back_to_the_bit(tuner: str, through:
 
     run(staged(SecondModel(), through), policy, tmp_path)
 
-    assert all(torch.equal(tensor, before[name]) for name, tensor in named(policy).items())
+    assert_same_bits(named(policy), before)
     assert torch.equal(on(policy), at_one)
     assert policy.backbone.fingerprint == "llama"
 
@@ -162,7 +163,7 @@ def test_training_that_fails_leaves_the_backbone_and_no_second_model(through: Up
     with pytest.raises(ZeroDivisionError):
         broken_off(second, through, policy)
 
-    assert all(torch.equal(tensor, before[name]) for name, tensor in named(policy).items())
+    assert_same_bits(named(policy), before)
     assert torch.equal(on(policy), at_one)
     with pytest.raises(ConfigError, match="the second model was not trained in this run"), second.inside():
         pass
@@ -235,7 +236,7 @@ def test_afterwards_the_tuners_own_lora_is_active_again(tmp_path: Path) -> None:
 
     run(staged(None, LORA, "preferred"), policy, tmp_path)
 
-    assert all(torch.equal(*pair) for pair in zip(learned(policy), before, strict=True))
+    assert_same_bits(learned(policy), before)
     assert all(parameter.requires_grad for parameter in learned(policy))
     assert not torch.allclose(on(policy), off(policy), atol=1e-3)
 

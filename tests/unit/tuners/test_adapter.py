@@ -61,6 +61,7 @@ def test_adapters_stand_behind_attention_and_feed_forward(build: Build, family: 
     found = sites(tuner)
 
     assert {next(place for place in sorted(places, key=len, reverse=True) if name.endswith(place)) for name in found} == places
+    assert tuner.beside.names
     assert all("embeddings" not in name for name in tuner.beside.names)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.export import export_plain
 from alignlab.tuners.clm import ClmConfig, ClmLayer, block_at
+from tests.bits import assert_same_bits
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -64,7 +65,7 @@ def test_new_blocks_come_first_and_the_others_move_up(
         for name, tensor in block.named_parameters()
     }
     assert {name for name in held if name.startswith(LISTS[family])} == expected.keys()
-    assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
+    assert_same_bits({name: held[name] for name in expected}, expected)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.tuners.clm import ClmConfig, ClmLayer, block_at
+from tests.bits import assert_same_bits
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -183,7 +184,7 @@ def test_the_block_keeps_every_bit_through_a_later_cast(build: Build, train: Tra
 
     tuned.to(torch.bfloat16)
 
-    assert all(torch.equal(tuned.get_parameter(name), value) for name, value in before.items())
+    assert_same_bits({name: tuned.get_parameter(name) for name in before}, before)
 
 
 def test_loaded_tensors_are_lifted_even_where_they_are_assigned(build: Build) -> None:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ConfigError
 from alignlab.tuners.red import RedConfig, RedEdit, RedLayer, red_plus_targets
+from tests.bits import assert_same_bits
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]
@@ -96,7 +97,7 @@ def test_vectors_keep_every_bit_through_a_later_cast(tuned: PeftModel) -> None:
 
     tuned.to(torch.bfloat16)
 
-    assert all(torch.equal(tuned.get_parameter(name), value) for name, value in before.items())
+    assert_same_bits({name: tuned.get_parameter(name) for name in before}, before)
 
 
 def test_output_has_the_dtype_of_the_base(tuned: PeftModel, logits: Logits) -> None:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.tuners.red import RedConfig, RedLayer, red_plus_targets, strength
+from tests.bits import assert_same_bits
 
 Build = Callable[[str], PreTrainedModel]
 Logits = Callable[[nn.Module], Tensor]
@@ -62,9 +63,7 @@ def test_unmerging_restores_every_bit_past_a_scale_of_zero(build: Build, train: 
 
     tuned.unmerge_adapter()
 
-    after = tuned.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert_same_bits(tuned.state_dict(), before)
 
 
 def test_linear_by_hand() -> None:

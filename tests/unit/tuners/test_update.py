@@ -14,6 +14,7 @@ from alignlab.errors import ModelError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.tuners.lora import Update, UpdateShape
+from tests.bits import assert_same_bits
 from tests.conftest import backbone
 from tests.unit.conftest import attached, batch_of, learned, plain
 
@@ -177,8 +178,7 @@ def test_what_a_lora_saves_is_the_same_before_and_after_an_update(tmp_path: Path
     policy.tuner.save(tmp_path / "after")  # type: ignore[attr-defined]
 
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "after"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert_same_bits(second, first)
     assert {path.name for path in (tmp_path / "after").iterdir()} == {path.name for path in (tmp_path / "before").iterdir()}
 
 
