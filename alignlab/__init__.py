@@ -1,7 +1,8 @@
 """alignlab: parameter-efficient alignment of language models, with one strength dial for every method.
 
-The names below are imported when they are first used, so `import alignlab` alone needs no torch. RED, CLM, CONTROL, ADAPTER and
-TPT are registered with PEFT by the first name that is used, or by `import alignlab` itself where peft is imported already.
+The names below are imported when they are first used, so `import alignlab` alone needs no torch. Our PEFT types (RED, CLM,
+CONTROL, ADAPTER, LOREFT, TPT) are registered by the first name that is used, or by `import alignlab` itself where peft is
+imported already.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ PEFT_METHODS = (
     "alignlab.tuners.clm",
     "alignlab.tuners.control",
     "alignlab.tuners.adapter",
+    "alignlab.tuners.loreft",
     "alignlab.tuners.token_bank",
 )
 """What registers a PEFT method when they are imported."""

@@ -30,10 +30,10 @@ from alignlab.files import contents, places
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, number, one_of, path, random_seed, refuse_strays, typed, unknown
+from alignlab.registry import Entry, Registry, cut, one_of, path, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.tracking.ledger import LOCK, QUEUED, REPORT, STATUS, Ledger, state_of
-from alignlab.training.config import TrainerConfig
+from alignlab.training.config import LocalLaunch, SlurmLaunch, TrainerConfig
 from alignlab.tuners import CONTROLS, TUNERS
 from alignlab.tuners.config import FormConfig, StrengthConfig, TunerConfig
 
@@ -54,46 +54,6 @@ class SizingConfig:
     tuner: str | None
     control: str | None
     method: str | None
-
-
-@dataclass
-class LocalLaunch:
-    """Runs the jobs in this process, one after the other."""
-
-    name: str
-
-
-@dataclass
-class SlurmLaunch:
-    """One job of a SLURM array each. null leaves a resource to the cluster.
-
-    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. `minutes`: its time limit.
-    `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
-    preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
-    commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.
-    """
-
-    name: str
-    partition: str | None
-    account: str | None
-    gpus: Annotated[int | None, number(minimum=1)]
-    cpus: Annotated[int | None, number(minimum=1)]
-    memory_gb: Annotated[int | None, number(minimum=1)]
-    minutes: Annotated[int, number(minimum=1)]
-    signal_seconds: Annotated[int, number(minimum=1)]
-    retries: Annotated[int, number(minimum=0)]
-    parallel: Annotated[int, number(minimum=1)]
-    setup: list[str]
-    extra: dict[str, Any]
-    detach: bool
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError for a signal that would come before the job."""
-        if self.signal_seconds >= 60 * self.minutes:
-            raise ConfigError(
-                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: the"
-                " signal comes that long before the limit."
-            )
 
 
 def _same(config: Any) -> Any:
@@ -142,7 +102,7 @@ WHO_PROVIDES: Mapping[str, str] = {
     "continuation": "only causal models continue a text, so take model.kind=causal",
     "settings of its own": "give them in the suite's section of evaluation",
     "references": "try data=e2e_nlg",
-    "corpus": "only data=toy has one",
+    "corpus": "take data=texts for texts of your own, or data=toy",
     "every weight": "take tuner=full",
     "training": "give tuner.aligned=FOLDER, or for the backbone alone tuner=lora control.strengths=[0.0]",
     "no training": "tuner.aligned is left as it is, so take method=evaluate",
@@ -160,12 +120,14 @@ NO_RUN_YET = (LOCK, QUEUED, STATUS)
 class TopConfig:
     """The keys that stand in no group. `rerun`: finished runs of another version (outdated) too; null = none.
 
-    `plan`: only say what would be done. `sweep`: the sweep that it is a job of."""
+    `plan`: only say what would be done. `sweep`: the sweep that it is a job of. `scale`: smoke cuts rows, steps, prompts and
+    tokens to what their fields declare for it; null = as given."""
 
     seed: Annotated[int, random_seed()]
     force: bool
     rerun: Annotated[str | None, one_of("outdated")]
     plan: bool
+    scale: Annotated[str | None, one_of("smoke")]
     folder: Annotated[str | None, path()]
     sweep: str | None
     paths: PathsConfig
@@ -213,6 +175,8 @@ def parse(raw: DictConfig) -> RunConfig:
     top = {each.name: plain.get(each.name) for each in dataclasses.fields(TopConfig)}
     refuse_strays("", plain, dict.fromkeys([*top, "experiment", *GROUPS]))
     made = typed("", {**top, "paths": top["paths"] or {}, "sizing": top["sizing"] or {}}, TopConfig)
+    if made.scale is not None:
+        plain |= {group: cut(plain.get(group), _schema(group, plain)) for group in GROUPS}
     first = ("data", *GROUPS)  # other groups take values from the data's; what is wrong is said of where it was given
     parts = {group: _part(group, plain) for group in dict.fromkeys(first)}
     chosen = {group: (GROUPS[group][parts[group].name], parts[group]) for group in GROUPS}
@@ -223,7 +187,7 @@ def parse(raw: DictConfig) -> RunConfig:
         **vars(made),
         suites=suites,
         left_out=left_out,
-        plain={key: value for key, value in plain.items() if key != "experiment"},
+        plain={key: value for key, value in plain.items() if key not in ("experiment", "scale")},
         **parts,
     )
 
@@ -282,10 +246,16 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
+    schema = _schema(group, plain)
+    return typed(group, plain[group], schema, whole=whole)
+
+
+def _schema(group: str, plain: Mapping[str, Any]) -> type:
+    """The dataclass of what is chosen of a group."""
     config, registry = plain.get(group), GROUPS[group]
     if not isinstance(config, dict) or "name" not in config:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    return typed(group, config, registry[str(config["name"])].config, whole=whole)
+    return registry[str(config["name"])].config
 
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:

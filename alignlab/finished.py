@@ -1,37 +1,40 @@
-"""After training: the evaluation and the report of a run, and loading or exporting a finished run."""
+"""After training: the evaluation and the report of a run, and loading a finished run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import time
 from collections import UserDict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import DictConfig
 from peft import PeftConfig
 
+from alignlab.card import write_cards
 from alignlab.config import GROUPS, found_place, parts_of
-from alignlab.errors import ControlError, RunFolderError
+from alignlab.errors import RunFolderError
+from alignlab.estimates import EVALUATION, Paces
 from alignlab.evaluation.report import BATCHES, ROWS, Report, Row, write_report
+from alignlab.evaluation.safe_range import measured_range, write_range
 from alignlab.evaluation.suite import Begun, EvaluationContext, sweep
 from alignlab.files import damage, places
-from alignlab.models.export import export_plain
 from alignlab.models.policy import Policy
 from alignlab.planning import Plan
 from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
-from alignlab.records import NO_CLASS, LabelSet
+from alignlab.records import LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import STATUS, Ledger
 from alignlab.training.arguments import device_of
 from alignlab.training.collect import COUNTS, PROFILE
 from alignlab.training.stages import DONE, Session
-from alignlab.tuners.control.tuner import export_class
+from alignlab.tuners.composed import compose
+from alignlab.tuners.engines import CONFIG as ADAPTER
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,11 @@ def evaluate(plan: Plan, keys: Sequence[str], policy: Policy, session: Session) 
         _BegunInFile(session.ledger, key),
         session.store,
     )
-    rows = sweep(context, config.suites, plan.points, _log_row(session), _Kept(session.ledger, key))
+    kept, begun = _Kept(session.ledger, key), time.monotonic()
+    whole = not kept and not (session.folder / BATCHES).exists()
+    rows = sweep(context, config.suites, plan.points, _log_row(session), kept)
+    if whole:
+        Paces(config).note(EVALUATION, time.monotonic() - begun)
     (session.folder / BATCHES).unlink(missing_ok=True)
     return rows
 
@@ -145,10 +152,15 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         },
     }
     made = write_report(session.ledger, names, rows)
+    turned = [row for row in rows if config.control.strengths and row.control == plan.points[-1].control]
+    if safe := measured_range(turned, config.evaluation.safe_range):
+        write_range(safe, result_of(session.folder))
+        log.info("%s", safe.sentence)
+    write_cards(session.folder)
     figures = [draw_curves(session.ledger, session.folder / "curves.png"), *_profiles(plan, session)]
-    turned = [row for row in made.rows if row.control == plan.points[-1].control]
-    if config.control.figure and config.control.strengths and turned:
-        figures.append(draw_dial(turned, session.folder / "dial.png"))
+    measured = [row for row in turned if row.n]
+    if config.control.figure and measured:
+        figures.append(draw_dial(measured, session.folder / "dial.png"))
     session.tracker.results([row.plain for row in made.rows], figures)
     return made
 
@@ -163,20 +175,25 @@ def _profiles(plan: Plan, session: Session) -> list[Path]:
     return drawn
 
 
-def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = False) -> Policy:
+def load(folder: str | Path | Mapping[str, str | Path], device: str = "auto", *, trust_remote_code: bool = False) -> Policy:
     """The policy of a finished run: `load("runs/.../seed-0").respond(prompts, strength=..., ...)`. Its data is not needed.
 
-    Raises RunFolderError where the folder holds no finished run, or a damaged one.
+    Several runs with adapters of one backbone, by names of your choice, become one policy, whose strength is a number for all
+    or one by each name: `load({"mood": RUN, "tone": RUN}).respond(prompts, strength={"mood": 1.5, "tone": 0.5}, ...)`.
+
+    Raises RunFolderError where the folder holds no finished run, or a damaged one, and ModelError for runs that do not compose.
 
     A model that brings code of its own is refused, whatever the run's config says, unless the caller allows it by
     `trust_remote_code`: the code runs with the caller's rights.
     """
+    if isinstance(folder, Mapping):
+        return compose({name: load(each, device, trust_remote_code=trust_remote_code) for name, each in folder.items()})
     folder = Path(folder)
     status = Ledger(folder).read(STATUS)
     if not status or status.get("state") != "done":
         state = status.get("state") if status else "not a run folder"
         raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
-    plain = _config_of(folder)
+    plain = config_of(folder)
     parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
     if parts["model"].trust_remote_code and not trust_remote_code:
         raise RunFolderError(
@@ -207,7 +224,7 @@ def load(folder: str | Path, device: str = "auto", *, trust_remote_code: bool = 
     return policy
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
     """The config that a run's folder keeps. Raises RunFolderError for one that cannot be read."""
     try:
         plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -218,23 +235,19 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return plain
 
 
-def export(folder: Path, to: Path, dtype: str, control: str | None = None, *, trust_remote_code: bool = False) -> float:
-    """A run as a plain checkpoint, under one class where it has classes; returns the largest difference of logits between the
-    run and the reloaded checkpoint.
-
-    Raises ModelError where the tuner has no plain form in this architecture (see its card), and ControlError for a class that
-    is missing, unknown, or asked of a run without any.
-    """
-    policy = load(folder, device="cpu", trust_remote_code=trust_remote_code)
-    controls = policy.tuner.controls
-    if controls is not None:
-        if control is None:
-            raise ControlError(f"{folder} has classes; choose one with --control {', '.join(controls.names)} or {NO_CLASS}.")
-        return export_class(policy, control, to, getattr(torch, dtype))
-    if control is not None:
-        raise ControlError(f"{folder} has no classes; leave --control out.")
-    tuned = getattr(policy.tuner, "module", policy.model)
-    return export_plain(tuned, policy.backbone.codec.tokenizer, to, getattr(torch, dtype))
+def result_of(run: Path) -> Path:
+    """The folder with what a run has learned: its adapter where it has one, else its last stage's result, and the run's own
+    where it has learned nothing; of a folder that holds an adapter itself, that folder."""
+    if (run / ADAPTER).is_file():
+        return run
+    method = parts_of(DictConfig(config_of(run)), ("method",))["method"]
+    stages = [stage.name for stage in GROUPS["method"][method.name].build(method).stages if stage.stays]
+    for stage in reversed(stages):
+        result = run / "stages" / stage / "result"
+        for place in (result, *sorted(folder for folder in result.glob("*") if folder.is_dir())):
+            if (place / ADAPTER).is_file():
+                return place
+    return run / "stages" / stages[-1] / "result" if stages else run
 
 
 def _log_row(session: Session) -> Any:

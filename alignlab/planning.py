@@ -1,30 +1,25 @@
-"""The plan of a run: everything that can be known before weights are loaded, and how it is printed."""
+"""The plan of a run: everything that can be known before weights are loaded."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel
 
-from alignlab.config import GROUPS, RunConfig, folder_of
+from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
 from alignlab.data.encode import Limits, labelled, pair
 from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.mixture import MixtureConfig
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError, DataError
+from alignlab.estimates import TrainingNeed, training_need
 from alignlab.evaluation import SUITES, Point
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import check_answer, context_of, expected, shape_of
 from alignlab.models.answers import DECODE_ROWS, Budget, Footprint, Need
@@ -56,7 +51,8 @@ class Plan:
     `control`: of a control, and the form of its classes. `labels`: the label set of the data, if it has one. `held_out`,
     `held_out_items`, `held_out_labels`: pairs, responses and labelled texts of the test split, for the suites. `decoding`: what
     sampling the evaluation's texts takes at once, and the weights beside it, in bytes; None where no suite samples any.
-    `validated`: what is measured while it trains. `fed`: one row as the first stage reads it.
+    `validated`: what is measured while it trains. `fed`: one row as the first stage reads it. `needs`: memory that each stage
+    takes, None for one that trains nothing.
     """
 
     config: RunConfig
@@ -76,6 +72,7 @@ class Plan:
     decoding: tuple[Need, int] | None = None
     validated: Validated | None = None
     fed: str = ""
+    needs: tuple[TrainingNeed | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,9 @@ def make_plan(config: RunConfig) -> Plan:
         decoding=_decoding(config, asked, skeletal, rows_each) if sampled else None,
         validated=watched,
         fed=_fed(works[0].groups[0], codec) if works else "",
+        needs=tuple(
+            training_need(stage, work, config, skeletal, tuner) for stage, work in zip(parts.method.stages, works, strict=True)
+        ),
     )
 
 
@@ -296,60 +296,6 @@ def _limits(config: RunConfig, codec: Codec, context: int, taken: int) -> Limits
     return Limits(room, config.data.too_long, tasks=of_tasks, drops=config.data.drops)
 
 
-def show(plan: Plan, shared: Collection[str], console: Console) -> None:
-    """A few lines: who, rows kept and dropped and why, steps, trainable share, suites left out. `shared`: the stages that
-    another run has done."""
-    config = plan.config
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row(
-        "run",
-        f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}",
-    )
-    if plan.method.stages:
-        share = 100 * plan.learned / plan.parameters
-        table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
-        table.add_row("configs", _configs(config))
-        table.add_row("layout", f"expected: {plan.rows}")
-    else:
-        table.add_row("tuner", "nothing is trained")
-    for name in ("train", "test"):
-        origin = plan.source.split(name).origin if name in plan.source.readers else None
-        if origin:
-            table.add_row(f"data {name}", origin.sentence())
-    for stage, work in zip(plan.method.stages, plan.works, strict=True):
-        doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
-        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
-        table.add_row("", work.account.sentence())
-        for task, weight in (work.weights or {}).items():
-            table.add_row("", _task(work, task, weight))
-    if plan.fed:
-        table.add_row("row as fed", Text(plan.fed))
-    if plan.classes:
-        table.add_row("classes", _classes(plan))
-    if plan.validated:
-        table.add_row("validation", _validation(plan))
-    where = ", ".join(point.mixture or f"{point.strength:g}" for point in plan.points)
-    suites = ", ".join(config.suites) or "none"
-    at = "classes" if plan.classes else "strengths"
-    table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
-    if plan.decoding:
-        need, weights = plan.decoding
-        table.add_row("decoding", need.sentence(weights))
-    if plan.held_out:
-        table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
-    if plan.held_out_items:
-        table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
-    if plan.held_out_labels:
-        table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
-        table.add_row("judge", _judging(plan))
-    for reason in dict.fromkeys(config.left_out.values()):
-        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
-        table.add_row("", f"left out: {suites} ({reason})")
-    table.add_row("folder", str(folder_of(config)))
-    console.print(table)
-
-
 def _fed(group: EncodedGroup, codec: Codec) -> str:
     """The first response of a group with its prompt, special tokens visible, the trained part in marks, both cut in the middle
     to SHOWN characters each."""
@@ -362,54 +308,3 @@ def _fed(group: EncodedGroup, codec: Codec) -> str:
 def _short(text: str) -> str:
     visible = text.replace("\n", "\\n")
     return visible if len(visible) <= SHOWN else f"{visible[: SHOWN // 2]} ... {visible[-SHOWN // 2 :]}"
-
-
-def _classes(plan: Plan) -> str:
-    """The form of each class, with its rows, placeholder ids and edges."""
-    assert plan.classes is not None
-    edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
-    placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""
-    held = Counter(group.members[0].control for group in plan.works[0].groups)
-    named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
-    return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
-
-
-def _task(work: Work, task: str, weight: float) -> str:
-    """What a stage has of one of several sources."""
-    own = [group for group in work.groups if group.task == task]
-    tokens = sum(len(member.ids) for group in own for member in group.members)
-    return f"of {task}: {len(own)} rows, {tokens:,} tokens, weight {weight:.3g}"
-
-
-def _validation(plan: Plan) -> str:
-    """What is measured while which stages train."""
-    wanted = plan.config.trainer.validation
-    assert wanted is not None
-    assert plan.validated is not None
-    every = f"{wanted.every_steps} steps" if wanted.every_steps is not None else f"{wanted.every_epochs:g} epochs"
-    stages = ", ".join(stage.name for stage in plan.method.stages if stage.validated(plan.config.trainer))
-    records = len(plan.validated.source.split("test").records)
-    kept = "; ends with the best" if wanted.keep_best else ""
-    return (
-        f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
-        f" at most {wanted.rows} of {records} records of split {wanted.split}"
-    )
-
-
-def _judging(plan: Plan) -> str:
-    """What the judge will be asked at most."""
-    evaluation = plan.config.evaluation
-    judge, prompts = evaluation.judge, [] if evaluation.judge.questions else plan.source.prompts()[: evaluation.prompts]
-    questions = [Question((each,)) for each in prompts]
-    if judge.questions:
-        questions = read_questions(Path(judge.questions), judge.references)
-    return cost(judge, questions, evaluation.max_new_tokens, len(plan.points))
-
-
-def _configs(config: RunConfig) -> str:
-    """Where the tuner's and the method's numbers came from, the command line aside."""
-    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
-    if isinstance(config.control, FormConfig):
-        rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
-    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
-    return f"{rates}, {steps}"

@@ -20,6 +20,7 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
+from alignlab.estimates import Paces
 from alignlab.evaluation.report import BATCHES, ROWS
 from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
@@ -186,12 +187,16 @@ def _beginning(plan: Plan) -> dict[str, Any]:
 
 
 def stage_keys(plan: Plan) -> list[str]:
-    """A key for each stage, in order; each depends on those before it."""
+    """A key for each stage, in order; each depends on those before it. The first of them that train the backbone alone do not
+    depend on a tuner that leaves it to itself."""
     shared = _beginning(plan)
+    alone = plan.config.tuner.leaves_backbone
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         watched = shared["validated"] if stage.validated(plan.config.trainer) else None
-        keys.append(stage_key(stage, work, {**shared, "validated": watched, "before": keys}))
+        alone = alone and stage.of_the_backbone
+        tuner = None if alone and not watched else shared["tuner"]  # what is measured on the way may ask for the tuner
+        keys.append(stage_key(stage, work, {**shared, "tuner": tuner, "validated": watched, "before": keys}))
     return keys
 
 
@@ -221,7 +226,9 @@ def _threads(trainer: TrainerConfig) -> int | None:
 
 
 def found(plan: Plan, keys: Sequence[str]) -> set[str]:
-    """The stages that another run has done already, by their keys."""
+    """The stages that another run has done already, by their keys; none where force=true computes them again."""
+    if plan.config.force:
+        return set()
     store = StageStore(Path(plan.config.paths.runs) / STORE / "stages")
     return {stage.name for stage, key in zip(plan.method.stages, keys, strict=True) if store.holds(key)}
 
@@ -246,6 +253,8 @@ def run_stages(plan: Plan, keys: Sequence[str], policy: Policy, session: Session
             else:
                 processes.by_main_process(partial(begin, folder, key))
                 _compute(stage, work, policy, session)
+                if stage.name in session.paces:
+                    Paces(plan.config).note(stage.name, session.paces[stage.name])
                 processes.by_main_process(partial(_keep, stage, work, key, store, session))
 
 
@@ -313,6 +322,7 @@ def _is_of(stage: Stage, line: Mapping[str, Any]) -> bool:
 
 def _leave(session: Session) -> None:
     """A preempted run: another process resumes it."""
+    log.warning("stopped by a signal: %s", _left_behind(session.folder))
     session.ledger.status("preempted")
     session.tracker.pause()
 
@@ -339,11 +349,14 @@ def _make_room(folder: Path) -> None:
 
 
 def _left_behind(folder: Path) -> str:
-    """From where the same command resumes after an interruption."""
-    if any(folder.glob(f"stages/*/checkpoint-*/{MARK}")):
-        return "the same command resumes from the last checkpoint"
-    if any(folder.glob(f"stages/*/{DONE}")):
-        return "the same command resumes behind the last finished stage"
+    """What is saved after an interruption, and from where the same command resumes."""
+    marks = [mark for mark in folder.glob(f"stages/*/checkpoint-*/{MARK}") if not (mark.parents[1] / DONE).is_file()]
+    if marks:
+        last = max(marks, key=lambda mark: mark.stat().st_mtime_ns).parent
+        return f"saved at step {last.name.rpartition('-')[2]} of stage {last.parent.name}; the same command resumes there"
+    done = sorted(folder.glob(f"stages/*/{DONE}"), key=lambda mark: mark.stat().st_mtime_ns)
+    if done:
+        return f"stage {done[-1].parent.name} is saved; the same command resumes behind it"
     return "no checkpoint was made yet, so the same command begins anew"
 
 

@@ -1,5 +1,5 @@
-"""Commands on runs that exist: `status`, the state of every run; `export`, a plain checkpoint; `sync`, offline W&B runs to the
-server."""
+"""Commands on runs that exist: `status`, the state of every run; `export`, a run for other engines; `push`, a run to the
+hub; `sync`, offline W&B runs to the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignlab.errors import RunFolderError
+from alignlab.errors import ConfigError, RunFolderError
+from alignlab.evaluation.safe_range import read_range
 from alignlab.files import held
 from alignlab.sweeps.cluster import Queue
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, State, state_of
@@ -54,7 +55,7 @@ def _status(given: argparse.Namespace) -> None:
     lost = _lost([*folders, *alone])
     for sweep in sweeps:
         _show_sweep(sweep, lost, whole=False)
-    _show_runs([(str(folder), _now(state_of(folder), folder, lost)) for folder in alone])
+    _show_runs([(str(folder), folder, _now(state_of(folder), folder, lost)) for folder in alone])
 
 
 def _is_whole(sweep: SweepLedger) -> bool:
@@ -68,21 +69,29 @@ def _is_whole(sweep: SweepLedger) -> bool:
 
 
 def _show_sweep(sweep: SweepLedger, lost: set[Path], *, whole: bool) -> None:
-    jobs = [(" ".join(job.overrides), _now(sweep.state(job), sweep.run_folder(job), lost)) for job in sweep.jobs()]
-    counts = Counter(state.label for _, state in jobs)
+    placed = [(job, sweep.run_folder(job)) for job in sweep.jobs()]
+    jobs = [(" ".join(job.overrides), folder, _now(sweep.state(job), folder, lost)) for job, folder in placed]
+    counts = Counter(state.label for *_, state in jobs)
     summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     print(f"{sweep.name}: {len(jobs)} jobs ({summary})")
-    _show_runs([(name, state) for name, state in jobs if whole or state.name not in QUIET])
+    _show_runs([job for job in jobs if whole or job[2].name not in QUIET])
 
 
-def _show_runs(runs: Sequence[tuple[str, State]]) -> None:
-    for named, state in runs:
+def _show_runs(runs: Sequence[tuple[str, Path, State]]) -> None:
+    for named, folder, state in runs:
         more = (
             state.progress
             or state.details.get("error", "")
+            or (_holds(folder) if state.name == "done" else "")
             or (f"job {state.details['job']}" if "job" in state.details else "")
         )
         print(f"{state.label:11} {state.details.get('time', ''):26} {named}  {more}".rstrip())
+
+
+def _holds(folder: Path) -> str:
+    """Where a finished run was seen to hold, if that is known."""
+    found = read_range(folder)
+    return f"holds from {found.low:g} to {found.high:g} by {found.metric}" if found else ""
 
 
 def _folders(sweep: SweepLedger) -> list[Path]:
@@ -117,21 +126,70 @@ def _now(state: State, folder: Path, lost: set[Path]) -> State:
 
 def add_export(commands: Any) -> None:
     """The command and its options. `commands`: the sub-parsers of argparse."""
-    parser = commands.add_parser("export", help="a plain checkpoint that transformers loads without alignlab")
+    parser = commands.add_parser("export", help="a run for other engines: a plain checkpoint, a LoRA, GGUF, a control vector")
     parser.add_argument("folder", type=Path, metavar="run", help="a run folder")
     parser.add_argument("--to", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--as",
+        dest="form",
+        default="plain",
+        choices=["plain", "lora", "gguf", "control-vector"],
+        help="plain: transformers loads it without alignlab; lora: PEFT, vLLM and llama.cpp, beside the backbone; gguf:"
+        " llama.cpp; control-vector: RED's shift, for llama.cpp beside the backbone",
+    )
+    parser.add_argument(
+        "--strength",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="S",
+        help="default: 1; several: a folder strength-S for each",
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of plain and gguf")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the run's model brings")
     parser.add_argument("--control", help="the class to export, for a run with classes; none: the model without any")
     parser.set_defaults(run=_export)
 
 
 def _export(given: argparse.Namespace) -> None:
-    """Merges the tuner into the backbone and writes a plain checkpoint."""
-    from alignlab.finished import export
+    """Writes the run in another form, and says how far what was written is from it."""
+    from alignlab.exports import export
 
-    difference = export(given.folder, given.to, given.dtype, given.control, trust_remote_code=given.trust_remote_code)
-    print(f"exported to {given.to}; largest difference of logits {difference:.3g}")
+    for made in export(
+        given.folder,
+        given.to,
+        given.form,
+        given.dtype,
+        given.control,
+        given.strength,
+        trust_remote_code=given.trust_remote_code,
+    ):
+        print(f"exported to {made.place}; largest difference of logits {made.difference:.3g}")
+        if made.note:
+            print(f"  {made.note}")
+
+
+def add_push(commands: Any) -> None:
+    """The command and its options. `commands`: the sub-parsers of argparse."""
+    parser = commands.add_parser("push", help="a run's adapter with its card and measurements to a repository of the hub")
+    parser.add_argument("folder", type=Path, metavar="run", help="a run folder")
+    parser.add_argument("repo", help="OWNER/NAME on the hub; made where it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder --to, and upload nothing")
+    parser.add_argument("--to", type=Path, help="the folder that --dry-run writes; default: NAME")
+    parser.add_argument("--license", help="of the base, as the hub names licences; default: what the base's card says")
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.set_defaults(run=_push)
+
+
+def _push(given: argparse.Namespace) -> None:
+    """Writes the folder, uploads it, and prints where it is."""
+    from alignlab.hub import push
+
+    if given.to and not given.dry_run:
+        raise ConfigError("--to is where --dry-run writes; add --dry-run, or leave --to out.")
+    to = (given.to or Path(given.repo.rpartition("/")[2])) if given.dry_run else None
+    made = push(given.folder, given.repo, to, license=given.license, private=given.private)
+    print(f"written: {made}" if given.dry_run else f"pushed to {made}")
 
 
 def add_sync(commands: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.files import replaced_alone
+from alignlab.tables import experiments_with
 
 if TYPE_CHECKING:
     from alignlab.tables.sweep import Selection
@@ -45,7 +46,7 @@ def _table(given: argparse.Namespace) -> None:
         _refuse(given, SWEEP_ONLY, f"{given.name} is a folder; give the name of a sweep")
         _table_of_folder(given)
     else:
-        _refuse(given, FOLDER_ONLY, f"{given.name} is a sweep; give a folder")
+        _refuse(given, FOLDER_ONLY, f"there is no folder {given.name}, and a sweep does not take it; give a folder of runs")
         _table_of_sweep(given)
 
 
@@ -68,12 +69,13 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
         _write(given.results, results_csv(sweep))
         return
     table = table_of(sweep, _selection(given))
-    published = published_for(given.name, given.experiments)
+    experiments = given.experiments or experiments_with(given.name)
+    published = published_for(given.name, experiments)
     form = format_for(given.form, given.to)
     if form == "csv":
         text = long_csv(table, published)
     else:
-        text = {"md": markdown, "latex": latex}[form](given.name, sections_of(table, published, given.experiments))
+        text = {"md": markdown, "latex": latex}[form](given.name, sections_of(table, published, experiments))
     if given.to:
         _write(given.to, text)
     else:
@@ -102,7 +104,7 @@ def _plot(given: argparse.Namespace) -> None:
         _refuse(given, ("kind",), f"{given.name} is a folder; give the name of a sweep")
         print(f"drawn: {_plot_of_folder(given)}")
     else:
-        _refuse(given, ("where",), f"{given.name} is a sweep; give a folder")
+        _refuse(given, ("where",), f"there is no folder {given.name}, and a sweep does not take it; give a folder of runs")
         print(f"drawn: {_plot_of_sweep(given)}")
 
 
@@ -144,7 +146,8 @@ def _report(given: argparse.Namespace) -> None:
     from alignlab.tables.sweep import read_sweep, table_of
 
     table = table_of(read_sweep(given.runs, given.name), _selection(given))
-    _write(given.to, page_of(table, published_for(given.name, given.experiments), given.experiments))
+    experiments = given.experiments or experiments_with(given.name)
+    _write(given.to, page_of(table, published_for(given.name, experiments), experiments))
 
 
 def _settings(option: str, arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -165,9 +168,8 @@ def _add_sweep(options: Any) -> None:
     options.add_argument("--runs", default=Path("runs"), type=Path, help="the folder of runs that has the sweep; default: runs")
     options.add_argument(
         "--experiments",
-        default=Path("experiments"),
         type=Path,
-        help="the folder of published.csv; default: experiments",
+        help="the folder of published.csv; default: alignlab's own experiments, and those of --config-dir",
     )
     options.add_argument("--metrics", nargs="+", default=[], metavar="SUITE/METRIC", help="default: all")
     options.add_argument("--strength", nargs="+", default=[], help="strengths of a dial, or all; default: 1")

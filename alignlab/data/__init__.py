@@ -12,6 +12,7 @@ from alignlab.data.config import (
     QuestionsConfig,
     SummariesConfig,
     TextClassificationConfig,
+    TextsConfig,
     ToyClassesConfig,
     ToyConfig,
 )
@@ -37,6 +38,7 @@ SOURCES = Registry(
         "ultrafeedback": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
         "ultrafeedback_cleaned": Entry(FramedConfig, published.ultrafeedback, provides=_pairs),
         "summaries": Entry(SummariesConfig, published.summaries, provides=_pairs),
+        "texts": Entry(TextsConfig, local.texts, provides=capabilities("corpus")),
         "jsonl": Entry(JsonlConfig, local.jsonl, provides=local.offers),
         "mixture": Entry(mixture.MixtureConfig, mixture.build, provides=mixture.offers),
     },

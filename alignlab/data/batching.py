@@ -38,6 +38,7 @@ def plan(
 
     Epochs are shuffled one after the other into one stream, and steps are cut from it, so no step is short and no group is
     left out of an epoch. Within a window of steps, groups of like length come together; the steps are then shuffled.
+    A window that would hold every group equally often is shortened: the seed would not decide what a step is made of.
     Groups of several classes are drawn in turn, so that every step has as many of each, and a rare class comes round sooner.
     `weights`: the share of each task, which add up to 1; at every place of the stream, what has been drawn of a task is within
     one group of its share, and its classes are drawn in turn.
@@ -46,12 +47,18 @@ def plan(
     classes, every_turn = _streams(groups, weights, steps * step_groups)
     streams = [_epochs(members, generator) for members in classes]
     shares: list[Share] = []
-    done = 0
+    done, before = 0, [0] * len(classes)
     while done < steps:
         count = min(WINDOW_STEPS, steps - done)
-        begins = range(done * step_groups, (done + count) * step_groups, step_groups)
-        turns = [every_turn[begin : begin + step_groups] for begin in begins]
-        drawn = [islice(stream, sum(turn.count(own) for turn in turns)) for own, stream in enumerate(streams)]
+        while True:
+            begins = range(done * step_groups, (done + count) * step_groups, step_groups)
+            turns = [every_turn[begin : begin + step_groups] for begin in begins]
+            wanted = [sum(turn.count(own) for turn in turns) for own in range(len(classes))]
+            if count == 1 or not _whole_epochs(classes, before, wanted):
+                break
+            count //= 2
+        before = [drawn + more for drawn, more in zip(before, wanted, strict=True)]
+        drawn = [islice(stream, more) for stream, more in zip(streams, wanted, strict=True)]
         sorted_by_class = [iter(_by_length(groups, members)) for members in drawn]
         cut = [_by_length(groups, (next(sorted_by_class[own]) for own in turn)) for turn in turns]
         generator.shuffle(cut)
@@ -149,6 +156,14 @@ def _by_class(groups: Sequence[EncodedGroup]) -> list[list[int]]:
     for index, group in enumerate(groups):
         members.setdefault(group.members[0].control or "", []).append(index)
     return [members[name] for name in sorted(members)]
+
+
+def _whole_epochs(classes: Sequence[Sequence[int]], before: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether so many groups, drawn after those before, are all groups of every class, each as often as the others."""
+    return all(
+        done % len(members) == 0 and more % len(members) == 0
+        for members, done, more in zip(classes, before, wanted, strict=True)
+    )
 
 
 def _by_length(groups: Sequence[EncodedGroup], members: Iterable[int]) -> list[int]:

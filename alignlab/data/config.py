@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from alignlab.data.files import find
+from alignlab.data.files import FORMS, PLAIN, find
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
 from alignlab.files import content_keys, hub_commit
@@ -41,8 +42,8 @@ class DataConfig:
     name: str
     max_tokens: Annotated[int | None, number(minimum=1)]
     too_long: Annotated[str, one_of("error", "drop", "cut_prompt_left", "cut_response")]
-    limit: Annotated[int | None, number(minimum=1)]
-    test_limit: Annotated[int | None, number(minimum=1)]
+    limit: Annotated[int | None, number(minimum=1, smoke=128, null_is_all=True)]
+    test_limit: Annotated[int | None, number(minimum=1, smoke=32, null_is_all=True)]
     prefixes: PrefixConfig
     flipped: Annotated[float, number(minimum=0, maximum=1, note="a share of the training pairs")]
     halves: HalvesConfig | None
@@ -83,9 +84,9 @@ class ToyConfig(DataConfig):
     """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
     whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
-    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
-    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
-    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=128)]
+    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=32)]
+    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=128)]
     world_seed: Annotated[int, random_seed()]
     length_cues: bool
 
@@ -102,23 +103,28 @@ class ToyClassesConfig(ToyConfig):
 
 
 @dataclass
-class FilesConfig(DataConfig):
-    """Records in files. `path`: a folder or a file; `train`, `test`: file names or patterns inside the folder."""
+class LocalConfig(DataConfig):
+    """Records in files. `path`: a folder or a file."""
 
     path: Annotated[str | None, path()]
-    train: Annotated[str, pattern()]
-    test: Annotated[str, pattern()]
+    named_by: ClassVar[Sequence[str]] = ()
+    """The fields that are file names or patterns inside the folder."""
+    forms: ClassVar[Sequence[str]] = FORMS
+    """Endings of the files that are read."""
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a path without its files."""
         del where
-        if self.path is not None:
-            self.files(self.train)
-            self.files(self.test)
+        self._every_file()
 
     def cache_key(self) -> list[str]:
         """The content of every local file that would be read."""
-        return content_keys([*self.files(self.train), *self.files(self.test)] if self.path else [])
+        return content_keys(self._every_file())
+
+    def _every_file(self) -> list[Path]:
+        if self.path is None:
+            return []
+        return [file for field in self.named_by for file in self.files(getattr(self, field))]
 
     def places(self) -> tuple[str, ...]:
         """Where the files lie."""
@@ -129,11 +135,41 @@ class FilesConfig(DataConfig):
         root = Path(str(self.path))
         if not root.exists():
             raise ConfigError(f"data.path={self.path} does not exist; give a folder or file that does.")
-        found = find(root, pattern)
+        found = find(root, pattern, self.forms)
         if not found.files:
+            keys = " and ".join(f"data.{field}" for field in self.named_by)
             passed = f" (passed over: {', '.join(found.passed_over[:5])})" if found.passed_over else ""
-            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}{passed}; set data.train and data.test.")
+            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}{passed}; set {keys}.")
         return list(found.files)
+
+
+@dataclass
+class FilesConfig(LocalConfig):
+    """Records of two splits. `train`, `test`: file names or patterns inside the folder."""
+
+    train: Annotated[str, pattern()]
+    test: Annotated[str, pattern()]
+    named_by = ("train", "test")
+
+
+@dataclass
+class TextsConfig(LocalConfig):
+    """Texts to pretrain on. `corpus`: file names or patterns. `separator`: a line that stands between two texts of a plain
+    file, null = a file is one text. `text`: the column of the text in files of rows. `words`: of a longer text so many words
+    are a record."""
+
+    corpus: Annotated[str, pattern()]
+    separator: str | None
+    text: str
+    words: Annotated[int, number(minimum=2)]
+    named_by = ("corpus",)
+    forms = (*FORMS, PLAIN)
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError where no file is named."""
+        if self.path is None:
+            raise ConfigError("data=texts needs data.path: a folder that holds the files named by data.corpus, or a file.")
+        super().check(where)
 
 
 @dataclass

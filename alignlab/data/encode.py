@@ -105,6 +105,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """How much of a row a stage reads: a longer prompt is cut on the left, of a response come the first tokens; None = all."""
+
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+
+    def __call__(self, limits: Limits) -> Limits:
+        """The limits, with this truncation."""
+        return replace(limits, prompt_tokens=self.prompt_tokens, response_tokens=self.response_tokens)
+
+
+EVERYTHING = Truncation()
+
+
+@dataclass(frozen=True)
 class Account:
     """How many rows of a split were kept, dropped and changed under one view, and why. `read` counts records, the others
     groups; `made`: how many, where the view makes several of a record. `cut` (prompts), `shortened` (responses), `ended`

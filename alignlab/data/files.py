@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,8 @@ Row = tuple[str, "dict[str, Any] | UnusableRowError"]
 OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", "")
 """Endings that are read, compression aside; of the same rows in two forms the earlier is read. "": a folder of save_to_disk."""
+PLAIN = ".txt"
+"""Ending of plain text, which has no rows."""
 BACKUP = re.compile(r"^\.|~$|^#.*#$|\.(bak|orig|old|tmp|temp|swp|part|crdownload)$|\.(bak|orig|old|tmp)\.", re.IGNORECASE)
 ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How a file begins that is one array of objects."""
@@ -39,8 +42,9 @@ class Found:
     passed_over: tuple[str, ...] = ()
 
 
-def find(root: Path, pattern: str) -> Found:
-    """The files of a folder that a pattern names; `root` alone where it is a file or a saved data set.
+def find(root: Path, pattern: str, forms: Sequence[str] = FORMS) -> Found:
+    """The files of a folder that a pattern names; `root` alone where it is a file or a saved data set. `forms`: those that are
+    read.
 
     Passed over are hidden files and backups, other endings, pipes and devices, and further forms of the same name.
     """
@@ -49,14 +53,14 @@ def find(root: Path, pattern: str) -> Found:
     chosen: dict[str, Path] = {}
     passed: list[str] = []
     for path in sorted(root.glob(pattern)):
-        reason = _unread(path)
+        reason = _unread(path, forms)
         if reason:
             passed.append(f"{path.name} ({reason})")
             continue
         stem = str(path.with_name(_stem(path)))
         other = chosen.get(stem)
         if other is not None:
-            kept, left = sorted((other, path), key=_rank)
+            kept, left = sorted((other, path), key=partial(_rank, forms))
             passed.append(f"{left.name} (another form of {kept.name})")
             path = kept
         chosen[stem] = path
@@ -82,6 +86,23 @@ def rows(files: Iterable[Path], limit: int | None = None) -> Iterator[Row]:
     return islice((row for file in files for row in _rows_of(file)), limit)
 
 
+def plain(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
+    """(file:line, text) of each text of a plain file: the whole file, or what stands between lines that are `separator`. Raises
+    DataError for a file that cannot be read."""
+    first, lines = 1, list[str]()
+    try:
+        with _opened(file) as opened:
+            for number, line in enumerate(opened, start=1):
+                if separator is not None and line.strip() == separator:
+                    yield f"{file.name}:{first}", "".join(lines)
+                    first, lines = number + 1, []
+                else:
+                    lines.append(line)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
+        raise _unreadable(file, error) from error
+    yield f"{file.name}:{first}", "".join(lines)
+
+
 def names(columns: Iterable[str]) -> str:
     """Columns listed in one line, long ones shortened."""
     listed = [" ".join(str(column).split())[:40] or "''" for column in columns]
@@ -104,12 +125,14 @@ def _rows_of(file: Path) -> Iterator[Row]:
         else:
             yield from _json(file)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise DataError(
-            f"{file.name}: cannot be read as text ({_brief(error)}); look at the file, or write it again."
-        ) from error
+        raise _unreadable(file, error) from error
 
 
-def _unread(path: Path) -> str | None:
+def _unreadable(file: Path, error: BaseException) -> DataError:
+    return DataError(f"{file.name}: cannot be read as text ({_brief(error)}); look at the file, or write it again.")
+
+
+def _unread(path: Path, forms: Sequence[str]) -> str | None:
     """Why a file is passed over."""
     if BACKUP.search(path.name):
         return "hidden or a backup"
@@ -117,13 +140,13 @@ def _unread(path: Path) -> str | None:
         return None if is_saved(path) else "a folder"
     if not path.is_file():
         return "not a regular file"
-    return None if form_of(path) else "no form of data"
+    return None if form_of(path, forms) else "no form of data"
 
 
-def form_of(path: Path) -> str | None:
-    """The one of FORMS that a path has; None for another."""
+def form_of(path: Path, forms: Sequence[str] = FORMS) -> str | None:
+    """The one of the forms that a path has; None for another."""
     form = "" if path.is_dir() else _form(path)
-    return form if path.is_dir() or (form and form in FORMS) else None
+    return form if path.is_dir() or (form and form in forms) else None
 
 
 def _form(path: Path) -> str:
@@ -136,8 +159,8 @@ def _stem(path: Path) -> str:
     return plain[: -len(_form(path))] if _form(path) else plain
 
 
-def _rank(path: Path) -> tuple[int, bool, str]:
-    return FORMS.index("" if path.is_dir() else _form(path)), path.suffix in OPENERS, path.name
+def _rank(forms: Sequence[str], path: Path) -> tuple[int, bool, str]:
+    return forms.index("" if path.is_dir() else _form(path)), path.suffix in OPENERS, path.name
 
 
 def _opened(file: Path, newline: str | None = None) -> IO[str]:

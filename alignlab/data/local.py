@@ -1,19 +1,20 @@
-"""A user's own files: `data=jsonl`, answers and pairs of any form, and `data=text_classification`, texts with their labels."""
+"""A user's own files: `data=jsonl`, answers and pairs of any form, `data=text_classification`, texts with their labels, and
+`data=texts`, texts to pretrain on."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from alignlab.data.config import FilesConfig, JsonlConfig, TextClassificationConfig
-from alignlab.data.files import clean, find, form_of, names, read, rows
+from alignlab.data.config import JsonlConfig, LocalConfig, TextClassificationConfig, TextsConfig
+from alignlab.data.files import PLAIN, clean, find, form_of, names, plain, read, rows
 from alignlab.data.halves import held_out_rows
 from alignlab.data.rows import Reader, split_of
 from alignlab.data.source import Origin, Source, Split
@@ -47,21 +48,21 @@ def offers(config: JsonlConfig) -> frozenset[str]:
 
 
 def of_files(
-    config: FilesConfig, reader: Callable[[str], Split], patterns: Mapping[str, str] | None = None, **more: Any
+    config: LocalConfig, reader: Callable[[str], Split], patterns: Mapping[str, str] | None = None, **more: Any
 ) -> Source:
-    """A source of local files. `reader`: split -> its records. `patterns`: of the files of each split; None = train and test of
+    """A source of local files. `reader`: split -> its records. `patterns`: of the files of each split; None = those fields of
     the config. Counted in the notes: rows that stand there twice, and rows held out that stand in the training split."""
-    patterns = patterns or {"train": config.train, "test": config.test}
+    patterns = patterns or {field: getattr(config, field) for field in config.named_by}
 
     @lru_cache
     def noted(name: str) -> Split:
         split = reader(name)
         seen = {_content(record) for record in split.records}
         notes = {**split.notes, "that repeat another row": len(split.records) - len(seen)}
-        if name != "train":
+        if name != "train" and "train" in patterns:
             trained = {_content(record) for record in noted("train").records}
             notes["that stand in the training split too"] = sum(_content(record) in trained for record in split.records)
-        found, read_files = find(Path(str(config.path)), patterns[name]), config.files(patterns[name])
+        found, read_files = find(Path(str(config.path)), patterns[name], config.forms), config.files(patterns[name])
         passed = (*found.passed_over, *(f"{file.name} (not used)" for file in found.files if file not in read_files))
         files = {"files": tuple(file.name for file in read_files), "passed_over": passed}
         origin = replace(split.origin or Origin(), **files)
@@ -73,6 +74,12 @@ def of_files(
 def text_classification(config: TextClassificationConfig) -> Source:
     """The response of a record is the name of its class, the class's number, or its number as a text."""
     return of_files(config, partial(_told, config), labels=partial(_labels, config))
+
+
+def texts(config: TextsConfig) -> Source:
+    """One split, `corpus`: pieces of the texts, of which the first word is the prompt, since a causal model predicts nothing
+    there, and the others are the response."""
+    return of_files(config, lambda _: _pieces(config))
 
 
 def written(frame: str, fields: Mapping[str, str], row: str) -> str:
@@ -266,6 +273,41 @@ def _refuse_other_than_a_number(label: str, row: str) -> None:
         finite = False
     if not finite:
         raise DataError(f"{row}: label {label[:40]!r} is no finite number; set data.task=classes, or mend the row.")
+
+
+def _pieces(config: TextsConfig) -> Split:
+    """Of each text so many words a piece, with the white space between them."""
+    left_out: Counter[str] = Counter()
+    records: list[Record] = []
+    for row, text in _whole_texts(config):
+        words = [found[0] for found in re.finditer(r"\S+\s*", text)]
+        for place in range(0, len(words), config.words):
+            if len(records) == config.limit:
+                return Split(tuple(records), dict(left_out))
+            first, *others = words[place : place + config.words]
+            if not others:
+                left_out["a text or its rest is one word"] += 1
+                continue
+            bare = first.rstrip()
+            response = Response(first[len(bare) :] + "".join(others).rstrip())
+            records.append(Record(f"{row}/{place // config.words}", bare, (response,)))
+        if not words:
+            left_out["a text is empty"] += 1
+    if not records:
+        raise DataError(f"data.path={config.path}: no text has two words; look at the files.")
+    return Split(tuple(records), dict(left_out))
+
+
+def _whole_texts(config: TextsConfig) -> Iterator[tuple[str, str]]:
+    """(file:line, text). Raises ConfigError for rows without the column, DataError for a text that no tokenizer takes."""
+    for file in config.files(config.corpus):
+        if form_of(file, (PLAIN,)):
+            yield from ((row, clean(text, "text", row)) for row, text in plain(file, config.separator))
+            continue
+        for row, fields in read([file]):
+            if config.text not in fields:
+                raise ConfigError(f"{row}: has no column {config.text!r} (it has {names(fields)}); set data.text.")
+            yield row, _cell_text(fields[config.text], config.text, row) or ""
 
 
 def _lines(config: TextClassificationConfig, pattern: str) -> Sequence[tuple[str, dict[str, Any]]]:

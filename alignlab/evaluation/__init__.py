@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.registry import Capabilities, Entry, Registry, capabilities, deferred
+from alignlab.registry import Entry, Registry, capabilities, deferred
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
@@ -16,18 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SuiteEntry(Entry):
-    """A suite. `metrics`: the names of what it measures; the first stands for a run."""
+    """A suite. `metrics`: the names of what it measures; the first stands for a run. `shares`: those of them that lie between
+    0 and 1."""
 
     metrics: tuple[str, ...] = ()
+    shares: frozenset[str] = frozenset()
 
 
 OWN_SETTINGS = "settings of its own"
 """What a suite requires that measures only where its section of the config names something."""
-
-
-def _where(named: Callable[[EvaluationConfig], object], *fixed: str) -> Capabilities:
-    """What a suite requires that is not of the data; `named`: what its section has to name."""
-    return lambda config: frozenset(fixed if named(config) else (*fixed, OWN_SETTINGS))
 
 
 _SUITES: Mapping[str, SuiteEntry] = {
@@ -37,12 +34,14 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("oracle", "generation"),
         provides=capabilities("sampled texts"),
         metrics=("reward", "capability", "consistency", "obedience"),
+        shares=frozenset({"capability", "consistency", "obedience"}),
     ),
     "preference": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.PreferenceSuite"),
         requires=capabilities("pairs", "token likelihood"),
         metrics=("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
+        shares=frozenset({"accuracy", "accuracy_per_token", "reward_accuracy"}),
     ),
     "fluency": SuiteEntry(
         EvaluationConfig,
@@ -50,6 +49,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("generation", "token likelihood"),
         provides=capabilities("sampled texts"),
         metrics=("perplexity", "distinct_2", "repetition_4", "words"),
+        shares=frozenset({"distinct_2", "repetition_4"}),
     ),
     "classes": SuiteEntry(
         EvaluationConfig,
@@ -64,18 +64,21 @@ _SUITES: Mapping[str, SuiteEntry] = {
             "gap",
             "separation",
         ),
+        shares=frozenset({"class_accuracy", "pair_accuracy"}),
     ),
     "classification": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.Classification"),
         requires=capabilities("label set"),
         metrics=("accuracy", "nats", "squared_error", "matthews", "f1", "pearson", "spearman"),
+        shares=frozenset({"accuracy", "f1"}),
     ),
     "reward_pairs": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.RewardPairs"),
         requires=capabilities("pairs", "response scores"),
         metrics=("accuracy", "margin", "reward"),
+        shares=frozenset({"accuracy"}),
     ),
     "nlg": SuiteEntry(
         EvaluationConfig,
@@ -87,32 +90,40 @@ _SUITES: Mapping[str, SuiteEntry] = {
     "text": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.text.TextSuite"),
-        requires=_where(lambda config: config.text.path, "continuation"),
+        requires=capabilities("continuation", where=lambda config: config.text.path, otherwise=OWN_SETTINGS),
         metrics=("perplexity", "nats_per_token", "bits_per_byte"),
     ),
     "lm_eval": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.harness.LmEval"),
-        requires=_where(lambda config: config.lm_eval.tasks, "continuation"),
+        requires=capabilities("continuation", where=lambda config: config.lm_eval.tasks, otherwise=OWN_SETTINGS),
         metrics=("average",),
+        shares=frozenset({"average"}),
     ),
     "reward_model": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.reward_model.RewardModel"),
-        requires=_where(lambda config: config.reward_model.path, "generation"),
+        requires=capabilities("generation", where=lambda config: config.reward_model.path, otherwise=OWN_SETTINGS),
         provides=capabilities("sampled texts"),
         metrics=("reward", "win_rate"),
+        shares=frozenset({"win_rate"}),
     ),
     "judge": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.judge.Judge"),
-        requires=_where(lambda config: config.judge.model, "generation"),
+        requires=capabilities("generation", where=lambda config: config.judge.model, otherwise=OWN_SETTINGS),
         provides=lambda config: frozenset({"verdicts"} if config.judge.questions else {"verdicts", "sampled texts"}),
         metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
+        shares=frozenset({"win_rate", "length_controlled", "ties", "first", "unread"}),
     ),
 }
 SUITES = Registry("evaluation suite", _SUITES)
 METRICS: Mapping[str, tuple[str, ...]] = {name: entry.metrics for name, entry in _SUITES.items()}
+
+
+def is_share(suite: str, metric: str) -> bool:
+    """Whether a metric lies between 0 and 1; `source/metric` is that of one source."""
+    return suite in _SUITES and metric.rpartition("/")[2] in _SUITES[suite].shares
 
 
 EVALUATIONS = Registry("evaluation", dict.fromkeys(("off", "quick", "full"), Entry(EvaluationConfig, lambda config: config)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,25 @@ from alignlab.registry import like, number, one_of, path, random_seed, text
 SIDES = ("strength0", "chosen")
 """What answers are compared with that no file holds: the backbone's, and those of the data."""
 
+WATCHED: Mapping[str, int] = {
+    "toy/capability": 1,
+    "lm_eval/average": 1,
+    "text/perplexity": -1,
+    "text/bits_per_byte": -1,
+    "classification/accuracy": 1,
+    "fluency/perplexity": -1,
+}
+"""Metrics that say what became of a backbone, the first that is measured counts; 1: higher is better, -1: lower."""
+
+
+@dataclass
+class SafeRangeConfig:
+    """By what a strength is seen to hold. `metric`: SUITE/METRIC, null = the first of these that is measured; `tolerance`: by
+    how much it may be worse than at strength 0, as a share of its value there, with the end of its 95 % interval."""
+
+    metric: Annotated[str | None, one_of(*WATCHED)]
+    tolerance: Annotated[float, number(minimum=0, maximum=1)]
+
 
 @dataclass
 class HarnessConfig:
@@ -27,7 +46,7 @@ class HarnessConfig:
     tasks: Annotated[list[str], text(filled=True, unique=True)]
     include: Annotated[str | None, path()]
     shots: Annotated[int | None, number(minimum=0)]
-    limit: Annotated[int | None, number(minimum=1)]
+    limit: Annotated[int | None, number(minimum=1, smoke=4, null_is_all=True)]
     chat: bool
     tokens: Annotated[int, number(minimum=1)]
 
@@ -44,7 +63,7 @@ class TextConfig:
     predicted, null = all but one; the others are only read."""
 
     path: Annotated[str | None, path()]
-    lines: Annotated[int | None, number(minimum=1)]
+    lines: Annotated[int | None, number(minimum=1, smoke=32, null_is_all=True)]
     window: Annotated[int | None, number(minimum=2)]
     stride: Annotated[int | None, number(minimum=1)]
 
@@ -108,12 +127,13 @@ class JudgeConfig:
 class EvaluationConfig:
     """`suites`: which, in order (the first gives the headline). `prompts`: texts sampled per strength. `pairs`: held-out
     pairs scored. How texts are sampled, from `max_new_tokens` to `beams`: see `Sampling`. The last four: what suites of the
-    same names need beside the data; each measures where its first value is given."""
+    same names need beside the data; each measures where its first value is given. `safe_range`: by what the strengths that hold
+    are found."""
 
     name: str
     suites: list[str]
-    prompts: Annotated[int, number(minimum=2)]
-    pairs: Annotated[int, number(minimum=2)]
+    prompts: Annotated[int, number(minimum=2, smoke=8)]
+    pairs: Annotated[int, number(minimum=2, smoke=16)]
     max_new_tokens: Annotated[int, like(Sampling, "max_new_tokens")]
     temperature: Annotated[float, like(Sampling, "temperature")]
     top_p: Annotated[float, like(Sampling, "top_p")]
@@ -124,6 +144,7 @@ class EvaluationConfig:
     stop: list[str]
     beams: Annotated[int, like(Sampling, "beams")]
     sampling_seed: Annotated[int, random_seed()]
+    safe_range: SafeRangeConfig
     lm_eval: HarnessConfig
     judge: JudgeConfig
     reward_model: RewardModelConfig

@@ -4,7 +4,7 @@ measurements. The harness itself is imported where it is asked for (`harness_mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -49,7 +49,9 @@ class LmEval:
         config = self._context.config.lm_eval
         if self._tasks is None:
             self._tasks = known_tasks(config)
-        found = evaluated(self._context.policy, point, config, self._context.config.sampling_seed, self._tasks)
+        found = evaluated(
+            self._context.policy, point, config, self._context.config.sampling_seed, self._tasks, self._context.begun
+        )
         return measurements(found, config.tasks)
 
 
@@ -201,12 +203,18 @@ def _batches(groups: list[_Placed], tokens: int) -> list[list[_Placed]]:
 
 
 def written(
-    policy: Policy, point: Point, prompts: Sequence[tuple[int, ...]], settings: Sequence[Mapping[str, Any]], seed: int
+    policy: Policy,
+    point: Point,
+    prompts: Sequence[tuple[int, ...]],
+    settings: Sequence[Mapping[str, Any]],
+    seed: int,
+    kept: Callable[[int], MutableMapping[int, Any]] | None = None,
 ) -> list[str]:
-    """What follows each prompt, decoded as its task says. Prompts that leave no room lose their beginning."""
+    """What follows each prompt, decoded as its task says. Prompts that leave no room lose their beginning. `kept`: of the
+    texts of each way of decoding, by its number, the batches as in `answers.scored`."""
     texts = [""] * len(prompts)
     samplings = [sampling_of(each) for each in settings]
-    for sampling in dict.fromkeys(samplings):
+    for number, sampling in enumerate(dict.fromkeys(samplings)):
         places = [place for place, own in enumerate(samplings) if own == sampling]
         room = policy.prompt_room(sampling.max_new_tokens)
         if room < 1:
@@ -215,7 +223,8 @@ def written(
                 " max_gen_toks in its generation_kwargs."
             )
         cut = [prompts[place][-room:] for place in places]
-        for place, text in zip(places, continued(policy, cut, point.strength, point.mixture, sampling, seed), strict=True):
+        found = continued(policy, cut, point.strength, point.mixture, sampling, seed, kept and kept(number))
+        for place, text in zip(places, found, strict=True):
             texts[place] = text
     return texts
 

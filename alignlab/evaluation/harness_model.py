@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +19,7 @@ from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
 from alignlab.evaluation.config import HarnessConfig
 from alignlab.evaluation.harness import likelihoods, written
+from alignlab.evaluation.suite import Begun
 from alignlab.models.policy import Policy
 from alignlab.registry import unknown
 
@@ -26,13 +27,16 @@ from alignlab.registry import unknown
 class PolicyLM(TemplateLM):
     """A policy at one point, as the harness asks models. Texts are tokenised as its own `hf` model does: by the tokenizer's
     defaults, without a second BOS. A window holds one token less than the model has room for, since the last token that is
-    predicted is read too."""
+    predicted is read too. `begun`: the batches of each list of requests that an earlier process has answered; the harness asks
+    in the same order every time."""
 
-    def __init__(self, policy: Policy, point: Point, tokens: int, seed: int) -> None:
+    def __init__(self, policy: Policy, point: Point, tokens: int, seed: int, begun: Begun | None = None) -> None:
         super().__init__()
         self.tokenizer = policy.backbone.codec.tokenizer
         self._policy, self._point, self._tokens, self._seed = policy, point, tokens, seed
         self._device = policy.backbone.device
+        self._begun = begun or Begun()
+        self._lists = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -74,9 +78,15 @@ class PolicyLM(TemplateLM):
             )
         )
 
+    def _kept(self) -> Callable[[int], MutableMapping[int, Any]]:
+        """The batches of the next list of requests, by the number of a part of it."""
+        self._lists += 1
+        of_list = f"lm_eval {self._lists} at {self._point}"
+        return lambda part: self._begun.of(f"{of_list}, part {part}")
+
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        found = likelihoods(self._policy, self._point, pairs, self._tokens)
+        found = likelihoods(self._policy, self._point, pairs, self._tokens, self._kept()(0))
         for (texts, _, _), answer in zip(requests, found, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -100,7 +110,7 @@ class PolicyLM(TemplateLM):
         """Texts by our decoder."""
         prompts = [tuple(self.tok_encode(context)) for context, _ in (request.args for request in requests)]
         settings = [given for _, given in (request.args for request in requests)]
-        texts = written(self._policy, self._point, prompts, settings, self._seed)
+        texts = written(self._policy, self._point, prompts, settings, self._seed, self._kept())
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
@@ -118,11 +128,13 @@ def known_tasks(config: HarnessConfig) -> TaskManager:
     raise ConfigError(f"{told}python -m alignlab lm-eval ls tasks lists them, and evaluation.lm_eval.include adds a folder.")
 
 
-def evaluated(policy: Policy, point: Point, config: HarnessConfig, seed: int, tasks: TaskManager) -> dict[str, Any]:
+def evaluated(
+    policy: Policy, point: Point, config: HarnessConfig, seed: int, tasks: TaskManager, begun: Begun
+) -> dict[str, Any]:
     """The harness's results at one point. Its seeds stay inside."""
     with _seeds_apart():
         found = simple_evaluate(
-            model=PolicyLM(policy, point, config.tokens, seed),
+            model=PolicyLM(policy, point, config.tokens, seed, begun),
             tasks=list(config.tasks),
             num_fewshot=config.shots,
             limit=config.limit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,13 +36,14 @@ class RewardModel:
             self._scorer = Scorer(self._config, str(self._context.policy.backbone.device))
         prompts, texts = self._context.answers(point)
         names = item_names(prompts)
-        rewards = self._scorer.rewards(prompts, texts)
+        rewards = self._scorer.rewards(prompts, texts, self._context.begun.of(f"rewards at {point}"))
         measured = [bootstrap("reward", rewards, names=names)]
         if self._config.against is None:
             return measured
         others, note = answers_beside(self._context, point, self._config.against)
         asked = [place for place, other in enumerate(others) if other is not None]
-        theirs = self._scorer.rewards([prompts[place] for place in asked], [str(others[place]) for place in asked])
+        kept = self._context.begun.of(f"rewards of {self._config.against} at {point}")
+        theirs = self._scorer.rewards([prompts[place] for place in asked], [str(others[place]) for place in asked], kept)
         wins = [
             0.5 if rewards[place] == other else float(rewards[place] > other)
             for place, other in zip(asked, theirs, strict=True)
@@ -78,13 +79,20 @@ class Scorer:
         self._batch = config.batch if self._tokenizer.pad_token_id is not None else 1
         self._kept: dict[tuple[str, str], float] = {}
 
-    def rewards(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """The reward of each answer to its prompt; texts that are too long lose their end."""
+    def rewards(
+        self, prompts: Sequence[str], answers: Sequence[str], kept: MutableMapping[int, Any] | None = None
+    ) -> list[float]:
+        """The reward of each answer to its prompt; texts that are too long lose their end. `kept`: the values of batches that
+        are there already, by their numbers; others are put there."""
         asked = list(zip(prompts, answers, strict=True))
-        new = sorted({each for each in asked if each not in self._kept}, key=lambda each: -len(each[0]) - len(each[1]))
-        for begin in range(0, len(new), self._batch):
-            some = new[begin : begin + self._batch]
-            self._kept |= dict(zip(some, self._computed(some), strict=True))
+        kept = {} if kept is None else kept
+        every = sorted(set(asked), key=lambda each: (-len(each[0]) - len(each[1]), each))
+        for number, begin in enumerate(range(0, len(every), self._batch)):
+            some = every[begin : begin + self._batch]
+            if any(each not in self._kept for each in some):
+                if number not in kept:
+                    kept[number] = self._computed(some)
+                self._kept |= dict(zip(some, kept[number], strict=True))
         return [self._kept[each] for each in asked]
 
     @torch.inference_mode()

@@ -22,3 +22,8 @@ class MethodConfig:
     def shared(self) -> dict[str, Any]:
         """The first of them that several jobs may have in common, each with what it reads of this config."""
         return {}
+
+    def of_the_backbone(self) -> frozenset[str]:
+        """Those of `shared` that train every weight of the backbone and nothing else: their result does not depend on a tuner
+        that leaves the backbone alone."""
+        return frozenset()

@@ -87,6 +87,10 @@ class PreferenceConfig(MethodConfig):
         """`sft`, which reads nothing of the preference."""
         return {"sft": self.sft} if self.sft_first else {}
 
+    def of_the_backbone(self) -> frozenset[str]:
+        """`sft`."""
+        return frozenset(self.shared())
+
 
 def build(config: PreferenceConfig) -> Method:
     """`sft` if asked for: every weight of the backbone, on chosen responses. `prefer`: the tuner, on pairs."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -17,8 +17,9 @@ from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.backbone import Backbone, ends_of
 from alignlab.models.decode import decoding
+from alignlab.models.following import Finite, Follow, Followed
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
+from alignlab.models.strength import AskedStrengths, ClassMixture, HasStrength, WeightedPass, as_strength, strengths_of
 from alignlab.records import EncodedGroup
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def scored_in(
 def respond(
     policy: Policy,
     prompts: Sequence[str],
-    strength: float | Sequence[float],
+    strength: AskedStrengths,
     control: ClassMixture | Sequence[ClassMixture] | None,
     sampling: Sampling,
     seed: int,
@@ -161,6 +162,22 @@ def respond(
     kept: MutableMapping[int, Any] | None,
 ) -> list[str]:
     """See `Policy.respond`."""
+    check_writes(policy)
+    strengths = strengths_of(policy.tuner, strength, len(prompts))
+    chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
+    if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
+        raise ControlError(
+            f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
+        )
+    encoded = policy.backbone.codec.prompts(prompts)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        check_prompt(policy, prompt, ids, sampling.max_new_tokens)
+    texts = _continued(policy, encoded, strengths, chosen, sampling, seed, streamer, kept)
+    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def check_writes(policy: Policy) -> None:
+    """Raises ModelError for a policy that cannot write text."""
     if not policy.backbone.model.can_generate():
         raise ModelError(f"model={policy.backbone.name} writes no text; call classify.")
     with policy.tuner.off():
@@ -169,22 +186,15 @@ def respond(
         raise ModelError(
             f"model={policy.backbone.name} cannot generate here: a step behind its cache is not the full pass ({objection})."
         )
-    strengths = checked_strengths(strength, len(prompts))
-    chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
-    if streamer is not None and (len(prompts) > 1 or sampling.beams > 1):
-        raise ControlError(
-            f"a streamer follows one answer as it is written; give one prompt ({len(prompts)} were given) and no beams."
-        )
-    encoded = policy.backbone.codec.prompts(prompts)
-    reserved = set(policy.tuner.inserted.reserved)
-    room = policy.prompt_room(sampling.max_new_tokens)
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if not reserved.isdisjoint(ids):
-            raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a vector of the tuner; remove it.")
-        if len(ids) > room:
-            raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, sampling.max_new_tokens)}")
-    texts = _continued(policy, encoded, strengths, chosen, sampling, seed, streamer, kept)
-    return [policy.backbone.codec.answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def check_prompt(policy: Policy, prompt: str, ids: Sequence[int], new: int) -> None:
+    """Raises ControlError for a prompt that holds a vector's id, ConfigError for one that leaves no room for `new` tokens."""
+    if not set(policy.tuner.inserted.reserved).isdisjoint(ids):
+        raise ControlError(f"prompt {prompt[:40]!r} holds a token that stands for a vector of the tuner; remove it.")
+    room = policy.prompt_room(new)
+    if len(ids) > room:
+        raise ConfigError(f"prompt {prompt[:40]!r} has {len(ids)} tokens{_no_room(policy, room, new)}")
 
 
 def continued(
@@ -194,11 +204,31 @@ def continued(
     control: ClassMixture | None,
     sampling: Sampling,
     seed: int,
+    kept: MutableMapping[int, Any] | None = None,
 ) -> list[str]:
     """What follows each prompt of ids, as it is written, at one strength or under one class (`control`); else as
     `Policy.respond`. The caller leaves room for it (`Policy.prompt_room`)."""
     chosen = None if control is None else policy.controls.mixtures(control, len(prompts))
-    return _continued(policy, prompts, checked_strengths(strength, len(prompts)), chosen, sampling, seed, None, None)
+    strengths = strengths_of(policy.tuner, strength, len(prompts))
+    return _continued(policy, prompts, strengths, chosen, sampling, seed, None, kept)
+
+
+def followed(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strengths: Sequence[float],
+    controls: Sequence[ClassMixture] | None,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    follow: Follow,
+) -> None:
+    """Continues each prompt of ids at its strength or under its class; `follow` is told of each text's ids at every step, and
+    says where it ends, be it before its end or `sampling.max_new_tokens`. A text's draws come from its own seed, as those of a
+    single prompt do in `Policy.respond`."""
+    chosen = None if controls is None else policy.controls.mixtures(controls, len(prompts))
+    uniform_BT = torch.cat([_uniform(1, sampling.max_new_tokens, seed) for seed in seeds])
+    batches = _batches(policy, prompts, strengths, chosen, sampling)
+    _answers(policy.backbone, policy.tuner, prompts, batches, sampling, uniform_BT, None, {}, follow)
 
 
 def _continued(
@@ -213,24 +243,43 @@ def _continued(
 ) -> list[str]:
     if not prompts:
         return []
+    batches = _batches(policy, prompts, strengths, chosen, sampling)
+    uniform_BT = _uniform(len(prompts), sampling.max_new_tokens, seed)
+    return _answers(
+        policy.backbone, policy.tuner, prompts, batches, sampling, uniform_BT, streamer, {} if kept is None else kept
+    )
+
+
+def _uniform(texts: int, steps: int, seed: int) -> Tensor:
+    """A number in [0, 1) for each step of each text."""
+    return torch.rand(texts, steps, generator=torch.Generator().manual_seed(seed))
+
+
+def _batches(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    strengths: Sequence[float],
+    chosen: Sequence[Mapping[str, float]] | None,
+    sampling: Sampling,
+) -> list[tuple[list[int], Sequence[WeightedPass]]]:
+    """Row numbers that are generated together, and their passes."""
     alike: Sequence[Any] = strengths if chosen is None else [tuple(sorted(weights.items())) for weights in chosen]
     every = _asked(policy, strengths, chosen)
     mixed = policy.tuner.per_row or not any(isinstance(weighted.setting, Tensor) for weighted in every)
     longest = max(map(len, prompts)) + policy.backbone.context - policy.room
     at_most = policy.budget.texts(longest, sampling.max_new_tokens, len(every) * sampling.beams, DECODE_ROWS)
-    batches = [
+    return [
         (rows, _asked(policy, [strengths[row] for row in rows], chosen and [chosen[row] for row in rows]))
         # Beams follow one pass, which texts at both ends of a dial do not have in common.
         for rows in _together(alike, mixed and (sampling.beams == 1 or len(every) == 1), at_most)
     ]
-    return _answers(policy.backbone, policy.tuner, prompts, batches, sampling, seed, streamer, {} if kept is None else kept)
 
 
-def classify(policy: Policy, texts: Sequence[Text], strength: float | Sequence[float]) -> list[dict[str, float]]:
+def classify(policy: Policy, texts: Sequence[Text], strength: AskedStrengths) -> list[dict[str, float]]:
     """See `Policy.classify`."""
     codec, labels = policy.backbone.codec, policy.backbone.codec.labels
     encoded = codec.texts(texts)
-    strengths = checked_strengths(strength, len(texts))
+    strengths = strengths_of(policy.tuner, strength, len(texts))
     if labels is None or not labels.names:
         raise ModelError(f"model={policy.backbone.name} predicts a number, not classes; read its class_scores.")
     for place, each in enumerate(encoded):
@@ -279,20 +328,20 @@ def _answers(
     prompts: Sequence[tuple[int, ...]],
     batches: Iterable[tuple[list[int], Sequence[WeightedPass]]],
     sampling: Sampling,
-    seed: int,
+    uniform_BT: Tensor,
     streamer: BaseStreamer | None,
     kept: MutableMapping[int, Any],
+    follow: Follow | None = None,
 ) -> list[str]:
-    """The text that answers each prompt. batches: row numbers that are generated together, and their passes. kept: the texts of
-    batches that are there already.
+    """The text that answers each prompt. batches: row numbers that are generated together, and their passes. uniform_BT: see
+    `decoding`. kept: the texts of batches that are there already. follow: see `followed`.
 
     A text ends at the tokenizer's EOS, at the end of a turn as the chat template writes it, at any end that the model's
     generation_config names, and in front of a stop string.
     What `sampling` has no word for (forced and suppressed tokens, say) is as the model's generation_config has it.
     """
     model = cast("Any", backbone.model)
-    generator = torch.Generator().manual_seed(seed)
-    uniform_BT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator).to(backbone.device)
+    uniform_BT = uniform_BT.to(backbone.device)
     texts = [""] * len(prompts)
     with torch.inference_mode():
         for number, (rows, passes) in enumerate(batches):
@@ -302,14 +351,19 @@ def _answers(
                 continue
             ids_BT, mask_BT = _padded([prompts[row] for row in rows], backbone)
             begin = 1 if model.config.is_encoder_decoder else ids_BT.shape[1]
+            settings = _settings(backbone, sampling, begin)
+            if follow is not None:
+                finite = Finite()
+                settings["logits_processor"] = LogitsProcessorList([finite])
+                settings.setdefault("stopping_criteria", StoppingCriteriaList()).append(Followed(follow, rows, begin, finite))
             made_BT = model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
                 custom_generate=decoding(tuner, lambda *_, passes=passes: passes, streamer, uniform_BT[rows], sampling.top_p),
-                **_settings(backbone, sampling, begin),
+                **settings,
             )
             for row, new_ids in zip(rows, made_BT[:, begin:].tolist(), strict=True):
-                texts[row] = _text(backbone, prompts[row], new_ids, (*sampling.stop, *backbone.codec.stop))
+                texts[row] = text_of(backbone, prompts[row], new_ids, (*sampling.stop, *backbone.codec.stop))
             kept[number] = [texts[row] for row in rows]
     return texts
 
@@ -329,7 +383,7 @@ def _settings(backbone: Backbone, sampling: Sampling, begin: int) -> dict[str, A
         "no_repeat_ngram_size": sampling.no_repeat_ngram_size or None,
         "num_beams": sampling.beams,
         "num_return_sequences": 1,
-        "eos_token_id": _ends(backbone),
+        "eos_token_id": ends(backbone),
         "pad_token_id": codec.pad,
     }
     if stop := (*sampling.stop, *codec.stop):
@@ -354,15 +408,15 @@ class _InAnswer(StopStringCriteria):
         return super().__call__(input_ids[:, self._begin :], scores, **more)
 
 
-def _ends(backbone: Backbone) -> list[int]:
+def ends(backbone: Backbone) -> list[int]:
     """All ids that end an answer: the tokenizer's EOS, the chat template's end of a turn, and those that the model names."""
     return list(dict.fromkeys((*backbone.codec.ends, *ends_of(backbone.model))))
 
 
-def _text(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> str:
+def text_of(backbone: Backbone, prompt: Sequence[int], ids: Sequence[int], stop: Sequence[str]) -> str:
     """New ids as text, up to the first end, in front of the first stop string."""
-    ends = set(_ends(backbone))
-    said = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    last = set(ends(backbone))
+    said = ids[: next((place for place, token in enumerate(ids) if token in last), len(ids))]
     codec = backbone.codec
     text = codec.decode(said) if backbone.model.config.is_encoder_decoder else codec.continuation(prompt, said)
     return text[: min((text.index(each) for each in stop if each in text), default=len(text))]

@@ -104,7 +104,12 @@ class ModelConfig:
     @property
     def facts(self) -> dict[str, Any] | None:
         """The architecture as it was given, where the hub's own file of it is not on this machine."""
-        return self.architecture if self.source == "hub" and _cached(self, "config.json") is None else None
+        return None if self.is_here else self.architecture
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine has its config.json; of the hub, in its cache."""
+        return self.source != "hub" or _cached(self, "config.json") is not None
 
     @property
     def location(self) -> Path:

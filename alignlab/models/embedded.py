@@ -1,7 +1,8 @@
 """The blueprints of the embedded models: shape and tokenizer, from which `method=pretrain` starts.
 
 `python -m alignlab.models.embedded` writes config.json and the tokenizer of each into its folder; weights are not touched.
-`--to FOLDER` writes below that folder, `--width N` sets the width of the hidden states.
+`--to FOLDER` writes below that folder, `--width N` sets the width of the hidden states, `--text FILE ...` has the tokenizers
+learn `--pieces N` pieces from plain text in place of the words of the embedded world.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from typing import Any
 
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, RobertaConfig, T5Config
 
-from alignlab.data.toy.tokenizer import build_encoder_tokenizer, build_seq2seq_tokenizer, build_tokenizer
+from alignlab.data.files import plain
+from alignlab.data.toy.tokenizer import (
+    Pieces,
+    build_encoder_tokenizer,
+    build_seq2seq_tokenizer,
+    build_tokenizer,
+    learned_pieces,
+)
 from alignlab.models.config import EMBEDDED
 
 WIDTH, LAYERS, HEADS, CONTEXT = 96, 4, 4, 256
+PIECES = 4096
+"""Of a tokenizer that learns from texts."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +37,9 @@ class Blueprint:
     tokenizer: PreTrainedTokenizerFast
 
 
-def blueprints(width: int = WIDTH) -> dict[str, Blueprint]:
-    """Each embedded model, by name."""
-    words, masking, sentinels = build_tokenizer(), build_encoder_tokenizer(), build_seq2seq_tokenizer()
+def blueprints(width: int = WIDTH, pieces: Pieces | None = None) -> dict[str, Blueprint]:
+    """Each embedded model, by name. `pieces`: of its tokenizer, None = those of the embedded world."""
+    words, masking, sentinels = build_tokenizer(pieces), build_encoder_tokenizer(pieces), build_seq2seq_tokenizer(pieces)
     llama = LlamaConfig(
         hidden_size=width,
         intermediate_size=3 * width,
@@ -85,7 +95,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m alignlab.models.embedded", description="Writes the blueprints.")
     parser.add_argument("--to", type=Path, default=EMBEDDED, help="where the folders go; default: into the package")
     parser.add_argument("--width", type=int, default=WIDTH, help=f"of the hidden states, a multiple of {HEADS}")
+    parser.add_argument("--text", type=Path, nargs="+", help="plain text that the tokenizers learn from")
+    parser.add_argument("--pieces", type=int, default=PIECES, help="how many they learn, bytes and special tokens among them")
     given = parser.parse_args()
-    for name, blueprint in blueprints(given.width).items():
+    texts = (text for file in given.text or () for _, text in plain(file, None))
+    learned = learned_pieces(texts, given.pieces) if given.text else None
+    for name, blueprint in blueprints(given.width, learned).items():
         blueprint.config.save_pretrained(given.to / name)
         blueprint.tokenizer.save_pretrained(given.to / name)

@@ -43,8 +43,8 @@ def export_plain(
     if folder.exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} already holds files; export into a new folder.")
     tuned = copy.deepcopy(model).eval()
-    batch = _probe(tuned.config, tuned.device)
-    expected = _logits(tuned, batch)
+    batch = probe(tuned.config, tuned.device)
+    expected = logits_of(tuned, batch)
     own_tolerance = TOLERANCE[tuned.dtype]
     plain = _merged(tuned)
     plain.to(dtype or plain.dtype)  # type: ignore[arg-type]  # transformers annotates the device only
@@ -57,7 +57,7 @@ def export_plain(
             plain.save_pretrained(scratch)
             if tokenizer is not None:
                 tokenizer.save_pretrained(scratch)
-            difference = float((_logits(_read_back(plain, scratch), batch) - expected).abs().max())
+            difference = float((logits_of(_read_back(plain, scratch), batch) - expected).abs().max())
             # `not <=` so that a NaN is refused too.
             if not difference <= allowed:
                 raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
@@ -74,12 +74,12 @@ def _merged(tuned: PeftModel | PreTrainedModel) -> PreTrainedModel:
         return tuned
     merge = getattr(tuned.base_model, "merge_and_unload", None)
     if merge is None:
-        raise ModelError(f"a {config.peft_type} adapter does not merge into the weights; keep it beside its backbone.")
+        raise ModelError(f"a {config.peft_type.value} adapter does not merge into the weights; keep it beside its backbone.")
     _put_trained_modules_in_place(tuned)
     try:
         plain: PreTrainedModel = merge()
     except (NotImplementedError, ValueError) as error:
-        raise ModelError(f"this {config.peft_type} adapter does not merge into its backbone: {error}") from error
+        raise ModelError(f"this {config.peft_type.value} adapter does not merge into its backbone: {error}") from error
     return plain
 
 
@@ -142,7 +142,7 @@ def _read_back(plain: PreTrainedModel, written: Path) -> PreTrainedModel:
     return back
 
 
-def _probe(config: PreTrainedConfig, device: torch.device) -> dict[str, Tensor]:
+def probe(config: PreTrainedConfig, device: torch.device) -> dict[str, Tensor]:
     """Two rows of 16 token ids, the same each time, without the low ids where the special tokens live."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = config.get_text_config().vocab_size
@@ -151,7 +151,8 @@ def _probe(config: PreTrainedConfig, device: torch.device) -> dict[str, Tensor]:
     return {**batch, "decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else batch
 
 
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What a model gives for `probe`, in float32."""
     with torch.no_grad():
         first: Tensor = model(**batch)[0]
     return first.float()

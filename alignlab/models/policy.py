@@ -25,14 +25,16 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.packing import Layout, described
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import (
-    WITHOUT,
+    ONE_PASS,
+    AskedStrengths,
     ClassMixture,
     Controls,
     HasStrength,
     Strength,
     WeightedPass,
-    checked_strengths,
+    as_strength,
     insert_prefixes,
+    strengths_of,
 )
 from alignlab.records import Batch, Loss
 
@@ -84,7 +86,7 @@ class Policy:
         self.backbone = backbone
         self.tuner = tuner
         self.packing = packing
-        self._pass_gib = pass_gib
+        self.pass_gib = pass_gib
         backbone.model.eval()  # what a tuner has added, its dropout for one, is in training mode until now
         with tuner.off():
             _ = backbone.abilities  # of the backbone alone, where loading has not asked
@@ -107,7 +109,7 @@ class Policy:
         """How many texts fit a pass without gradients."""
         from alignlab.models.answers import Budget, Footprint
 
-        return Budget(Footprint.of(self.backbone.model, self.backbone.model.dtype.itemsize), self._pass_gib)
+        return Budget(Footprint.of(self.backbone.model, self.backbone.model.dtype.itemsize), self.pass_gib)
 
     @property
     def controls(self) -> Controls:
@@ -213,7 +215,7 @@ class Policy:
         self,
         prompts: Sequence[str],
         *,
-        strength: float | Sequence[float] = 1.0,
+        strength: AskedStrengths = 1.0,
         control: ClassMixture | Sequence[ClassMixture] | None = None,
         sampling: Sampling,
         seed: int,
@@ -222,18 +224,19 @@ class Policy:
     ) -> list[str]:
         """Answers each prompt at one strength, or at one strength per prompt; or under a class (`control`), likewise.
 
-        A class is a name, or a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none"
-        is the model without any. A row's text depends on its prompt, its strength or class, the seed and its place in
-        `prompts`, not on the batch it ran in. `streamer` gets a single prompt's ids, and then each new one. `kept`:
-        the texts of batches that an earlier call has answered, by number; others are put there. Raises ControlError for a
-        strength that is not a finite number, an unknown class, a list of the wrong length, beams over a mixture of passes, and
-        a streamer for several prompts or beams; ConfigError where the model has no room for a prompt or an answer.
+        Of several adapters, a strength is a number for all or a mapping from the name of each to its own. A class is a name, or
+        a mapping from names to weights that add up to 1, which mixes their passes at the logits; "none" is the model without
+        any. A row's text depends on its prompt, its strength or class, the seed and its place in `prompts`, not on the batch it
+        ran in. `streamer` gets a single prompt's ids, and then each new one. `kept`: the texts of batches that an earlier call
+        has answered, by number; others are put there. Raises ControlError for a strength that is not finite, an unknown class,
+        a list of the wrong length, beams over a mixture of passes, and a streamer for several prompts or beams; ConfigError
+        where the model has no room for a prompt or an answer.
         """
         from alignlab.models.answers import respond
 
         return respond(self, prompts, strength, control, sampling, seed, streamer, kept)
 
-    def classify(self, texts: Sequence[Text], *, strength: float | Sequence[float] = 1.0) -> list[dict[str, float]]:
+    def classify(self, texts: Sequence[Text], *, strength: AskedStrengths = 1.0) -> list[dict[str, float]]:
         """The probability of each class for each text, or pair of texts, by name and in the order of the classes; at one
         strength, or at one per text. A text's result does not depend on the others: its neighbours in a pass are masked.
 
@@ -245,13 +248,14 @@ class Policy:
         return classify(self, texts, strength)
 
     @contextmanager
-    def at(self, strength: Strength) -> Iterator[None]:
-        """Every verb inside runs at this strength: a number, or a tensor with one number per group of the batch.
+    def at(self, strength: Tensor | AskedStrengths) -> Iterator[None]:
+        """Every verb inside runs at this strength, as in `respond`: one, or one per group of the batch, also as a tensor.
 
         Raises ControlError for a strength that is not finite, and in the verbs for a tensor of another length than the batch.
         """
-        checked_strengths(strength.tolist() if isinstance(strength, Tensor) else strength)
-        before, self._passes = self._passes, self.tuner.passes(strength)
+        values = strengths_of(self.tuner, strength.tolist() if isinstance(strength, Tensor) else strength)
+        given = strength.new_tensor(values) if isinstance(strength, Tensor) else as_strength(values, self.backbone.device)
+        before, self._passes = self._passes, self.tuner.passes(given)
         try:
             yield
         finally:
@@ -272,7 +276,7 @@ class Policy:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Every verb inside is the backbone's without the tuner, bit for bit; as trained, where a stage moved the backbone."""
-        before, self._passes = self._passes, (WeightedPass(1.0, 1.0),)
+        before, self._passes = self._passes, ONE_PASS
         try:
             with self.tuner.off():
                 yield
@@ -306,7 +310,7 @@ class Policy:
         if self._passes is None and batch.controls is not None:
             each, setting_R = self.controls.insert_prefixes(batch)
             return [(self._layout(each, "off"), WeightedPass(1.0, setting_R))]
-        passes = self._passes or (self.tuner.passes(1.0) if self.tuner.controls is None else (WeightedPass(1.0, WITHOUT),))
+        passes = self._passes or self.tuner.default_passes
         # Settings that differ within a pass need a row for each member.
         differ = any(isinstance(number, Tensor) for weighted in passes for number in (weighted.weight, weighted.setting))
         members, packing = batch.ids_GMT.shape[0] * batch.ids_GMT.shape[1], "off" if differ else self.packing
@@ -338,8 +342,8 @@ class Policy:
         hidden_KD = self._by_pieces(layout, weighted, lambda rows: self.backbone.kind.hidden(self.backbone, rows), dim=0)
 
         def head(some_kD: Tensor) -> Tensor:
-            # The tuner may have changed the head too, so it runs at the setting of the pass.
-            with self.tuner.at(weighted.setting):
+            # A tuner that changes the head too runs there at the setting of the pass.
+            with self.tuner.at(weighted.setting) if self.tuner.edits_head else nullcontext():
                 return self.backbone.kind.head(self.backbone, some_kD)
 
         return Pass(weight, head, hidden_KD)
@@ -352,11 +356,7 @@ class Policy:
         if not layout.alone and not (self.mixed and isinstance(weighted.setting, Tensor)):
             return self._set(layout, weighted.setting, run)
         every_R = torch.arange(len(layout.ids_RT), device=layout.ids_RT.device)
-        setting_R = (
-            weighted.setting
-            if isinstance(weighted.setting, Tensor)
-            else torch.full_like(every_R, weighted.setting, dtype=torch.float32)
-        )
+        setting_R = torch.as_tensor(weighted.setting, dtype=torch.float32, device=every_R.device).expand(len(every_R))
         found, places = [], []
         for label in (every_R if layout.alone else setting_R).unique():
             rows_R = (every_R if layout.alone else setting_R) == label

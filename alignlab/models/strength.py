@@ -6,7 +6,7 @@ Shapes: B texts, R rows of a pass, T time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
@@ -23,6 +23,12 @@ Strength: TypeAlias = "float | Tensor"
 
 ClassMixture: TypeAlias = "str | Mapping[str, float]"
 """A class by its name, or classes with weights that add up to 1."""
+
+AskedStrength: TypeAlias = "float | Mapping[str, float]"
+"""A number, or, of several adapters, a number by the name of each."""
+
+AskedStrengths: TypeAlias = "AskedStrength | Sequence[AskedStrength]"
+"""One for all prompts, or one for each."""
 
 WITHOUT = -1.0
 """The setting of a pass without any class; a class's own setting is its number."""
@@ -57,6 +63,10 @@ class WeightedPass:
     prefix: Prefix = Prefix()
 
 
+ONE_PASS: tuple[WeightedPass, ...] = (WeightedPass(1.0, 1.0),)
+"""The tuner as it was trained."""
+
+
 class HasStrength(Protocol):
     """How a tuner turns a strength into forward passes, and how it is set and switched off."""
 
@@ -71,6 +81,12 @@ class HasStrength(Protocol):
 
     starts_as_base: bool
     """Whether a new one leaves every log-probability as it is without the tuner."""
+
+    default_passes: tuple[WeightedPass, ...]
+    """The passes where neither a strength nor a class is asked for: those of strength 1, or of no class."""
+
+    edits_head: bool
+    """Whether its setting may change what the model's head computes."""
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """The passes whose weighted logits make this strength; raises ControlError for one it cannot apply."""
@@ -89,11 +105,13 @@ class Untuned:
     controls: Controls | None = None
     inserted = NOTHING
     starts_as_base = True
+    default_passes = ONE_PASS
+    edits_head = False
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass, whatever the strength."""
         del strength
-        return (WeightedPass(1.0, 1.0),)
+        return ONE_PASS
 
     def at(self, setting: Strength) -> AbstractContextManager[None]:
         """Nothing to set."""
@@ -129,6 +147,15 @@ def checked_strengths(strength: float | Iterable[float], count: int | None = Non
     if not all(math.isfinite(value) for value in values):
         raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
     return values
+
+
+def strengths_of(
+    tuner: HasStrength, strength: AskedStrength | Iterable[AskedStrength], count: int | None = None
+) -> list[float]:
+    """What `tuner.passes` takes for each prompt: the strengths themselves, or, of several adapters, numbers that stand for one
+    of each. Raises ControlError as `checked_strengths`, and for a name that is missing or unknown."""
+    take: Callable[..., list[float]] = getattr(tuner, "numbered", checked_strengths)
+    return take(strength, count)
 
 
 @dataclass(frozen=True)

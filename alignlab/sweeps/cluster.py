@@ -1,11 +1,12 @@
-"""What the jobs of a sweep need on a cluster: a copy of the code, the command of one job, and the states in SLURM's queue."""
+"""What the jobs of a sweep need on a cluster: resources by the size of a model, a copy of the code, the command of one job, and
+the states in SLURM's queue."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
-import runpy
 import shutil
 import subprocess
 import tempfile
@@ -13,11 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignlab.command_line import show_words
-from alignlab.errors import SweepError
+from alignlab.command_line import CONF, OWN_CONFIGS, show_words
+from alignlab.config import RunConfig
+from alignlab.errors import AlignlabError, ConfigError, SweepError
+from alignlab.models.config import ModelConfig
+from alignlab.registry import deferred
+from alignlab.training.config import SlurmLaunch
 
 ROOT = Path(__file__).parents[2]
-"""Where run.py, the configs and the package are."""
+"""Where the package is: a checkout, or the folder that it was installed into."""
 PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
 """What a run needs; the files that are copied where there is no git checkout."""
 LARGEST = 256 << 20
@@ -43,6 +48,73 @@ OVER = {
 ANSWER_SECONDS = 60
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for; None leaves it to the cluster. `parameters`: of its model, None where nothing here tells them."""
+
+    gpus: int | None = None
+    memory_gb: int | None = None
+    parameters: int | None = None
+
+    def sentence(self) -> str:
+        """For a plan: `4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters`."""
+        gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "no GPU asked for"
+        memory = f", {self.memory_gb} GB of memory" if self.memory_gb else ""
+        size = "a size that is not known here" if self.parameters is None else _counted(self.parameters)
+        return f"{gpus}{memory}, for a model of {size}"
+
+
+def _counted(parameters: int) -> str:
+    for size, name in ((10**9, " billion"), (10**6, " million")):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{name} parameters"
+    return f"{parameters:,} parameters"
+
+
+def resources_of(config: RunConfig) -> Resources:
+    """What a job on SLURM asks for: as launch says, or by the size of its model, with GPUs that divide its batches."""
+    launch = config.launch
+    if not isinstance(launch, SlurmLaunch):
+        return Resources()
+    count = _parameters(json.dumps(config.plain["model"], sort_keys=True), config.model)
+    fitting = [size for size in launch.sizes if size.billions is None or (count or 0) <= size.billions * 1e9]
+    gpus, memory = launch.gpus, launch.memory_gb
+    if fitting:
+        gpus = _dealing(config, fitting[0].gpus) if gpus is None else gpus
+        memory = fitting[0].memory_gb if memory is None else memory
+    return Resources(gpus, memory, count)
+
+
+def _dealing(config: RunConfig, gpus: int | None) -> int | None:
+    """The largest number of processes, at most so many, among which every batch can be dealt out."""
+
+    def deals(processes: int) -> bool:
+        try:
+            for fit in config.method.fits().values():
+                config.trainer.micro(fit.batch, processes)
+        except ConfigError:
+            return False
+        return True
+
+    return next((count for count in range(gpus, 1, -1) if deals(count)), 1) if gpus else gpus
+
+
+_SIZES: dict[str, int | None] = {}
+
+
+def _parameters(key: str, model: ModelConfig) -> int | None:
+    """Of a model, without its weights; None for one of the hub of which nothing here tells the shape. `key`: names it."""
+    if key not in _SIZES:
+        from alignlab.models.backbone import skeleton
+
+        try:
+            known = model.source != "hub" or model.facts or model.is_here
+            _SIZES[key] = skeleton(model).num_parameters() if known else None
+        except (AlignlabError, ValueError):  # the job is refused for it when it is looked at
+            _SIZES[key] = None
+    return _SIZES[key]
+
+
 def snapshot(into: Path, runs: Path) -> Path:
     """A copy of the code in a folder named by a hash of its contents, made once, so that edits do not reach waiting jobs.
 
@@ -52,8 +124,8 @@ def snapshot(into: Path, runs: Path) -> Path:
     it changes while jobs run.
     """
     files = _files(runs.resolve())
-    into = into.absolute()
-    target = into / _digest(files)
+    target = into.absolute() / _digest(files)
+    into = target.parent
     if not target.is_dir():
         into.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".part-", dir=into))
@@ -69,6 +141,11 @@ def snapshot(into: Path, runs: Path) -> Path:
             if not target.is_dir():
                 raise
     return target
+
+
+def place_of(into: Path, runs: Path) -> Path:
+    """Where `snapshot` puts a copy; none is made."""
+    return into.absolute() / _digest(_files(runs.resolve()))
 
 
 def _files(runs: Path) -> list[Path]:
@@ -130,15 +207,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 @dataclass(frozen=True)
 class Command:
-    """`python run.py OVERRIDES`, as submitit runs it.
+    """`alignlab run OVERRIDES`, as submitit runs it.
 
     `code`: the snapshot, in which the process was started; `home`: the folder where the sweep was submitted, to which relative
-    paths refer.
+    paths refer; `own_configs`: the user's folders of configs, as the environment variable has them.
     """
 
     overrides: tuple[str, ...]
     code: str
     home: str
+    own_configs: str = ""
 
     def __call__(self) -> float | None:
         """Runs it and returns the headline number."""
@@ -148,10 +226,11 @@ class Command:
             raise SweepError(f"this job has its code from {ROOT} and not from its snapshot {self.code}; clear PYTHONPATH.")
         os.chdir(self.home)
         _join()
+        os.environ[OWN_CONFIGS] = self.own_configs
         show_words(logging.INFO)
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             raw = compose("run", list(self.overrides))
-        value: float | None = runpy.run_path(str(ROOT / "run.py"))["run"](raw)
+        value: float | None = deferred("alignlab.commands.run.run")(raw)
         return value
 
     def checkpoint(self) -> Any:

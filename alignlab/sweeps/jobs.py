@@ -1,5 +1,5 @@
 """The jobs of a sweep before they run: the name of the sweep, the config of each job, its run folder and state, its stages and
-steps, and the plan as it is printed."""
+steps."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import copy
 import hashlib
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from alignlab.command_line import ROW, sentence
 from alignlab.config import NO_INFLUENCE, RunConfig, finished, folder_of, parse
 from alignlab.errors import AlignlabError, ConfigError
+from alignlab.sweeps.cluster import Resources, resources_of
 from alignlab.tracking.ledger import State, state_of
 from alignlab.tracking.sweeps import Job, relative
+from alignlab.tuners.config import StrengthConfig
+
+if TYPE_CHECKING:
+    from alignlab.planning import Plan
 
 Load = Callable[[list[str]], DictConfig]
 """Composes one job from its overrides."""
@@ -40,8 +41,6 @@ LONGEST_NAME = 100
 READ_BY_ALL = ("model", "tuner", "data", "control", "trainer", "seed")
 """Config groups that any stage may read. The key of a stage's result (training/stage_key.py) says exactly what the stage reads,
 but needs encoded rows. Two stages that are equal here have the same key; others may have it, too."""
-LISTED = 40
-"""Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
 
 
 def name_of(shared: Sequence[str], swept: Collection[str], overrides: Sequence[str]) -> str:
@@ -159,24 +158,41 @@ def _parsed(text: str) -> Any:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage that trains. `steps`: of the optimiser. `content`: equal in two jobs only if one of them computes the stage for
-    both; "" where each job computes its own."""
+    """A stage that trains. `steps`: of the optimiser, at a learning rate of `rate`. `content`: equal in two jobs only if one of
+    them computes the stage for both; "" where each job computes its own."""
 
     name: str
     steps: int
     content: str
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a plan tells of a job whose data and model are here. `rows`: kept of read in its first stage; `trained`: parameters
+    of the stage that trains most; `memory`: bytes of the stage that takes most, estimated; `seconds`: of a step of each stage,
+    and of the whole evaluation, as far as like runs tell them."""
+
+    rows: str
+    trained: int
+    memory: int
+    seconds: Mapping[str, float]
+    evaluated: bool
 
 
 @dataclass(frozen=True)
 class PlannedJob:
     """A job before it runs. `overrides`: its whole command line; `job`: what the sweep's ledger keeps; `folder`: of its run;
-    `stages`: those that train, empty where their steps are not known."""
+    `stages`: those that train, empty where their steps are not known; `resources`: what it asks a cluster for; `looked`: None
+    where nothing was looked at."""
 
     overrides: tuple[str, ...]
     job: Job
     state: State
     folder: Path = Path()
     stages: tuple[PlannedStage, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    looked: Looked | None = None
 
     @property
     def pending(self) -> bool:
@@ -190,12 +206,14 @@ class Inputs:
     the hub are not looked at, so that a plan downloads nothing."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, AlignlabError | None] = {}
+        self._seen: dict[str, AlignlabError | Plan] = {}
+        self.first: Plan | None = None
+        """The plan of the first job that was looked at."""
 
-    def look_at(self, config: RunConfig) -> None:
-        """Raises what the run would raise before training."""
+    def look_at(self, config: RunConfig) -> Looked | None:
+        """What there is; None where nothing was looked at. Raises what the run would raise before training."""
         if config.model.source == "hub" or config.data.from_hub:
-            return
+            return None
         told = {group: _without_fractions(config.plain[group]) for group in ("method", "tuner")}
         plain = {key: told.get(key, value) for key, value in config.plain.items() if key not in NO_INFLUENCE}
         key = json.dumps(plain, sort_keys=True)
@@ -203,13 +221,29 @@ class Inputs:
             from alignlab.planning import make_plan
 
             try:
-                make_plan(config)
-                self._seen[key] = None
+                self._seen[key] = make_plan(config)
             except AlignlabError as error:
                 self._seen[key] = error
         found = self._seen[key]
-        if found is not None:
+        if isinstance(found, AlignlabError):
             raise found
+        self.first = self.first or found
+        return _looked(found, config)
+
+
+def _looked(plan: Plan, config: RunConfig) -> Looked:
+    from alignlab.estimates import EVALUATION, Paces
+
+    paces, needs = Paces(config), [need for need in plan.needs if need]
+    account = plan.works[0].account if plan.works else None
+    found = {name: paces.of(name) for name in (*config.method.fits(), *([EVALUATION] if config.suites else []))}
+    return Looked(
+        rows=f"{account.kept:,} of {account.read:,}" if account else "",
+        trained=max((need.trained for need in needs), default=0),
+        memory=max((need.total for need in needs), default=0),
+        seconds={name: pace.seconds for name, pace in found.items() if pace},
+        evaluated=bool(config.suites),
+    )
 
 
 def _without_fractions(plain: Any) -> Any:
@@ -241,7 +275,7 @@ def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str
     state = state_of(folder)
     if state.name == "done" and done is None:
         state = State("missing", outdated=state.outdated)  # force=true or rerun=outdated
-    return PlannedJob(tuple(overrides), job, state, folder, stages or ())
+    return PlannedJob(tuple(overrides), job, state, folder, stages or (), resources_of(config))
 
 
 def _planned(
@@ -252,7 +286,7 @@ def _planned(
         config = parse(composer(overrides))
         planned = plan_job(config, overrides, shared)
         if inputs and planned.pending:
-            inputs.look_at(config)
+            planned = replace(planned, looked=inputs.look_at(config))
         return planned
     except Exception as error:
         why = sentence(error)
@@ -281,7 +315,8 @@ def planned_stages(config: RunConfig) -> tuple[PlannedStage, ...] | None:
         records = config.data.expected(split)
         if records is None and fit.steps is None:
             return None
-        stages.append(PlannedStage(name, fit.total_steps((records or 0) * per_record), contents.get(name, "")))
+        steps = fit.total_steps((records or 0) * per_record)
+        stages.append(PlannedStage(name, steps, contents.get(name, ""), fit.learning_rate))
     return tuple(stages)
 
 
@@ -289,10 +324,17 @@ def _contents(config: RunConfig) -> dict[str, str]:
     """From the name of a shared stage to its content, which includes the content of the stages before it."""
     shared = {} if config.force else config.method.shared()
     contents: dict[str, str] = {}
-    so_far = json.dumps({key: config.plain[key] for key in READ_BY_ALL}, sort_keys=True) if shared else ""
+    alone = config.tuner.leaves_backbone and config.trainer.validation is None
+    read_by_all = {key: config.plain[key] for key in READ_BY_ALL}
+    if isinstance(config.control, StrengthConfig):
+        read_by_all["control"] = None  # strengths are read by the evaluation
+    so_far = ""
     for name, read in shared.items():
+        alone = alone and name in config.method.of_the_backbone()
         so_far = f"{so_far} {name} {read!r}"
-        contents[name] = so_far
+        contents[name] = (
+            f"{json.dumps({**read_by_all, 'tuner': None if alone else read_by_all['tuner']}, sort_keys=True)}{so_far}"
+        )
     return contents
 
 
@@ -305,70 +347,3 @@ def steps_computed_once(jobs: Iterable[tuple[PlannedStage, ...]]) -> tuple[int, 
     once = {stage.content: stage for stage in shared}.values()
     times, having = (Counter(stage.name for stage in each) for each in (once, shared))
     return sum(stage.steps for stage in [*own, *once]), {name: (times[name], having[name]) for name in times}
-
-
-def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, whole: bool) -> None:
-    """Prints the number of jobs in each state and the optimiser steps. `whole`: and one line for each job."""
-    counts = Counter(_action(each) for each in planned)
-    summary = ", ".join(f"{count} {action}" for action, count in counts.items())
-    console.print(f"sweep {escape(name)}: {len(planned)} jobs ({summary}); {_steps(planned)}", soft_wrap=True)
-    if not whole:
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for title in ("job", "", "steps", "run"):
-        table.add_column(title, overflow="fold")
-    for each in planned[:LISTED]:
-        steps = "" if each.job.refused else "?" if each.job.steps is None else f"{each.job.steps:,}"
-        overrides = " ".join(each.job.overrides or each.overrides)
-        table.add_row(escape(overrides), escape(each.job.refused) or _action(each), steps, escape(str(each.folder)))
-    console.print(table)
-    if len(planned) > LISTED:
-        console.print(f"... and {len(planned) - LISTED} more")
-
-
-def show_outcome(
-    name: str, planned: Sequence[PlannedJob], failures: Mapping[int, str], submitted: int, console: Console
-) -> None:
-    """Prints how many jobs finished, failed and were skipped, and of each failure its error and the command that repeats it.
-
-    `failures`: from the index of a job in the sweep to its error. `submitted`: jobs that this process does not wait for.
-    """
-    skipped = sum(each.state.name == "done" and index not in failures for index, each in enumerate(planned))
-    finished = len(planned) - skipped - len(failures) - submitted
-    outcome = f"{submitted} jobs submitted" if submitted else f"{finished} finished"
-    summary = f"{outcome}, {len(failures)} failed, {skipped} skipped (done before)"
-    console.print(f"\nsweep {escape(name)}: {summary}", soft_wrap=True)
-    if submitted:
-        console.print(f"`python -m alignlab status {escape(name)}` shows their states", soft_wrap=True)
-    for index, error in failures.items():
-        command = " ".join(["python run.py", *map(shlex.quote, planned[index].overrides)])
-        console.print(f"failed: {escape(' '.join(planned[index].job.overrides))}", soft_wrap=True)
-        console.print(f"  {escape(error)}", soft_wrap=True)
-        console.print(f"  again: {escape(command)}", soft_wrap=True)
-
-
-def _action(planned: PlannedJob) -> str:
-    """What the sweep will do with a job, and why."""
-    if planned.job.refused:
-        return "refused"
-    state = planned.state.name
-    if planned.state.outdated:
-        return "done by another version" if state == "done" else "to run (done by another version)"
-    elsewhere = {"done": "done", "missing": "to run", "running": "running elsewhere", "queued": "queued"}
-    return elsewhere.get(state) or f"to run ({state} before)"
-
-
-def _steps(planned: Sequence[PlannedJob]) -> str:
-    """The optimiser steps of the pending jobs. A shared stage may be in the store already, so they are an upper bound."""
-    pending = [each for each in planned if each.pending]
-    unknown = sum(each.job.steps is None for each in pending)
-    steps, shared = steps_computed_once(each.stages for each in pending)
-    text = f"{'at most ' if shared else ''}{steps:,} optimiser steps to make"
-    if unknown:
-        text += f", and {unknown} jobs whose data is not counted yet"
-    once = [f"{name} {_times(times)} for {jobs} jobs" for name, (times, jobs) in shared.items() if times < jobs]
-    return text + (f"; shared stages: {', '.join(once)}" if once else "")
-
-
-def _times(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"

@@ -1,4 +1,5 @@
-"""The launcher that submits the jobs of a sweep as one SLURM array through submitit, and waits for them if asked."""
+"""The launcher that submits the jobs of a sweep through submitit, as one SLURM array for each size of resources, and waits for
+them if asked."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
 from omegaconf import OmegaConf
+from submitit.slurm.slurm import SlurmExecutor as SubmititExecutor
 
+from alignlab.command_line import OWN_CONFIGS
 from alignlab.config import headline_of
 from alignlab.errors import AlignlabError, SweepError
 from alignlab.files import alone
-from alignlab.sweeps.cluster import Command, Queue, snapshot
+from alignlab.sweeps.cluster import Command, Queue, Resources, place_of, snapshot
 from alignlab.tracking.ledger import QUEUED, STATUS, Ledger, mark_of, now, state_of
 from alignlab.tracking.sweeps import SweepLedger
 
@@ -44,10 +48,42 @@ class SlurmLauncher(SubmititLauncher):
     hide the results of others, and a job that left the queue without a result counts as failed.
 
     The ledger of a run whose job failed says so, even if the job was killed or never began.
-    `folders`: the run folder of each job, empty where they are not known.
+    `folders`: the run folder of each job, empty where they are not known. `resources`: what each job asks for, likewise; jobs
+    that ask for the same are one array.
     """
 
     folders: Sequence[Path] = ()
+    resources: Sequence[Resources] = ()
+
+    def scripts(self, job_overrides: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+        """Of each array: what it is, and the script that sbatch would get for it now. Nothing is written or submitted."""
+        assert self.config is not None
+        home = self._home(job_overrides[0])
+        code = place_of(home / "code", self._runs())
+        made = []
+        for part, at_once in arrays(self._alike(range(len(job_overrides))), self.config.launch.parallel):
+            asked = max((self._asked(index) for index in part), key=lambda each: each.parameters or 0)
+            executor = _Written(home / "slurm")
+            given = self._parameters(code, asked, max(1, at_once), prefix="")
+            own = executor._convert_parameters({key: value for key, value in given.items() if value is not None})
+            executor.update_parameters(**own, **({} if at_once else {"dependency": "afterany:THE ARRAY BEFORE"}))
+            if len(part) > 1:
+                executor.parameters["map_count"] = len(part)
+            jobs = f"{len(part)} jobs" if len(part) > 1 else "1 job"
+            made.append(
+                (f"{jobs}: {asked.sentence()}", executor._make_submission_file_text(executor._submitit_command_str, ""))
+            )
+        return made
+
+    def _alike(self, indices: Iterable[int]) -> list[list[int]]:
+        """Jobs that ask for the same, together, in the order of the first of each kind."""
+        groups: dict[Resources, list[int]] = {}
+        for index in indices:
+            groups.setdefault(replace(self._asked(index), parameters=None), []).append(index)
+        return list(groups.values())
+
+    def _asked(self, index: int) -> Resources:
+        return self.resources[index] if self.resources else Resources()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submits and waits: every job's result, in the order asked for; with launch.detach=true, an empty list at once.
@@ -68,9 +104,10 @@ class SlurmLauncher(SubmititLauncher):
             jobs = {index: job for index in indices if (job := self._earlier(queue, index)) is not None}
             new = [index for index in indices if index not in jobs]
             before: str | None = None
-            for part, at_once in arrays(new, self.config.launch.parallel):
+            for part, at_once in arrays(self._alike(new), self.config.launch.parallel):
                 earlier = {index: self._status(index) for index in part}  # a job may end before it is noted down
-                submitted = self._submit([job_overrides[index] for index in part], max(1, at_once), None if at_once else before)
+                commands, behind = [job_overrides[index] for index in part], None if at_once else before
+                submitted = self._submit(commands, self._asked(part[0]), max(1, at_once), behind)
                 before = submitted[0].job_id.partition("_")[0]
                 for index, job in zip(part, submitted, strict=True):
                     jobs[index] = job
@@ -81,16 +118,17 @@ class SlurmLauncher(SubmititLauncher):
         results = self._wait(jobs)
         return [results[index] for index in indices]
 
-    def _submit(self, commands: Sequence[Sequence[str]], at_once: int, behind: str | None) -> list[Any]:
-        """Jobs of submitit, one per command, as one array, of which so many run at once; `behind`: the job id of another array,
-        which has to end before."""
+    def _submit(self, commands: Sequence[Sequence[str]], asked: Resources, at_once: int, behind: str | None) -> list[Any]:
+        """Jobs of submitit, one per command, as one array, of which so many run at once; `asked`: by each; `behind`: the job id
+        of another array, which has to end before."""
         import submitit
 
         home = self._home(commands[0])
         code = snapshot(home / "code", self._runs())
-        calls = [Command(tuple(overrides), str(code), str(Path.cwd())) for overrides in commands]
+        own_configs = os.environ.get(OWN_CONFIGS, "")
+        calls = [Command(tuple(overrides), str(code), str(Path.cwd()), own_configs) for overrides in commands]
         executor = submitit.AutoExecutor(home / "slurm", "slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
-        executor.update_parameters(**{**self._parameters(code), "slurm_array_parallelism": at_once})
+        executor.update_parameters(**self._parameters(code, asked, at_once))
         if behind:
             executor.update_parameters(slurm_dependency=f"afterany:{behind}")
         cluster = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
@@ -113,15 +151,19 @@ class SlurmLauncher(SubmititLauncher):
         assert self.config is not None
         return Path(self.config.paths.runs)
 
-    def _parameters(self, code: Path) -> dict[str, Any]:
-        """The parameters by submitit's names. A job starts in the snapshot, so that Python imports the code from there."""
+    def _parameters(self, code: Path, asked: Resources, at_once: int, prefix: str = "slurm_") -> dict[str, Any]:
+        """The parameters by submitit's names, those of SLURM alone with a prefix for its executor of any kind. A job starts in
+        the snapshot, so that Python imports the code from there."""
         own = set(OmegaConf.structured(BaseQueueConf).keys())
         given = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
         path = shlex.quote(str(code))
         start = [f"cd {path}", f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
         given["setup"] = [*(given["setup"] or []), *start]
+        given["gpus_per_node"] = given["gpus_per_node"] or asked.gpus
+        given["mem_gb"] = given["mem_gb"] or asked.memory_gb
         given["tasks_per_node"] = max(given["tasks_per_node"], given["gpus_per_node"] or 1)  # a process per GPU
-        return {key if key in own else f"slurm_{key}": value for key, value in given.items()}
+        given["array_parallelism"] = at_once
+        return {key if key in own else f"{prefix}{key}": value for key, value in given.items()}
 
     def _earlier(self, queue: Queue, index: int) -> Any:
         """The job that already is in the queue for a run, None where there is none."""
@@ -195,12 +237,23 @@ class SlurmLauncher(SubmititLauncher):
         return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
-def arrays(jobs: Sequence[int], parallel: int) -> Iterator[tuple[Sequence[int], int]]:
+class _Written(SubmititExecutor):
+    """submitit's executor where scripts are only written, which needs no SLURM."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """As if SLURM were here."""
+        return 2
+
+
+def arrays(alike: Sequence[Sequence[int]], parallel: int) -> Iterator[tuple[Sequence[int], int]]:
     """Jobs in parts that each fit an array, and how many of a part run at once: together `parallel`, by the size of the parts.
-    Where that is 0, the part has to wait for the one before it."""
-    for first in range(0, len(jobs), LARGEST_ARRAY):
-        part = jobs[first : first + LARGEST_ARRAY]
-        end, begin = (-(-parallel * place // len(jobs)) for place in (first + len(part), first))
+    Where that is 0, the part has to wait for the one before it. `alike`: jobs that may be in one array, together."""
+    parts = [jobs[first : first + LARGEST_ARRAY] for jobs in alike for first in range(0, len(jobs), LARGEST_ARRAY)]
+    every, before = sum(map(len, parts)), 0
+    for part in parts:
+        end, begin = (-(-parallel * place // every) for place in (before + len(part), before))
+        before += len(part)
         yield part, end - begin
 
 

@@ -7,6 +7,7 @@ plug-ins, and a subclass that exists before then no longer fits it.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,8 @@ from alignlab.sweeps.jobs import (
     decisive,
     name_of,
     plan_jobs,
-    show_outcome,
-    show_plan,
 )
+from alignlab.sweeps.printed import show_outcome, show_plan, show_table
 from alignlab.tracking.ledger import REPORT, Ledger, state_of
 from alignlab.tracking.sweeps import SweepLedger
 from alignlab.training.processes import refuse_sweep
@@ -69,7 +69,8 @@ class PlannedSweeper(BasicSweeper):
         # without a filter the folders count too: all configs of `experiment` are in folders
         choices = partial(loader.get_group_options, results_filter=None)
         composer = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides), choices)
-        planned = plan_jobs(commands, shared, composer, Inputs() if self.config.plan else None)
+        inputs = Inputs() if self.config.plan else None
+        planned = plan_jobs(commands, shared, composer, inputs)
         refused = [each.job.refused for each in planned if each.job.refused]
         hopeless = len(refused) == len(planned)
         show_plan(name, planned, console(), whole=bool(self.config.plan) or hopeless)
@@ -79,14 +80,17 @@ class PlannedSweeper(BasicSweeper):
             raise SweepError(f"every job of this sweep is refused, and nothing was begun; the first: {refused[0]}")
         if self.config.plan and refused:
             raise SweepError(f"{len(refused)} of {len(planned)} jobs of this sweep are refused; the first: {refused[0]}")
-        if self.config.plan:
+        if inputs:
+            self._show_inputs(name, planned, inputs)
             return []
         ledger = SweepLedger(Path(self.config.paths.runs), name)
         if self.config.sweep and ledger.jobs() and decisive(ledger.overrides(), self.params) != decisive(shared, self.params):
             raise ConfigError(
                 f"sweep={name} exists already, with other overrides: {' '.join(ledger.overrides())}; give another name."
             )
-        ledger.declare(shared, [each.job for each in planned], self._seeds())
+        own = [override for override in self.config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
+        command = " ".join(["python run.py -m", *map(shlex.quote, [*own, *arguments])])
+        ledger.declare(shared, [each.job for each in planned], self._seeds(), command)
         return self._run(name, planned)
 
     def _seeds(self) -> list[int]:
@@ -103,6 +107,30 @@ class PlannedSweeper(BasicSweeper):
         key = override.partition("=")[0]
         return key == "seed" or key in self.params
 
+    def _show_inputs(self, name: str, planned: Sequence[PlannedJob], inputs: Inputs) -> None:
+        """The plan of the first job that has to run, and what a cluster's launcher would submit."""
+        if inputs.first:
+            from alignlab.plan_text import show
+            from alignlab.running import found, stage_keys
+
+            console().print("\nthe first job to run:")
+            show(inputs.first, found(inputs.first, stage_keys(inputs.first)), console())
+        pending = [each for each in planned if each.pending]
+        if pending and hasattr(self.launcher, "scripts"):
+            self._tell_launcher(pending)
+            for what, script in self.launcher.scripts([self._command(name, each) for each in pending]):
+                console().print(f"\nan array of {what}", soft_wrap=True)
+                console().print(script, markup=False, highlight=False, soft_wrap=True)
+
+    def _tell_launcher(self, pending: Sequence[PlannedJob]) -> None:
+        self.launcher.folders = [each.folder for each in pending]  # type: ignore[union-attr]
+        self.launcher.resources = [each.resources for each in pending]  # type: ignore[union-attr]
+
+    @staticmethod
+    def _command(name: str, planned: PlannedJob) -> list[str]:
+        """The command line of a job, which knows its sweep."""
+        return [*planned.overrides, f"sweep='{name}'"]
+
     def _run(self, name: str, planned: Sequence[PlannedJob]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         pending = [index for index, each in enumerate(planned) if each.pending]
@@ -111,9 +139,8 @@ class PlannedSweeper(BasicSweeper):
         failures |= {index: why for index, each in enumerate(planned) if (why := _lacking(each))}
         results: Sequence[JobReturn] = []
         if pending:
-            self.launcher.folders = [planned[index].folder for index in pending]  # type: ignore[attr-defined]
-            commands = [[*planned[index].overrides, f"sweep='{name}'"] for index in pending]
-            results = self.launcher.launch(commands, initial_job_idx=0)
+            self._tell_launcher([planned[index] for index in pending])
+            results = self.launcher.launch([self._command(name, planned[index]) for index in pending], initial_job_idx=0)
         submitted = 0 if results else len(pending)
         for index, result in zip(pending, results, strict=False):
             if result.status != JobStatus.COMPLETED:
@@ -121,6 +148,8 @@ class PlannedSweeper(BasicSweeper):
                 if state_of(planned[index].folder).name in ("missing", "queued"):  # it ended before its run had a ledger
                     Ledger(planned[index].folder).status("failed", error=failures[index])
         show_outcome(name, planned, failures, submitted, console())
+        if not submitted:
+            show_table(Path(self.config.paths.runs), name, console())
         if failures:
             raise SweepError(
                 f"{len(failures)} of {len(planned)} jobs failed; the same command runs those that are not done, and no others."

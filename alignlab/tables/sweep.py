@@ -401,7 +401,7 @@ def origin(sweep: Sweep) -> dict[str, str]:
     times = sorted(str(job.state.details["time"]) for job in done if "time" in job.state.details)
     return {
         "sweep": sweep.name,
-        "command": without_paths(" ".join(["python run.py", *sweep.ledger.overrides()])),
+        "command": without_paths("; ".join(sweep.ledger.commands())),
         "jobs": count_states(sweep.jobs),
         "finished": NONE if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}",
         "commit": _each(_commit(environment) for environment in environments),

@@ -58,10 +58,13 @@ class SweepLedger:
         """The folder of the sweep's own files."""
         return self._ledger.folder
 
-    def declare(self, overrides: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = ()) -> None:
+    def declare(
+        self, overrides: Iterable[str], jobs: Iterable[Job], seeds: Iterable[int] = (), command: str | None = None
+    ) -> None:
         """Adds jobs; one with the same overrides and seed as an earlier one replaces it. Safe among sweeps that start at once.
 
         `overrides`: those that all jobs share. `seeds`: those that the table's own config names; any other is an extra seed.
+        `command`: the command line, kept with those of earlier commands of this sweep.
         """
         with alone(self.folder / ".lock", "waits for another sweep that writes down its jobs"):
             for left in self.folder.glob(f"{FILE}.*{PART}"):  # of a dead process
@@ -74,8 +77,10 @@ class SweepLedger:
                 for cell, job in known.items()
                 if cell in new or not job.refused or set(job.overrides) not in corrected
             }
-            content: dict[str, Any] = {"name": self.name, "overrides": list(overrides), "seeds": list(seeds)}
-            self._ledger.write(FILE, {**content, "jobs": [asdict(job) for job in known.values()]})
+            earlier = self._ledger.found(FILE).get("commands") or ()
+            commands = list(dict.fromkeys([*earlier, *([command] if command else [])]))
+            shared: dict[str, Any] = {"name": self.name, "overrides": list(overrides), "seeds": list(seeds)}
+            self._ledger.write(FILE, {**shared, "commands": commands, "jobs": [asdict(job) for job in known.values()]})
 
     def jobs(self) -> list[Job]:
         """Every job that was ever declared, in that order; none if the sweep does not exist.
@@ -100,6 +105,11 @@ class SweepLedger:
     def overrides(self) -> tuple[str, ...]:
         """The overrides that all jobs share."""
         return _with_overrides(self._ledger.read(FILE) or {})["overrides"]
+
+    def commands(self) -> tuple[str, ...]:
+        """The command lines by which its jobs were begun; of a file of an earlier version, what they have in common."""
+        found = self._ledger.read(FILE) or {}
+        return tuple(found.get("commands") or [" ".join(["python run.py", *self.overrides()])])
 
     def is_extra(self, job: Job) -> bool:
         """Whether the table's config does not name the job's seed."""

@@ -85,7 +85,7 @@ def arguments(fit: FitConfig, trainer: TrainerConfig, folder: Path, steps: int, 
         ddp_find_unused_parameters=True,  # a micro-batch may lack a class, and with it that class's control
         learning_rate=fit.learning_rate,
         lr_scheduler_type=fit.schedule,
-        warmup_steps=math.ceil(fit.warmup_fraction * steps),
+        warmup_steps=fit.warmup_steps(steps),
         weight_decay=fit.weight_decay,
         adam_beta1=fit.adam_beta1,
         adam_beta2=fit.adam_beta2,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignlab.data.batching import in_order, whole
-from alignlab.data.encode import Limits, encode
+from alignlab.data.encode import Limits, Truncation, encode
 from alignlab.data.source import Source
 from alignlab.errors import ConfigError
 from alignlab.models.config import Shape
@@ -22,7 +22,7 @@ from alignlab.models.text import Codec
 from alignlab.records import Batch, EncodedGroup, View
 from alignlab.tracking.ledger import Ledger
 from alignlab.training.config import TrainerConfig
-from alignlab.training.stages import MeasuringStage, Session, Truncation, Work
+from alignlab.training.stages import MeasuringStage, Session, Work
 from alignlab.tuners.config import LayersConfig
 
 PROFILE = "profile.json"

@@ -34,7 +34,7 @@ class FitConfig:
     step. `max_grad_norm` 0: no clipping. `loss_on`: response | all (the prompt counts too)."""
 
     epochs: Annotated[float | None, number(above=0, maximum=MOST_EPOCHS, either="steps")]
-    steps: Annotated[int | None, number(minimum=1, maximum=MOST_STEPS)]
+    steps: Annotated[int | None, number(minimum=1, maximum=MOST_STEPS, smoke=4, null_is_all=True)]
     batch: Annotated[int, number(minimum=1, maximum=LARGEST_BATCH)]
     learning_rate: Annotated[float, number(above=0)]
     schedule: Annotated[str, one_of("linear", "cosine", "constant", "constant_with_warmup")]
@@ -55,6 +55,16 @@ class FitConfig:
         """Optimiser steps for so many groups."""
         return self.length.total_steps(groups)
 
+    def warmup_steps(self, steps: int) -> int:
+        """Those of so many steps in which the rate rises; a constant schedule has none."""
+        return 0 if self.schedule == "constant" else math.ceil(self.warmup_fraction * steps)
+
+    def rates(self, steps: int) -> str:
+        """The rate and how it changes over so many steps, for the plan: `0.05, linear, 4 steps of warm-up`."""
+        warmup = self.warmup_steps(steps)
+        rising = f", {warmup} step{'s' if warmup > 1 else ''} of warm-up" if warmup else ""
+        return f"{self.learning_rate:g}, {self.schedule.removesuffix('_with_warmup')}{rising}"
+
 
 @dataclass
 class ValidationConfig:
@@ -71,8 +81,8 @@ class ValidationConfig:
     split: str
     share: Annotated[float | None, number(above=0, below=1, note="a share of the training records")]
     seed: Annotated[int, random_seed()]
-    rows: Annotated[int, number(minimum=2)]
-    every_steps: Annotated[int | None, number(minimum=1, either="every_epochs")]
+    rows: Annotated[int, number(minimum=2, smoke=8)]
+    every_steps: Annotated[int | None, number(minimum=1, either="every_epochs", smoke=2, null_is_all=True)]
     every_epochs: Annotated[float | None, number(minimum=1e-4)]
     stages: list[str] | None
 
@@ -125,3 +135,55 @@ class TrainerConfig:
             of = f"the {own} of each of {processes} processes" if processes > 1 else f"the stage's batch of {batch}"
             raise ConfigError(f"trainer.micro_batch={micro} does not divide {of}; take a divisor.")
         return micro
+
+
+@dataclass
+class LocalLaunch:
+    """Runs the jobs in this process, one after the other."""
+
+    name: str
+
+
+@dataclass
+class SizeConfig:
+    """What a job asks for whose model has at most so many `billions` of parameters, null = any number. `gpus`, `memory_gb`:
+    null leaves it to the cluster."""
+
+    billions: Annotated[float | None, number(above=0)]
+    gpus: Annotated[int | None, number(minimum=1)]
+    memory_gb: Annotated[int | None, number(minimum=1)]
+
+
+@dataclass
+class SlurmLaunch:
+    """One job of a SLURM array each; jobs that ask for other resources are another array.
+
+    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. Where `gpus` or `memory_gb`
+    is null, the first of `sizes` that holds the job's model says it. `minutes`: its time limit.
+    `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
+    preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
+    commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.
+    """
+
+    name: str
+    partition: str | None
+    account: str | None
+    gpus: Annotated[int | None, number(minimum=1)]
+    cpus: Annotated[int | None, number(minimum=1)]
+    memory_gb: Annotated[int | None, number(minimum=1)]
+    sizes: list[SizeConfig]
+    minutes: Annotated[int, number(minimum=1)]
+    signal_seconds: Annotated[int, number(minimum=1)]
+    retries: Annotated[int, number(minimum=0)]
+    parallel: Annotated[int, number(minimum=1)]
+    setup: list[str]
+    extra: dict[str, Any]
+    detach: bool
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a signal that would come before the job."""
+        if self.signal_seconds >= 60 * self.minutes:
+            raise ConfigError(
+                f"{where}.signal_seconds={self.signal_seconds} must be below {where}.minutes={self.minutes} in seconds: the"
+                " signal comes that long before the limit."
+            )

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from alignlab.data.batching import Batches, Share, padding_share, plan
-from alignlab.data.encode import Account, Limits, encode
+from alignlab.data.encode import EVERYTHING, Account, Limits, Truncation, encode
 from alignlab.data.source import Source, drawn_from, shares
 from alignlab.files import PART, alone, code_version, damage, places, remove_free, sealed
 from alignlab.models.config import Shape
@@ -30,14 +30,14 @@ from alignlab.models.policy import Policy
 from alignlab.models.text import Codec
 from alignlab.records import EncodedGroup, View
 from alignlab.tracking import Tracker
-from alignlab.tracking.ledger import Ledger
+from alignlab.tracking.ledger import CARD, Ledger
 from alignlab.training import processes
 from alignlab.training.arguments import arguments, autocast, check_arguments
 from alignlab.training.config import FitConfig, Length, TrainerConfig
 from alignlab.training.objectives import Objective
 from alignlab.training.processes import Preemption
 from alignlab.training.references import Reference, SecondModel
-from alignlab.training.trainable import THE_TUNER, TrainableParts, Trains, load_result, sentence, training
+from alignlab.training.trainable import BACKBONE, THE_TUNER, TrainableParts, Trains, load_result, sentence, training
 from alignlab.training.trainer import FitTrainer, Step
 from alignlab.training.validation import ValidatedTrainer, Validation
 from alignlab.tuners.lora import UpdateShape
@@ -66,6 +66,7 @@ class Session:
     seed: int
     preemption: Preemption = field(default_factory=Preemption)
     validation: Validation | None = None
+    paces: dict[str, float] = field(default_factory=dict)
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints and its result."""
@@ -105,6 +106,10 @@ class Stage(Protocol):
     def stays(self) -> bool:
         """Whether the finished policy needs its result; that of the others is read by later stages only."""
 
+    @property
+    def of_the_backbone(self) -> bool:
+        """Whether it trains every weight of the backbone and nothing else, from nothing but these weights."""
+
     def validated(self, trainer: TrainerConfig) -> bool:
         """Whether it is measured while it trains."""
 
@@ -139,25 +144,11 @@ class ScheduleSplit:
     end: int
 
 
-@dataclass(frozen=True)
-class Truncation:
-    """How much of a row a stage reads: a longer prompt is cut on the left, of a response come the first tokens; None = all."""
-
-    prompt_tokens: int | None = None
-    response_tokens: int | None = None
-
-    def __call__(self, limits: Limits) -> Limits:
-        """The limits, with this truncation."""
-        return replace(limits, prompt_tokens=self.prompt_tokens, response_tokens=self.response_tokens)
-
-
-EVERYTHING = Truncation()
-
-
 class MeasuringStage:
     """A stage that trains nothing, and whose result the finished policy does not need."""
 
     stays = False
+    of_the_backbone = False
 
     @property
     def trains(self) -> Trains:
@@ -198,6 +189,11 @@ class TrainStage:
         """Unless it trains a second model."""
         return self.second is None
 
+    @property
+    def of_the_backbone(self) -> bool:
+        """Where a LoRA, a second model or a reference takes part, the tuner's layers or passes do."""
+        return set(self.trains) == {BACKBONE} and not (self.update or self.second or self.cached_reference)
+
     def prepare(self, source: Source, codec: Codec, limits: Limits) -> Work:
         """Encodes the split; with loss_on=all the response begins behind BOS, where the model predicts its prompt at all."""
         split, mixing = drawn_from(source, self.split, self.sources)
@@ -211,11 +207,11 @@ class TrainStage:
             self.cached_reference.check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
         again = f", more than the {len(groups)} groups, so a step holds some twice" if self.fit.batch > len(groups) else ""
+        first, end, _ = self._steps(len(groups))
         note = (
-            f"batch {self.fit.batch}{again}{dealt}, learning rate {self.fit.learning_rate:g};"
+            f"batch {self.fit.batch}{again}{dealt}, learning rate {self.fit.rates(end - first)};"
             f" trains {sentence(self.trains, self.update, self.second)}"
         )
-        first, end, _ = self._steps(len(groups))
         return Work(groups, account, end - first, note, shares(groups, mixing))
 
     def check(self, work: Work, trainer: TrainerConfig, shape: Shape) -> None:
@@ -419,8 +415,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def of_result(name: Path) -> bool:
-    """Whether a file of a stage's folder, by its path inside, is part of what the stage leaves: its checkpoints are not."""
-    return not name.parts[0].startswith("checkpoint-")
+    """Whether a file of a stage's folder, by its path inside, is part of what the stage leaves: its checkpoints are not, nor
+    is the card of an adapter, which is written again with the results of each run."""
+    return not name.parts[0].startswith("checkpoint-") and name.name != CARD
 
 
 def begin(folder: Path, key: str) -> None:

@@ -7,8 +7,9 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
 from alignlab.errors import DivergedError, RunFolderError
 from alignlab.files import damage, seal
@@ -39,6 +41,8 @@ RESUMED_FROM = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """Files and folders of a checkpoint by which a training is resumed; weights are not among them."""
 PLAIN_LINES = 8
 """Lines of progress per stage where there is no terminal."""
+MEASURED_SECONDS = 3
+"""After which a stage says how long its other steps will take, if it is longer than that."""
 PROGRESS = "progress.json"
 """In the run's folder: stage, step, steps and seconds left, written at most once a second."""
 
@@ -109,7 +113,7 @@ class FitTrainer(Trainer):
         self._names = {id(parameter): name for name, parameter in step.named_parameters()}  # sharding replaces parameters
         self._metrics: dict[str, Tensor] = {}
         self._logged_at = 0
-        self._progress = ShowProgress(stage, session.ledger)
+        self._progress = ShowProgress(stage, session.ledger, session.paces)
         callbacks = [*([self._progress] if processes.is_main_process() else []), SaveAndLeave(session.preemption)]
         self._unsharded = Unsharded(step) if args.fsdp else None
         callbacks += [self._unsharded] if self._unsharded else []
@@ -145,6 +149,15 @@ class FitTrainer(Trainer):
         for group in self._param_groups(model or self._step):
             made.add_param_group(group)
         self._rates = [group["lr"] for group in made.param_groups]
+        return made
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's own, but its warm-up begins at 1 / steps of the rate, where a first step at 0 would be for nothing."""
+        made: Any = super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if warmup and self.args.lr_scheduler_type != SchedulerType.CONSTANT:
+            rising: list[Callable[[int], float]] = [partial(_rising, warmup, factor) for factor in made.lr_lambdas]
+            self.lr_scheduler = made = LambdaLR(made.optimizer, rising)
         return made
 
     def _param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -253,6 +266,11 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
+def _rising(warmup: int, behind: Callable[[int], float], step: int) -> float:
+    """The share of the rate at a step, counted from 0: (step + 1) / warmup in the warm-up, then what the schedule has."""
+    return (step + 1) / warmup if step < warmup else behind(step)
+
+
 def _first(items: list[Any]) -> Any:
     """A planned micro-batch is one item of the data set."""
     return items[0]
@@ -280,14 +298,17 @@ class SaveAndLeave(TrainerCallback):
 
 
 class ShowProgress(TrainerCallback):
-    """Loss and time left of one stage: a bar in a terminal, else plain lines; and in the ledger, for other processes."""
+    """Loss and time left of one stage: a bar in a terminal, else plain lines; and in the ledger, for other processes. Seconds
+    of a step go into `paces` at the end."""
 
-    def __init__(self, stage: str, ledger: Ledger) -> None:
-        self._stage, self._ledger = stage, ledger
+    def __init__(self, stage: str, ledger: Ledger, paces: dict[str, float]) -> None:
+        self._stage, self._ledger, self._paces = stage, ledger, paces
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._written, self._next = 0.0, 0
         self._begun = (0.0, 0)
+        self._warm = (0.0, 0)
+        self._told = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the bar, at the step that training resumes from."""
@@ -306,6 +327,18 @@ class ShowProgress(TrainerCallback):
             self._bar.update(self._bar.task_ids[0], completed=state.global_step)
         if time.monotonic() - self._written >= 1 or state.global_step == state.max_steps:
             self._write(state)
+        if not self._warm[1]:
+            self._warm = (time.monotonic(), state.global_step)  # the first step of a process takes longer than the others
+        elif not self._told and time.monotonic() - self._begun[0] >= MEASURED_SECONDS:
+            self._told = True
+            pace, left = self._pace(state), state.max_steps - state.global_step
+            if self._bar is None and pace * left > MEASURED_SECONDS:
+                log.info("%s: %.2g s a step here, so about %.0f s for the other %d", self._stage, pace, pace * left, left)
+
+    def _pace(self, state: Any) -> float:
+        """Seconds of a step of this process, its first one left out where there are others."""
+        since, first = self._warm if state.global_step > self._warm[1] else self._begun
+        return (time.monotonic() - since) / max(1, state.global_step - first)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Shows the loss of the step that has just been made; without a terminal, about every eighth of the way."""
@@ -333,7 +366,9 @@ class ShowProgress(TrainerCallback):
         return (time.monotonic() - begun) / made * (state.max_steps - state.global_step) if made else None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes the bar."""
+        """Closes the bar, and keeps the pace."""
+        if state.global_step > self._begun[1]:
+            self._paces[self._stage] = self._pace(state)
         self.close()
 
     def close(self) -> None:

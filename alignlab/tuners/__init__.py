@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from alignlab.registry import Entry, Registry, capabilities, deferred
 from alignlab.tuners.config import (
     AdapterTunerConfig,
@@ -19,6 +16,7 @@ from alignlab.tuners.config import (
     Ia3Config,
     LoraConfig,
     LoraFormConfig,
+    LoreftTunerConfig,
     LowerLoraConfig,
     PrefixFormConfig,
     PromptTunerConfig,
@@ -26,12 +24,6 @@ from alignlab.tuners.config import (
     StrengthConfig,
     TokenBankTunerConfig,
 )
-
-
-def _from(module: str, function: str = "build") -> Callable[..., Any]:
-    """`function` of `alignlab.tuners.module`, called with the tuner's config and the model."""
-    build = deferred(f"{__name__}.{module}.{function}")
-    return lambda config, model, _control=None: build(config, model)
 
 
 def _two_models(config: DeraConfig) -> frozenset[str]:
@@ -52,20 +44,21 @@ _EVERY = capabilities("every weight", "blocks in place")
 TUNERS = Registry(
     "tuner",
     {
-        "full": Entry(FullConfig, _from("weights", "full"), requires=_WEIGHTS, provides=_EVERY),
-        "bitfit": Entry(BitfitConfig, _from("weights", "bitfit"), requires=_WEIGHTS, provides=_IN_PLACE),
-        "blocks": Entry(BlocksConfig, _from("weights", "blocks"), requires=_WEIGHTS, provides=_IN_PLACE),
-        "dera": Entry(DeraConfig, _from("weights", "dera"), requires=_two_models, provides=_EVERY),
-        "clm": Entry(ClmTunerConfig, _from("clm.tuner")),
-        "lora": Entry(LoraConfig, _from("lora"), provides=_IN_PLACE),
-        "lora_lower": Entry(LowerLoraConfig, _from("lora"), provides=_IN_PLACE),
-        "ia3": Entry(Ia3Config, _from("ia3"), provides=_IN_PLACE),
-        "adapter": Entry(AdapterTunerConfig, _from("adapter"), provides=_IN_PLACE),
-        "prompt": Entry(PromptTunerConfig, _from("prompt"), provides=_IN_PLACE),
-        "red": Entry(RedTunerConfig, _from("red.tuner"), provides=_IN_PLACE),
+        "full": Entry(FullConfig, deferred(f"{__name__}.weights.full", first=2), requires=_WEIGHTS, provides=_EVERY),
+        "bitfit": Entry(BitfitConfig, deferred(f"{__name__}.weights.bitfit", first=2), requires=_WEIGHTS, provides=_IN_PLACE),
+        "blocks": Entry(BlocksConfig, deferred(f"{__name__}.weights.blocks", first=2), requires=_WEIGHTS, provides=_IN_PLACE),
+        "dera": Entry(DeraConfig, deferred(f"{__name__}.weights.dera", first=2), requires=_two_models, provides=_EVERY),
+        "clm": Entry(ClmTunerConfig, deferred(f"{__name__}.clm.tuner.build", first=2)),
+        "lora": Entry(LoraConfig, deferred(f"{__name__}.lora.build", first=2), provides=_IN_PLACE),
+        "lora_lower": Entry(LowerLoraConfig, deferred(f"{__name__}.lora.build", first=2), provides=_IN_PLACE),
+        "ia3": Entry(Ia3Config, deferred(f"{__name__}.ia3.build", first=2), provides=_IN_PLACE),
+        "adapter": Entry(AdapterTunerConfig, deferred(f"{__name__}.adapter.build", first=2), provides=_IN_PLACE),
+        "loreft": Entry(LoreftTunerConfig, deferred(f"{__name__}.loreft.build", first=2), provides=_IN_PLACE),
+        "prompt": Entry(PromptTunerConfig, deferred(f"{__name__}.prompt.build", first=2), provides=_IN_PLACE),
+        "red": Entry(RedTunerConfig, deferred(f"{__name__}.red.tuner.build", first=2), provides=_IN_PLACE),
         "token_bank": Entry(
             TokenBankTunerConfig,
-            _from("token_bank.tuner"),
+            deferred(f"{__name__}.token_bank.tuner.build", first=2),
             requires=capabilities("source apart from the answer"),
             provides=_bank_parts,
         ),

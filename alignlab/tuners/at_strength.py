@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ControlError, ModelError
 from alignlab.models.decode import CustomGenerate, decoding
 from alignlab.models.policy import Policy
-from alignlab.models.strength import ClassMixture, HasStrength, WeightedPass, as_strength, checked_strengths
+from alignlab.models.strength import AskedStrengths, ClassMixture, HasStrength, WeightedPass, as_strength, strengths_of
 from alignlab.models.text import Codec
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import REGISTERED, PeftTuner
@@ -21,13 +24,14 @@ T = TypeVar("T")
 
 
 def at_strength(
-    model: PeftModel | Policy,
-    strength: float | Sequence[float],
+    model: PeftModel | PreTrainedModel | Policy,
+    strength: AskedStrengths,
     *,
     template: str | Codec | None = None,
     streamer: BaseStreamer | None = None,
 ) -> CustomGenerate:
-    """For `model.generate(..., custom_generate=at_strength(model, strength))`: one number, or one per prompt of the batch.
+    """For `model.generate(..., custom_generate=at_strength(model, strength))`: one number, or one per prompt of the batch. Of a
+    policy with several adapters, each may be a mapping from their names to numbers.
 
     All arguments of `generate` stay, but for three that transformers hands to no custom function: a `streamer` is given here,
     stop strings as `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`, and there is no assistant. Beams run where a
@@ -37,7 +41,8 @@ def at_strength(
     Raises ModelError for an adapter without a strength and for a template other than the control's, and ControlError for
     strengths that are not finite or of another number than the prompts.
     """
-    tuner, values = _tuner_for(model, template), checked_strengths(strength)
+    tuner = _tuner_for(model, template)
+    values = strengths_of(tuner, strength)
 
     def passes(rows: int, copies: int, device: torch.device) -> Sequence[WeightedPass]:
         each = _per_row(values, rows, copies) if isinstance(strength, Sequence) else values * rows
@@ -47,7 +52,7 @@ def at_strength(
 
 
 def at_class(
-    model: PeftModel | Policy,
+    model: PeftModel | PreTrainedModel | Policy,
     control: ClassMixture | Sequence[ClassMixture],
     *,
     template: str | Codec | None = None,
@@ -73,8 +78,11 @@ def at_class(
     return decoding(tuner, passes, streamer)
 
 
-def tuner_in(model: PeftModel) -> HasStrength:
-    """The tuner of the active adapter. Raises ModelError for an adapter without one."""
+def tuner_in(model: PeftModel | PreTrainedModel) -> HasStrength:
+    """The tuner of the active adapter; of a model in which PEFT has put layers, too, as transformers hands it to a custom
+    function. Raises ModelError for an adapter without one, and for a model without an adapter."""
+    if not isinstance(model, PeftModel):
+        model = cast("PeftModel", _Carrier(model))
     kind = str(model.active_peft_config.peft_type.value)
     known: dict[str, type[PeftTuner]] = {**dict(sorted(REGISTERED.items())), "LORA": LoraTuner}
     if kind not in known:
@@ -82,7 +90,29 @@ def tuner_in(model: PeftModel) -> HasStrength:
     return known[kind].around(model)
 
 
-def _tuner_for(model: PeftModel | Policy, template: str | Codec | None) -> HasStrength:
+class _Carrier(nn.Module):
+    """As much of a PeftModel as a tuner looks at, around a model with an adapter. Raises ModelError where it has none."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.peft_config: dict[str, PeftConfig] = getattr(model, "peft_config", {})
+        if not layers or not self.peft_config:
+            raise ModelError(f"this {type(model).__name__} carries no adapter in its layers; load one with PeftModel first.")
+        self.active_adapters = [name for name in layers[0].active_adapters if name in self.peft_config]
+        self.base_model = nn.ModuleDict({"model": model})
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """Of the first active adapter."""
+        return self.peft_config[self.active_adapters[0]]
+
+    def get_base_model(self) -> nn.Module:
+        """The model itself."""
+        return self.base_model["model"]
+
+
+def _tuner_for(model: PeftModel | PreTrainedModel | Policy, template: str | Codec | None) -> HasStrength:
     """The tuner of the model. Raises ModelError where the template is another than its control's."""
     tuner = model.tuner if isinstance(model, Policy) else tuner_in(model)
     if template is not None and tuner.controls is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from alignlab.data.config import ClassesConfig
 from alignlab.errors import ConfigError
@@ -69,16 +69,28 @@ class TunerConfig:
     name: str
     likelihood_rate: Annotated[float, number(above=0, below=10)]
     preference_rate: Annotated[float, number(above=0, below=10)]
+    aside: ClassVar[bool] = False
+    """Whether a stage that trains the backbone, with this tuner detached, ends with the bits that it ends with under any other
+    tuner of which this is true. One that puts vectors into texts wraps the embedding, and the sums come in another order."""
+
+    @property
+    def leaves_backbone(self) -> bool:
+        """Whether the tuner of this config is aside."""
+        return self.aside
 
 
 @dataclass
 class FullConfig(TunerConfig):
     """Every weight of the backbone."""
 
+    aside = True
+
 
 @dataclass
 class BitfitConfig(TunerConfig):
     """Every bias of the backbone."""
+
+    aside = True
 
 
 @dataclass
@@ -86,6 +98,7 @@ class LoraConfig(TunerConfig):
     """Low-rank updates, scaled by `alpha` / `rank`. `targets`: names of linear maps, or one pattern; empty means all of them
     but the head, null peft's own choice for the architecture, usually queries and values."""
 
+    aside = True
     rank: Annotated[int, rank()]
     alpha: Annotated[float, number(above=0)]
     dropout: Annotated[float, number(minimum=0, below=1)]
@@ -105,6 +118,7 @@ class Ia3Config(TunerConfig):
     """Learned factors on keys, values and the feed-forward's inner activation. `targets`: names of linear maps, or one pattern;
     null = peft's own places. `feedforward`: those of them whose input is scaled, and not their output; null = peft's."""
 
+    aside = True
     targets: Annotated[Any, names(empty="would learn nothing; give names, or null for peft's own places.")]
     feedforward: Annotated[Any, names(needs=("targets", "give both, or neither"))]
 
@@ -114,6 +128,7 @@ class RedTunerConfig(TunerConfig):
     """Representation editing. `edit`: both | scale | shift. `place`: ffn (RED) | plus (RED+, five outputs per block).
     `targets`: names of linear maps to edit instead, or one pattern; null = those of `place` in this kind of model."""
 
+    aside = True
     edit: Annotated[str, one_of(*EDITS)]
     place: Annotated[str, one_of("ffn", "plus")]
     targets: Annotated[Any, names(empty="would edit nothing; give names, or null for the place.", alone=("place", "plus"))]
@@ -133,6 +148,7 @@ class AdapterTunerConfig(TunerConfig):
     norms of the same blocks are trained too. `drop`: the lowest blocks of each stack, which have none. `targets`: names of
     linear maps behind which they stand instead, or one pattern; null = those of `place` in this kind of model."""
 
+    aside = True
     bottleneck: Annotated[int, number(minimum=1)]
     place: Annotated[str, one_of("both", "ffn")]
     norms: bool
@@ -141,9 +157,24 @@ class AdapterTunerConfig(TunerConfig):
 
 
 @dataclass
+class LoreftTunerConfig(TunerConfig):
+    """A low-rank edit of the output of whole blocks. `rank`: of each; `layers`: the numbers of the blocks, from 1 on, null =
+    all."""
+
+    rank: Annotated[int, rank()]
+    layers: Annotated[list[int] | None, number(minimum=1)]
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for an empty list and for a number that stands twice."""
+        if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+            raise ConfigError(f"{where}.layers={self.layers} must name at least one layer, each once; or null, for all.")
+
+
+@dataclass
 class BlocksConfig(TunerConfig):
     """Some of the backbone's own blocks, nothing added: the `count` nearest to `side`, bottom (embeddings) or top (head)."""
 
+    aside = True
     side: Annotated[str, one_of("bottom", "top")]
     count: Annotated[int, number(minimum=1)]
 
@@ -154,6 +185,11 @@ class DeraConfig(TunerConfig):
     architecture, or null for the backbone's own weights, which a method then trains."""
 
     aligned: Annotated[str | None, path()]
+
+    @property
+    def leaves_backbone(self) -> bool:
+        """Unless an aligned model takes its place."""
+        return self.aligned is None
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a folder without a safetensors checkpoint."""
@@ -185,6 +221,7 @@ class ClmTunerConfig(TunerConfig):
     the name of the first block, or a pattern; `writes`: what in it writes into the residual stream; null = from the table of
     layouts, and the first block as it is found."""
 
+    aside = True
     blocks: Annotated[int, number(minimum=1, maximum=MOST_BLOCKS)]
     start: Annotated[str, one_of(*STARTS)]
     merge: Annotated[str, one_of(*MERGES)]

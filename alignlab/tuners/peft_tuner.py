@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ControlError, ModelError
+from alignlab.models.anatomy import trunk_of
 from alignlab.models.config import EMBEDDED
 from alignlab.models.kinds import task_type_of
-from alignlab.models.strength import NOTHING, Controls, Inserted, Strength, WeightedPass
+from alignlab.models.strength import NOTHING, ONE_PASS, Controls, Inserted, Strength, WeightedPass
 from alignlab.tuners.tuner import between
 
 if TYPE_CHECKING:
@@ -153,8 +154,8 @@ def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
     return before.to(after.device, torch.float32)
 
 
-def weights_hash(model: nn.Module) -> str:
-    """A short hash of the names, shapes and some numbers of a model's own weights, adapters left out, read as bfloat16."""
+def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's own weights under the names that they have without adapters, which are left out."""
     adapters = {
         id(parameter)
         for layer in model.modules()
@@ -162,12 +163,19 @@ def weights_hash(model: nn.Module) -> str:
         for name in layer.adapter_layer_names
         for parameter in getattr(layer, name).parameters()
     }
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", ""): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in adapters and ".modules_to_save." not in name
+    }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A short hash of the names, shapes and some numbers of a model's own weights, read as bfloat16."""
     made = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in adapters and ".modules_to_save." not in name:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
-            made.update(f"{plain} {tuple(parameter.shape)}".encode())
-            made.update(_sample(parameter.detach().flatten()))
+    for name, parameter in own_weights(model).items():
+        made.update(f"{name} {tuple(parameter.shape)}".encode())
+        made.update(_sample(parameter.detach().flatten()))
     return made.hexdigest()[:16]
 
 
@@ -262,13 +270,16 @@ class PeftTuner(ABC):
     """A PEFT adapter; each tuner adds its `edited`. `beside`: what PEFT trains beside the edit, which follows the strength.
 
     `one_strength`: why all rows of a pass share a strength, as the end of a sentence; empty where they may differ.
+    `adds_blocks`: whether the model has more blocks with it.
     """
 
     per_row = True
+    adds_blocks = False
     controls: Controls | None = None
     inserted: Inserted = NOTHING
     adds_parameters = True
     starts_as_base = True
+    default_passes = ONE_PASS
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         config.task_type = config.task_type or task_type_of(model)
@@ -301,6 +312,8 @@ class PeftTuner(ABC):
         self._learned = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._base: Path | None = None
         self.beside = ModulesToSave(self.module)
+        inside = set(trunk_of(self.module.get_base_model()).modules())
+        self.edits_head = self.beside.any or any(layer not in inside for layer in self.layers)
         self.one_strength = self._shared_by_rows()
         self.per_row = type(self).per_row and not self.one_strength
 

@@ -54,6 +54,7 @@ class PromptTuner(PeftTuner):
         config: Any = self.module.active_peft_config
         self.inserted = Inserted(config.num_virtual_tokens)
         self.prefix = Prefix(tuple(range(-1, -1 - config.num_virtual_tokens, -1)))
+        self.default_passes = self.passes(1.0)
         model: Any = self.module.get_base_model()
         reads = model.get_encoder() if model.config.is_encoder_decoder else model
         embedding = reads.get_input_embeddings()

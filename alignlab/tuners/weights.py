@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from alignlab.errors import ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.kinds import new_head
-from alignlab.models.strength import NOTHING, Strength, WeightedPass
+from alignlab.models.strength import NOTHING, ONE_PASS, Strength, WeightedPass
 from alignlab.tuners.config import BitfitConfig, BlocksConfig, DeraConfig, FullConfig
 from alignlab.tuners.tuner import Tuner, between, mixed_logits, origins
 
@@ -122,6 +122,8 @@ class WeightsTuner:
     inserted = NOTHING
     adds_parameters = False
     starts_as_base = True
+    default_passes = ONE_PASS
+    edits_head = True
 
     def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
         self.module: nn.Module = model

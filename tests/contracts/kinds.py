@@ -59,6 +59,7 @@ TUNER_SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": []},
     "ia3": {"targets": None, "feedforward": None},
     "red": {"edit": "both", "place": "ffn", "targets": None},
+    "loreft": {"rank": 3, "layers": None},
     "prompt": {"length": 3, "init": "vocabulary"},
 }
 

@@ -45,6 +45,7 @@ OPEN: dict[str, dict[str, Any]] = {
     "ia3": {"targets": None, "feedforward": None},
     "adapter": {"targets": None, "drop": 0},
     "clm": {"targets": None, "writes": None},
+    "loreft": {"layers": None},
 }
 """What a case leaves to the tables, unless it names it."""
 
@@ -64,6 +65,8 @@ CASES = (
     Case("red", "llama", {"edit": "both", "place": "plus"}),
     Case("adapter", "llama", {"bottleneck": 4, "place": "ffn", "norms": False}),
     Case("adapter", "gpt2", {"bottleneck": 4, "place": "both", "norms": True}),
+    Case("loreft", "llama", {"rank": 3}),
+    Case("loreft", "gpt2", {"rank": 3, "layers": [1, 3]}),
     Case("clm", "llama", {"blocks": 1, "start": "identity", "merge": "logits"}),
     Case("clm", "gpt2", {"blocks": 1, "start": "identity", "merge": "logits"}),
     Case("clm", "llama", {"blocks": 3, "start": "identity", "merge": "logits"}),

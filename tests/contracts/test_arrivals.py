@@ -18,7 +18,7 @@ import alignlab
 from alignlab import models
 from alignlab.config import RunConfig, parse
 from alignlab.data.batching import whole
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from alignlab.models.strength import Untuned
@@ -221,7 +221,7 @@ def test_an_exported_model_gives_the_same_and_so_it_does_as_a_reference(
     made = trained("sft")
     backbone = alignlab.load(made.folder / "run", device="cpu").backbone
     groups = encoded(backbone)
-    export(made.folder / "run", tmp_path / "plain", "float32")
+    export(made.folder / "run", tmp_path / "plain")
 
     plain = Policy(replace(backbone, model=AutoModelForCausalLM.from_pretrained(tmp_path / "plain")), Untuned())
     with torch.no_grad():

@@ -54,7 +54,18 @@ def composes(words: list[str]) -> bool:
 
 
 def test_every_benchmark_has_its_test() -> None:
-    tried = {"dial", "gpu", "killed_sweep", "packed_rows", "preference_step", "rahf_step", "red_step", "startup", "sweep"}
+    tried = {
+        "dial",
+        "gpu",
+        "killed_sweep",
+        "packed_rows",
+        "preference_step",
+        "rahf_step",
+        "red_step",
+        "serving",
+        "startup",
+        "sweep",
+    }
 
     assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} == tried
 
@@ -100,6 +111,30 @@ def test_red_step(tmp_path: Path) -> None:
 
     assert found["parameters"] == 4 * 2 * 96
     assert found["seconds"] > 0
+
+
+def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name, reason="needs alignlab[serve]")
+
+    benchmark("serving").main(
+        [
+            "--model",
+            str(EMBEDDED / "tiny"),
+            "--requests",
+            "6",
+            "--clients",
+            "3",
+            "--new",
+            "4",
+            "--rounds",
+            "1",
+            "--threads",
+            "1",
+        ]
+    )
+
+    assert "answers that differ: 0 of 6" in capsys.readouterr().out
 
 
 def test_rahf_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import alignlab
-from alignlab.data.toy.stories import judge
+from alignlab.data.toy.world import judge
 from alignlab.errors import ConfigError, ControlError, DataError
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from run import run
@@ -57,25 +57,41 @@ def test_an_exported_class_answers_like_the_tuned_model(form: str, tmp_path: Pat
     run(composed(tmp_path, "coh", f"control={form}", "evaluation=off", "method.joint.learning_rate=1e-2", steps=4))
     policy = alignlab.load(tmp_path / "run")
 
-    difference = export(tmp_path / "run", tmp_path / "plain", "float32", "bad")
+    (made,) = export(tmp_path / "run", tmp_path / "plain", control="bad")
 
     said = policy.respond([PROMPT], control="bad", sampling=GREEDY, seed=0)[0]
-    assert difference <= 1e-4
+    assert made.difference <= 1e-4
     assert policy.backbone.codec.decode(continued(tmp_path / "plain", policy)).startswith(said)
+
+
+def test_the_lora_of_a_class_is_a_lora_folder_on_the_backbone_that_was_trained_with_it(tmp_path: Path) -> None:
+    run(composed(tmp_path, "meet", "control=lora", "evaluation=off", "method.controls.learning_rate=1e-2"))
+    result = tmp_path / "run" / "stages" / "joint" / "result"
+
+    (made,) = export(tmp_path / "run", tmp_path / "lora", "lora", control="bad")
+
+    assert made.difference <= 1e-4
+    tensors = load_file(result / "control" / "adapter_model.safetensors")
+    written = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    layer = "base_model.model.model.layers.1.self_attn.q_proj"
+    assert torch.equal(written[f"{layer}.lora_A.weight"], tensors[f"{layer}.control_lora.A"][1])
+    assert bool(written[f"{layer}.lora_B.weight"].any())
+    with pytest.raises(ControlError, match=r"unknown class 'god'.*good"):
+        export(tmp_path / "run", tmp_path / "other", "lora", control="god")
 
 
 def test_an_export_without_a_class_says_which_there_are(tmp_path: Path) -> None:
     run(composed(tmp_path, "coh", "evaluation=off"))
 
     with pytest.raises(ControlError, match="has classes; choose one with --control good, bad or none"):
-        export(tmp_path / "run", tmp_path / "plain", "float32")
+        export(tmp_path / "run", tmp_path / "plain")
 
 
 def test_an_export_of_a_class_that_a_run_does_not_have_is_refused(tmp_path: Path) -> None:
     run(composed(tmp_path, "red", "evaluation=off"))
 
     with pytest.raises(ControlError, match="has no classes; leave --control out"):
-        export(tmp_path / "run", tmp_path / "plain", "float32", "good")
+        export(tmp_path / "run", tmp_path / "plain", control="good")
 
 
 @pytest.mark.parametrize("form", ["soft_prompt", "lora"])

@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 import alignlab
 from alignlab.errors import ConfigError
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
 from run import run
@@ -52,7 +52,7 @@ def test_a_run_trains_evaluates_loads_and_exports(data: tuple[str, ...], tuner: 
     suite, metric = ("classification", "accuracy") if "toy_classes" in data[1] else ("toy", "reward")
     assert {strength for found, name, strength in results(tmp_path) if (found, name) == (suite, metric)} == {0.0, 1.0}
     if (data, tuner) not in NOT_EXPORTED:
-        assert export(tmp_path / "run", tmp_path / "plain", "float32") <= 1e-4
+        assert export(tmp_path / "run", tmp_path / "plain")[0].difference <= 1e-4
         auto = AutoModelForSequenceClassification if data is CLASSES else AutoModelForSeq2SeqLM
         assert auto.from_pretrained(tmp_path / "plain").config.architectures
 

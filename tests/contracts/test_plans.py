@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from alignlab import planning
 from alignlab.config import parse
 from alignlab.errors import AlignlabError, ConfigError, DataError, ModelError
-from alignlab.planning import show
+from alignlab.plan_text import show
 from alignlab.sweeps.jobs import planned_stages
 from run import run
 from tests.contracts.test_methods import STAGE, composed
@@ -179,8 +180,45 @@ def test_a_plan_of_one_run_shows_its_rows_and_steps(
 
     said = capsys.readouterr().out
     assert "24 rows read, 24 kept, none dropped" in said
-    assert "sweep of one job: 1 jobs (1 to run); 2 optimiser steps to make" in said
+    assert re.search(r"^stage fit +2 steps, batch 8, learning rate 0\.003, \w+, 1 step of warm-up; trains tuner", said, re.M)
+    assert f"{tmp_path}/run (new)" in said.replace("\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_begins_with_the_text_of_its_plan_and_leaves_the_time_of_like_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(HydraConfig, "get", lambda: OF_HYDRA)
+    run(composed(tmp_path, "sft", "plan=true"))
+    planned = capsys.readouterr().out
+    run(composed(tmp_path, "sft"))
+    ran = capsys.readouterr().out
+
+    run(composed(tmp_path, "sft", "tuner.likelihood_rate=1e-4", f"folder={tmp_path}/other", "plan=true"))
+    like = capsys.readouterr().out
+
+    assert "time        no like run was made here, so it is not known" in planned
+    assert ran.startswith(planned)
+    assert re.search(r"^time +about \d.*: fit .* s, evaluation .* s, as like runs took on this machine", like, re.M)
+    run(composed(tmp_path, "sft", "plan=true"))
+    assert capsys.readouterr().out.startswith("this run is finished; force=true repeats it\nreport: ")
+
+
+def test_a_plan_estimates_the_memory_of_each_stage(tmp_path: Path) -> None:
+    words = ("method.sft_first=true", "method.sft.batch=4", "method.prefer.batch=4", "trainer.micro_batch=2", "tuner=red")
+
+    sft, prefer = planning.make_plan(parse(composed(tmp_path, "dpo", *words))).needs
+
+    whole, edit = 520_320 * 4, 768 * 4
+    assert sft
+    assert prefer
+    assert (sft.weights, sft.gradients, sft.moments) == (whole + edit, whole, 2 * whole)
+    assert (prefer.weights, prefer.gradients, prefer.moments) == (whole + edit, edit, 2 * edit)
+    assert (sft.groups, prefer.groups, prefer.trained) == (2, 2, 768)
+    assert prefer.tokens >= 2 * 8
+    again = planning.make_plan(parse(composed(tmp_path, "dpo", *words, "trainer.gradient_checkpointing=true"))).needs[1]
+    assert again
+    assert again.activations < prefer.activations
 
 
 def test_a_folder_without_weights_is_refused_in_the_plan(tmp_path: Path) -> None:

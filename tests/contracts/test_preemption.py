@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -35,10 +36,10 @@ def words(runs: Path) -> list[str]:
     return [*WORDS, f"paths.runs={runs}", f"folder={runs}/run"]
 
 
-def start(runs: Path) -> subprocess.Popen[bytes]:
+def start(runs: Path, said: int | IO[bytes]) -> subprocess.Popen[bytes]:
     """`python run.py`, as a script of `sbatch --requeue` would start it: SUBMITIT_EXECUTOR is not set."""
     command = [sys.executable, str(ROOT / "run.py"), *words(runs)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -53,7 +54,7 @@ def weights(run: Path) -> bytes:
 @dataclass
 class Seen:
     """A run that was never preempted, and one that was: its state then, its checkpoints, its ends, its progress while it
-    trained and behind it."""
+    trained and behind it, and the lines that it said."""
 
     whole: Path
     run: Path
@@ -63,6 +64,7 @@ class Seen:
     last: int
     progress: dict[str, int]
     behind: dict[str, int] | None
+    said: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run_here(compose("run", [*words(folder / "whole"), "tracking=off"]))
     run = folder / "left" / "run"
-    first = start(folder / "left")
+    with (folder / "said").open("wb") as said:
+        first = start(folder / "left", said=said)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(losses(run)) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -82,8 +85,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     state = state_of(run).name
     kept = sorted(path.name for path in (run / "stages" / "fit").glob("checkpoint-*"))
     last, behind = max(losses(run)), Ledger(run).read("progress.json")
-    exits.append(start(folder / "left").wait(PATIENCE_SECONDS))
-    return Seen(folder / "whole" / "run", run, exits, state, kept, last, progress, behind)
+    exits.append(start(folder / "left", subprocess.DEVNULL).wait(PATIENCE_SECONDS))
+    told = (folder / "said").read_text(encoding="utf-8").splitlines()
+    return Seen(folder / "whole" / "run", run, exits, state, kept, last, progress, behind, told)
 
 
 def test_it_exits_with_the_status_that_asks_to_be_started_again(seen: Seen) -> None:
@@ -94,6 +98,7 @@ def test_it_exits_with_the_status_that_asks_to_be_started_again(seen: Seen) -> N
 def test_it_saves_the_step_it_is_in_and_no_other(seen: Seen) -> None:
     assert 3 <= seen.last < STEPS
     assert seen.checkpoints == [f"checkpoint-{seen.last}"]
+    assert f"stopped by a signal: saved at step {seen.last} of stage fit; the same command resumes there" in seen.said
 
 
 def test_started_again_it_ends_with_the_bits_and_the_losses_of_a_run_that_was_never_preempted(seen: Seen) -> None:

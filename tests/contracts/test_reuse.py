@@ -61,6 +61,23 @@ def test_a_run_that_reuses_a_stage_ends_with_the_same_bits(method: str, tmp_path
     assert_same_bits(first, second)
 
 
+def test_a_stage_of_the_backbone_is_computed_once_for_all_tuners_with_the_same_bits(
+    computed: list[str], tmp_path: Path
+) -> None:
+    words = ("method.sft_first=true", "tuner=red")
+    swept(tmp_path / "shared", "first", "dpo", *words[:1], "tuner=full")
+
+    reused = swept(tmp_path / "shared", "second", "dpo", *words)
+    before = list(computed)
+    alone = swept(tmp_path / "apart", "second", "dpo", *words)
+
+    assert before == ["sft", "prefer", "prefer"]
+    for stage in ("sft", "prefer"):
+        first, second = (tensors(folder / "stages" / stage / "result") for folder in (reused, alone))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_run_that_reuses_a_stage_has_its_curves_and_is_complete(tmp_path: Path) -> None:
     swept(tmp_path, "first", "rahf")
 
@@ -103,6 +120,8 @@ CHANGES = {
         "method.smoothing=0.1",
         "data.prefixes.better=Good",
         "data.limit=8",
+        "tuner=red",
+        "tuner=prompt",
         "seed=1",
         "evaluation=off",
     ),
@@ -115,6 +134,9 @@ CHANGES = {
         "method.sft.steps=5",
         "data.limit=8",
         "tuner=red",
+        "tuner=full",
+        "tuner=prompt",
+        "control=grid",
         "seed=1",
         "evaluation=off",
     ),

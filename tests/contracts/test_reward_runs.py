@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import alignlab
 from alignlab.data.batching import whole
 from alignlab.errors import ConfigError
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.policy import Policy
 from alignlab.records import EncodedGroup, Example
 from run import run
@@ -39,7 +39,7 @@ def test_others_load_a_reward_model_with_equal_rewards(model: str, tuner: str, e
     run(composed(tmp_path, "reward", f"model={model}", f"tuner={tuner}"))
     policy = alignlab.load(tmp_path / "run", device="cpu")
 
-    export(tmp_path / "run", tmp_path / "plain", "float32")
+    export(tmp_path / "run", tmp_path / "plain")
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import alignlab
-from alignlab import finished
+from alignlab import exports
 from alignlab.errors import RunFolderError, StorageError
 from alignlab.evaluation.report import BATCHES
 from alignlab.evaluation.suites import Fluency
@@ -265,7 +265,7 @@ def test_a_strangers_run_folder_runs_no_code_unless_the_caller_allows_it(tmp_pat
     folder = tmp_path / "run"
     changed(folder, lambda plain: plain["model"].update(trust_remote_code=True))
 
-    for opened in (lambda: alignlab.load(folder), lambda: finished.export(folder, tmp_path / "plain", "float32")):
+    for opened in (lambda: alignlab.load(folder), lambda: exports.export(folder, tmp_path / "plain")):
         with pytest.raises(RunFolderError, match="asks to run code that its model brings"):
             opened()
     assert alignlab.load(folder, trust_remote_code=True)
@@ -335,7 +335,7 @@ def test_a_signal_while_evaluating_ends_as_in_training(monkeypatch: pytest.Monke
     ("after", "said"),
     [
         (0, "no checkpoint was made yet, so the same command begins anew"),
-        (2, "the same command resumes from the last checkpoint"),
+        (2, "saved at step 2 of stage fit; the same command resumes there"),
     ],
 )
 def test_an_interruption_promises_a_checkpoint_only_where_there_is_one(

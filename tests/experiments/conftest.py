@@ -24,8 +24,8 @@ def row(task: str, place: int) -> dict[str, object]:
 
 @pytest.fixture(scope="package", autouse=True)
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of models in which `meet/local` and `real/smollm` find theirs by name; all are the embedded one, apart from
-    a note in its config, since models count by their content."""
+    """A folder of models in which experiments find theirs by name; all are embedded ones, apart from a note in the config
+    of the causal ones, since models count by their content."""
     folder = tmp_path_factory.getbasetemp() / "models"  # one place per process, which composed configs remember
     if not folder.exists():
         written(folder)
@@ -37,11 +37,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def written(folder: Path) -> None:
-    """Writes the models, and small files of the tasks."""
+    """Writes the models, small files of the tasks, and texts to pretrain on."""
     for name in ("stories260k", "babyllama-byte361", "smollm2-135m-instruct"):
         copytree(EMBEDDED / "tiny", folder / name)
         config = folder / name / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "note": name}))
+    for name in ("t5-text", "blueprints/tiny_t5"):
+        copytree(EMBEDDED / "tiny_t5", folder / name)
+    for text in ("wikitext-2/train.txt", "tinystories/sample.txt"):
+        (folder / "shared" / "data" / text).parent.mkdir(parents=True)
+        (folder / "shared" / "data" / text).write_text("Tom has a red kite.\n<|endoftext|>\n" * 3)
     tasks = {"sentence-polarity": "all", "qnli": "dev", "snli": "dev", "boolq": "dev", "copa": "train", "wnli": "train"}
     for task, file in tasks.items():
         below = folder / "shared" / "data" / task

@@ -41,8 +41,10 @@ def choice_values(lines: Iterable[str]) -> dict[str, Values]:
 
 
 def table_lines() -> list[list[str]]:
-    """Each distinct cell of each table, and the one experiment that is neither a table nor used by one."""
-    return [[f"{EXPERIMENT}{table}", *cell] for table in tables() for cell in distinct(table)] + [[f"{EXPERIMENT}rahf/base"]]
+    """Each distinct cell of each table, and the experiments that are neither a table nor used by one."""
+    return [[f"{EXPERIMENT}{table}", *cell] for table in tables() for cell in distinct(table)] + [
+        [f"{EXPERIMENT}{alone}"] for alone in ("rahf/base", "tpt/t5")
+    ]
 
 
 def choice_lines() -> list[list[str]]:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from alignlab.commands.params import counted, rows_of
 from alignlab.config import folder_of, parse
+from alignlab.planning import make_plan
 from run import run
 from tests.experiments.sweeps import EXPERIMENTS, composed, run_of
 
@@ -26,18 +27,40 @@ def test_the_rows_train_what_the_released_scripts_train() -> None:
     assert {count: f"{100 * count / 222_903_552:.4f}" for count in SHARES} == SHARES
 
 
-@pytest.mark.parametrize("row", ["token", "whole", "none", "full"])
-def test_a_row_of_the_small_study_runs(row: str, tmp_path: Path) -> None:
-    raw = composed("tpt/toy/small", f"+experiment/tpt/toy/small={row}", "data.tested=snli", "seed=0", "tracking=off")
+@pytest.mark.parametrize(
+    ("table", "rows", "row", "task", "tested"),
+    [
+        ("tpt/toy/small", "tpt/toy/small", "token", "snli", 5),  # a fifth of 24 rows
+        ("tpt/toy/small", "tpt/toy/small", "full", "snli", 5),
+        ("tpt/small", "tpt/toy/small", "whole", "qnli", 5),
+        ("tpt/small", "tpt/toy/small", "frozen", "wnli", 24),
+        ("tpt/toy/stories", "tpt/toy/stories", "none", "both", 8),
+    ],
+)
+def test_a_row_of_a_study_runs(table: str, rows: str, row: str, task: str, tested: int, tmp_path: Path) -> None:
+    raw = composed(table, f"+experiment/{rows}={row}", f"data.tested={task}", "seed=0", "tracking=off")
     short = {f"method.{stage}.steps": 1 for stage in ("bank", "target", "fit") if stage in raw.method}
-    for key, value in {**short, "paths.runs": str(tmp_path), "trainer.device": "cpu"}.items():
+    stories = {f"data.sources.{told}.test_pairs": 8 for told in ("mood", "length", "both") if told in raw.data.sources}
+    starts = {f"tuner.{ids}": [5, 400] for ids in ("bank_ids", "prompt_ids") if ids in raw.tuner}  # the stand-in knows 439
+    for key, value in {**short, **stories, **starts, "paths.runs": str(tmp_path), "trainer.device": "cpu"}.items():
         OmegaConf.update(raw, key, value)
 
     run(raw)
 
     report = json.loads((folder_of(parse(raw)) / "report.json").read_text())
     (accuracy,) = [found for found in report["results"] if found["metric"] == "accuracy"]
-    assert (accuracy["suite"], accuracy["n"]) == ("classification", 5)  # a fifth of 24 rows
+    assert (accuracy["suite"], accuracy["n"]) == ("classification", tested)
+
+
+def test_the_t5_of_the_small_study_is_pretrained_on_both_texts(tmp_path: Path) -> None:
+    raw = composed("tpt/t5", "method.fit.steps=1", "tracking=off", f"paths.runs={tmp_path}", "trainer.device=cpu")
+    plan = make_plan(parse(raw))
+
+    run(raw)
+
+    # the same lines three times: one text of 18 words for the first source, three of 5 words for the second
+    assert plan.works[0].weights == {"wikipedia": 0.25, "stories": 0.75}
+    assert folder_of(parse(raw)).joinpath("report.json").is_file()
 
 
 def test_at_the_papers_scale_a_task_has_its_own_rate_and_start() -> None:

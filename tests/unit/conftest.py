@@ -16,7 +16,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from alignlab.data.batching import whole
 from alignlab.data.halves import PrefixConfig
-from alignlab.evaluation.config import EvaluationConfig, HarnessConfig, JudgeConfig, RewardModelConfig, TextConfig
+from alignlab.evaluation.config import (
+    EvaluationConfig,
+    HarnessConfig,
+    JudgeConfig,
+    RewardModelConfig,
+    SafeRangeConfig,
+    TextConfig,
+)
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.strength import Untuned
@@ -171,6 +178,7 @@ def evaluation_config(**changes: Any) -> EvaluationConfig:
         "stop": [],
         "beams": 1,
         "sampling_seed": 0,
+        "safe_range": SafeRangeConfig(metric=None, tolerance=0.1),
         "lm_eval": HarnessConfig(tasks=[], include=None, shots=None, limit=None, chat=False, tokens=4096),
         "judge": judge_config(),
         "reward_model": RewardModelConfig(path=None, revision=None, template="chat", against="strength0", batch=4),

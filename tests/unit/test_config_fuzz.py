@@ -24,7 +24,8 @@ from rich.console import Console
 from alignlab.command_line import sentence
 from alignlab.config import GROUPS, finished, parse
 from alignlab.errors import AlignlabError
-from alignlab.planning import make_plan, show
+from alignlab.plan_text import show
+from alignlab.planning import make_plan
 from tests.fuzzing import examples, fuzzed
 from tests.unit.conftest import CONF
 

@@ -20,11 +20,12 @@ from alignlab.config import SlurmLaunch, parse
 from alignlab.errors import ConfigError, SweepError
 from alignlab.files import alone
 from alignlab.sweeps import slurm
-from alignlab.sweeps.cluster import Queue
+from alignlab.sweeps.cluster import Queue, Resources, resources_of
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.slurm import SlurmLauncher
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
 from tests.unit.conftest import CONF
+from tests.unit.sweeps.configs import config_of
 
 Composed = Callable[..., DictConfig]
 REFUSED = "Traceback ...\nalignlab.errors.DataError: row 3 is empty."
@@ -140,7 +141,7 @@ def test_a_queue_that_does_not_answer_ends_no_job(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_the_arrays_of_a_long_sweep_share_what_may_run_at_once(jobs: int, parallel: int, shares: list[int]) -> None:
-    made = list(slurm.arrays(range(jobs), parallel))
+    made = list(slurm.arrays([range(jobs)], parallel))
 
     assert [share for _, share in made] == shares
     assert [index for part, _ in made for index in part] == list(range(jobs))
@@ -152,7 +153,7 @@ def test_an_array_that_has_no_share_waits_for_the_one_before_it(tmp_path: Path, 
     monkeypatch.setattr(slurm, "LARGEST_ARRAY", 2)
     submitted: list[tuple[int, int, str | None]] = []
 
-    def submit(given: list[list[str]], at_once: int, behind: str | None) -> list[Submitted]:
+    def submit(given: list[list[str]], _: Resources, at_once: int, behind: str | None) -> list[Submitted]:
         submitted.append((len(given), at_once, behind))
         return [Submitted(f"{len(submitted)}_{place}", JobPaths(tmp_path, "1")) for place in range(len(given))]
 
@@ -163,6 +164,49 @@ def test_an_array_that_has_no_share_waits_for_the_one_before_it(tmp_path: Path, 
     launcher.launch([["method=red", f"seed={seed}"] for seed in range(5)], 0)
 
     assert submitted == [(2, 1, None), (2, 1, "1"), (1, 1, "2")]
+
+
+def test_a_job_asks_for_what_its_model_needs_and_for_gpus_that_divide_its_batches() -> None:
+    def asked(*words: str) -> tuple[int | None, int | None]:
+        made = resources_of(config_of("method=dpo", "launch=slurm", *words))
+        return made.gpus, made.memory_gb
+
+    assert asked() == (None, None)  # of the embedded world
+    assert asked("model=qwen25_15b") == (1, 32)
+    assert asked("model=llama31_8b", "method.prefer.batch=64") == (4, 128)
+    assert asked("model=llama31_8b", "method.prefer.batch=6") == (3, 128)
+    assert asked("model=llama31_8b", "launch.gpus=2", "launch.memory_gb=900") == (2, 900)
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"), [("qwen25_15b", 1543.7), ("qwen25_7b", 7615.6), ("llama32_3b", 3212.7), ("llama31_8b", 8030.3)]
+)
+def test_models_of_the_hub_have_the_size_that_their_cards_name(model: str, millions: float) -> None:
+    counted = resources_of(config_of("method=dpo", "launch=slurm", f"model={model}")).parameters
+
+    assert round((counted or 0) / 1e6, 1) == millions
+
+
+def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands(tmp_path, monkeypatch, squeue=":", sbatch="echo Submitted batch job $$", srun=":")
+    for name in ("snapshot", "place_of"):
+        monkeypatch.setattr(slurm, name, lambda into, _: into.absolute() / "copy")
+    config = launcher_config("launch=slurm")
+    launcher = SlurmLauncher(**{key: value for key, value in config.items() if key != "_target_"})
+    launch = {"detach": True, "parallel": 3}
+    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path / "runs")}, "launch": launch})
+    launcher.resources = [Resources(1, 32), Resources(4, 128), Resources(1, 32)]
+    jobs = [["method=red", f"seed={seed}", "sweep=mine"] for seed in range(3)]
+
+    shown = launcher.scripts(jobs)
+    assert not (tmp_path / "runs").exists()
+    launcher.launch(jobs, 0)
+
+    assert [what.partition(",")[0] for what, _ in shown] == ["2 jobs: 1 GPU", "1 job: 4 GPUs"]
+    written = {path.read_text() for path in (tmp_path / "runs").rglob("*.sh")}
+    assert {script for _, script in shown} == written
+    assert "#SBATCH --array=0-1%2" in shown[0][1]
+    assert "#SBATCH --gpus-per-node=4" in shown[1][1]
 
 
 @dataclass

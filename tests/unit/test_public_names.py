@@ -19,10 +19,10 @@ CONF = Path(__file__).parents[2] / "conf"
 NAMES = "ClmConfig ControlConfig Policy RedConfig Sampling at_class at_strength load"
 CHOICES = {
     "method": "clm coh dpo evaluate meet pretrain rahf red reward sft tpt",
-    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower prompt red token_bank",
+    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower loreft prompt red token_bank",
     "model": "gpt2_large gpt2_medium llama2_7b llama31_8b llama32_3b local qwen25_15b qwen25_7b roberta_base roberta_large"
     " t5_base tiny tiny_gpt2 tiny_roberta tiny_t5",
-    "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification toy toy_classes"
+    "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification texts toy toy_classes"
     " ultrafeedback"
     " ultrafeedback_cleaned",
     "control": "dial full_strength grid lora prefixes soft_prompt text token trained",
@@ -45,12 +45,15 @@ SUITES = {
     "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
+    "run": "",
     "status": "name --runs",
     "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
     "plot": "name --to --metrics --map --where --kind --runs",
     "report": "name --to --runs --experiments --metrics --strength --baseline",
     "params": "name",
-    "export": "--to --dtype --control",
+    "export": "--to --as --strength --dtype --control --trust-remote-code",
+    "push": "folder repo --dry-run --to --license --private",
+    "serve": "--host --port --key-file --ui --device --new-tokens --prompt-tokens --rows --waiting --body-bytes --grace",
     "sync": "folder",
     "lm-eval": "words",
     "judge-agreement": "file --model --base-url --limit --verdicts",

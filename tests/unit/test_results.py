@@ -9,6 +9,7 @@ import pytest
 
 from alignlab.__main__ import main
 from alignlab.tables.sweep import origin, read_sweep, results_csv, without_paths
+from alignlab.tracking.sweeps import Job, SweepLedger
 from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
 
 
@@ -138,3 +139,18 @@ def test_whole_numbers_stay_whole_beside_a_job_without_numbers(runs: Path) -> No
 )
 def test_paths_of_a_machine_are_left_out_and_names_are_kept(words: str, left: str) -> None:
     assert without_paths(words) == left
+
+
+def test_a_report_names_the_whole_commands_by_which_a_sweep_was_begun(tmp_path: Path) -> None:
+    ledger = SweepLedger(tmp_path, "red-vs-lora")
+    job = Job(("tuner=red",), "", {"tuner": "red"}, 0, "f", "red/seed-0", 3)
+    for command in (
+        "python run.py -m tuner=red,lora sweep=red-vs-lora",
+        "python run.py -m tuner=red,lora seed=1 sweep=red-vs-lora",
+    ):
+        ledger.declare(["method=red"], [job], command=command)
+        ledger.declare(["method=red"], [job], command=command)
+
+    assert origin(read_sweep(tmp_path, "red-vs-lora"))["command"] == (
+        "python run.py -m tuner=red,lora sweep=red-vs-lora; python run.py -m tuner=red,lora seed=1 sweep=red-vs-lora"
+    )

@@ -383,7 +383,7 @@ def test_the_suffix_of_the_file_decides_its_form(runs: Path, tmp_path: Path, nam
     [
         (["--to", "t.docx"], "--to t.docx does not say its form; let it end in .md, .tex, .csv"),
         (["--strength", "one"], "--strength one: give numbers, or all"),
-        (["--means"], "--means does not fit: red/toy/t is a sweep; give a folder"),
+        (["--means"], "--means does not fit: there is no folder red/toy/t, and a sweep does not take it; give a folder"),
     ],
 )
 def test_an_option_that_does_not_fit_is_one_sentence(

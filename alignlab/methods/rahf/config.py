@@ -103,6 +103,10 @@ class RahfConfig(MethodConfig):
         }
         return {stage: [getattr(self, stage), self.halves, *read[stage]] for stage in self.stages if stage in read}
 
+    def of_the_backbone(self) -> frozenset[str]:
+        """Those that leave one model; two models are compared through what a LoRA, or a second model, has become."""
+        return frozenset({"sft", "instruct", *(() if self.update else ("preferred",))})
+
     @property
     def prefix_texts(self) -> tuple[str, str]:
         """What stands in front of a prompt to ask for a good, and for a bad answer."""

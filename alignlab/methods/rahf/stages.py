@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from alignlab.data.encode import Truncation
 from alignlab.data.encode import chosen as chosen_view
 from alignlab.data.encode import rejected as rejected_view
 from alignlab.methods.rahf.config import RahfConfig
@@ -15,7 +16,7 @@ from alignlab.records import Example, Group, Record
 from alignlab.training.collect import CollectStage, Stored
 from alignlab.training.objectives import nll
 from alignlab.training.references import SecondModel
-from alignlab.training.stages import Method, Stage, TrainStage, Truncation
+from alignlab.training.stages import Method, Stage, TrainStage
 from alignlab.training.trainable import THE_BACKBONE
 from alignlab.tuners.lora import UpdateShape
 

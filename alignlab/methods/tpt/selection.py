@@ -31,7 +31,8 @@ ALL = "all"
 @dataclass(frozen=True)
 class SelectionStage(MeasuringStage):
     """Behind a stage: of the first `rows` texts of each of its `sources` (None = all of the data), how often each vector is
-    chosen, the entropy of that (nats), and how many vectors nobody chooses."""
+    chosen, the entropy of that (nats), and how many vectors nobody chooses; and how long the vectors are, beside the embeddings
+    of the backbone, since long ones win every product."""
 
     name: str
     view: View
@@ -54,7 +55,8 @@ class SelectionStage(MeasuringStage):
         """Nothing can be wrong here."""
 
     def run(self, policy: Policy, work: Work, session: Session) -> None:
-        """Writes counts.json, and logs entropy and unchosen vectors of each task. A tuner without a bank leaves nothing."""
+        """Writes counts.json, and logs entropy, unchosen vectors and mean lengths. A tuner without a bank leaves
+        nothing."""
         folder = session.stage_folder(self.name)
         folder.mkdir(parents=True, exist_ok=True)
         tuner: Any = policy.tuner
@@ -71,11 +73,21 @@ class SelectionStage(MeasuringStage):
         texts = Counter(group.task or ALL for group in work.groups)
         named = {task: counts[task].tolist() for task in texts}
         Ledger(folder).write(COUNTS, {"title": "chosen vectors of the bank", "texts": dict(texts), "counts": named})
+        session.log(self.name, 0, lengths(tuner.table.bank_ND, tuner.layer.base_layer.weight))
         for task, count_N in counts.items():
             session.log(self.name, 0, {f"{task}/entropy": entropy(count_N), f"{task}/unchosen": float((count_N == 0).sum())})
 
     def restore(self, policy: Policy, folder: Path) -> None:
         """It has left nothing in the policy."""
+
+
+def lengths(bank_ND: Tensor, embedding_VD: Tensor) -> dict[str, float]:
+    """The mean length of a bank's vectors and that of the embeddings."""
+    with torch.no_grad():
+        return {
+            name: float(rows.float().norm(dim=1).mean())
+            for name, rows in (("mean_length", bank_ND), ("mean_embedding_length", embedding_VD))
+        }
 
 
 def entropy(count_N: Tensor) -> float:

@@ -168,6 +168,11 @@ def block_at(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     layers = [layer for layer in module.modules() if isinstance(layer, ClmLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no CLM block, so there is nothing to set.")
+    return blocks_at(layers, value)
+
+
+def blocks_at(layers: Sequence[ClmLayer], value: Strength) -> AbstractContextManager[None]:
+    """The same for these layers."""
     return temporarily("setting", _setting(value), layers)
 
 

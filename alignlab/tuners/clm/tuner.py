@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from alignlab.errors import ConfigError, ControlError, ModelError
 from alignlab.models.strength import Strength, WeightedPass
-from alignlab.tuners.clm.layer import HALF, ClmBlocks, ClmConfig, ClmLayer, block_at, number_as, written
+from alignlab.tuners.clm.layer import HALF, ClmBlocks, ClmConfig, ClmLayer, blocks_at, number_as, written
 from alignlab.tuners.config import ClmTunerConfig
 from alignlab.tuners.peft_tuner import LayerModel, PeftTuner
 from alignlab.tuners.targets import BLOCK_LAYOUTS, POST_NORM, BlockLayout, block_names, matched, near
@@ -233,6 +233,7 @@ def _refuse_uncopyable(block: nn.Module, name: str, config: ClmConfig) -> None:
 class ClmTuner(PeftTuner):
     """z = s z_aligned + (1 - s) z_plain (paper, section 4.3), or with `merge` embeddings one pass with h + s (Phi(h) - h)."""
 
+    adds_blocks = True
     _warned = False
 
     def _find(self) -> None:
@@ -247,7 +248,7 @@ class ClmTuner(PeftTuner):
 
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
         """Rows at 1 go through the new blocks, rows at 0 past them."""
-        return block_at(self.module, setting)
+        return blocks_at(self.layers, setting)
 
     @contextmanager
     def detached(self) -> Iterator[None]:

@@ -93,6 +93,7 @@ class ControlTuner(PeftTuner):
     """A class per row; for two classes z = s z_first + (1 - s) z_second, any real s (our choice; MEET has no strength)."""
 
     starts_as_base = False
+    default_passes = (WeightedPass(1.0, WITHOUT),)
 
     def _find(self) -> None:
         super()._find()

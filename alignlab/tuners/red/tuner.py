@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -255,6 +255,11 @@ def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     layers = [layer for layer in module.modules() if isinstance(layer, RedLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no RED edit, so there is no strength to set.")
+    return edits_at(layers, value)
+
+
+def edits_at(layers: Sequence[RedLayer], value: Strength) -> AbstractContextManager[None]:
+    """The same for these layers."""
     if not isinstance(value, Tensor):
         if not math.isfinite(value):
             raise ControlError(f"a strength is a finite number, got {value}.")
@@ -313,7 +318,7 @@ class RedTuner(PeftTuner):
 
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
         """Every edit at this strength."""
-        return strength(self.module, setting)
+        return edits_at(self.layers, setting)
 
 
 def build(config: RedTunerConfig, model: PreTrainedModel) -> RedTuner:

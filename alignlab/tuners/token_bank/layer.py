@@ -106,9 +106,10 @@ class TokenBank(VectorTable):
 
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """The parameters of each part."""
-        return {part: [self.get_parameter(name) for name in self._names(part)] for part in self.config.parts}
+        return {part: [self.get_parameter(name) for name in self.names(part)] for part in self.config.parts}
 
-    def _names(self, part: str) -> list[str]:
+    def names(self, part: str) -> list[str]:
+        """Those of a part's parameters, in the same order; a router belongs to the bank."""
         routed = part == "bank" and self.config.retrieval == "router"
         return [part, "router_weight", "router_bias"] if routed else [part]
 
@@ -130,7 +131,7 @@ class TokenBank(VectorTable):
     @contextmanager
     def only_present(self) -> Iterator[None]:
         """Inside, the parameters of parts that take no part are not there, to be neither written nor read."""
-        absent = [name for part in self.config.parts if part not in self.present for name in self._names(part)]
+        absent = [name for part in self.config.parts if part not in self.present for name in self.names(part)]
         held = {name: self._parameters.pop(name) for name in absent}
         try:
             yield

@@ -106,6 +106,7 @@ class TokenBankTuner(PeftTuner):
         self.table = cast("TokenBank", self.layer.tables[self.module.active_adapter])
         taken = (self.config.retrieved if self.config.bank_parts else 0) + self.config.length
         self.inserted = Inserted(taken, tuple(self.config.placeholders))
+        self.default_passes = self.passes(1.0)
 
     def parts(self) -> Mapping[str, list[nn.Parameter]]:
         """`bank`, or `prompt0` and further where prompts are taken whole; and `task`."""
@@ -114,6 +115,7 @@ class TokenBankTuner(PeftTuner):
     def made_of(self, parts: Collection[str]) -> None:
         """The others are no longer put into texts, nor saved; no names stand for all parts."""
         self.table.present = tuple(part for part in self.config.parts if part in parts or not parts)
+        self.default_passes = self.passes(1.0)
 
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """One pass, with placeholders in front of the text. Raises ControlError for any strength but 1."""
@@ -155,9 +157,9 @@ class TokenBankTuner(PeftTuner):
         and for an adapter that lacks one."""
         tensors = self._refuse_other(folder, parts)
         for part in parts:
-            (parameter, *_) = self.parts()[part]
-            if not parameter.is_meta:
-                parameter.data = tensors[part].to(parameter.device, parameter.dtype)
+            for name, parameter in zip(self.table.names(part), self.parts()[part], strict=True):
+                if not parameter.is_meta:
+                    parameter.data = tensors[name].to(parameter.device, parameter.dtype)
 
     def _refuse_other(self, folder: Path, parts: Sequence[str]) -> dict[str, Tensor]:
         """The tensors of an adapter's folder by their part. Raises ModelError where they are not those of this one."""
@@ -165,9 +167,10 @@ class TokenBankTuner(PeftTuner):
         refuse_other(self.module, written.get("base_hash"), "bank")
         tensors = {name.rpartition(".")[2]: tensor for name, tensor in load_peft_weights(str(folder), device="cpu").items()}
         for part in parts:
-            if part not in tensors:
-                held = ", ".join(sorted(tensors))
-                raise ModelError(f"{folder} holds {held} and no {part}; give the adapter of another stage.")
+            for name in self.table.names(part):
+                if name not in tensors:
+                    held = ", ".join(sorted(tensors))
+                    raise ModelError(f"{folder} holds {held} and no {name}; give the adapter of another stage.")
             found, own = tuple(tensors[part].shape), tuple(self.parts()[part][0].shape)
             if found != own:
                 raise ModelError(

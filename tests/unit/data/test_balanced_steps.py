@@ -80,12 +80,12 @@ def test_within_a_class_every_epoch_covers_each_group_once() -> None:
 
 
 def test_within_a_window_of_steps_groups_of_a_class_come_together_by_length() -> None:
-    every = [group(number, name, 2 + 7 * (number % 2)) for name in ("good", "bad") for number in range(4)]
+    every = [group(number, name, 2 + 7 * (number % 2)) for name in ("good", "bad") for number in range(40)]
 
-    shares = plan(every, steps=2, step_groups=4, micro_groups=4, seed=0)
+    shares = plan(every, steps=17, step_groups=4, micro_groups=4, seed=0)  # a window of 16 steps, and one
 
-    lengths = [{every[member].length for member in share.members} for share in shares]
-    assert sorted(map(sorted, lengths)) == [[2], [9]]
+    mixed = [share for share in shares if len({every[member].length for member in share.members}) > 1]
+    assert len(mixed) <= 4  # as drawn, nearly all would be
 
 
 @pytest.mark.parametrize("name", [None, "good"])

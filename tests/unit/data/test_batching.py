@@ -75,11 +75,22 @@ def test_each_micro_batch_carries_the_totals_of_its_step() -> None:
 
 
 def test_a_window_of_steps_brings_groups_of_like_length_together() -> None:
-    groups = [single(length) for length in (2, 9, 2, 9, 2, 9, 2, 9)]
+    groups = [single(length) for length in (2, 9) * 40]
 
-    shares = plan(groups, steps=2, step_groups=4, micro_groups=4, seed=0)
+    shares = plan(groups, steps=17, step_groups=4, micro_groups=4, seed=0)  # a window of 16 steps, and one
 
-    assert padding_share(groups, shares) == 0
+    assert sum(len({groups[member].length for member in share.members}) > 1 for share in shares) <= 2
+
+
+@pytest.mark.parametrize("steps", [2, 8, 16, 32])
+def test_the_seed_decides_what_a_step_is_made_of_also_where_the_steps_are_whole_epochs(steps: int) -> None:
+    groups = [single(length) for length in range(2, 2 + 4 * min(steps, 16))]
+
+    made = [plan(groups, steps=steps, step_groups=4, micro_groups=4, seed=seed) for seed in (0, 1)]
+
+    first, other = ({frozenset(share.members) for share in shares} for shares in made)
+    assert first != other
+    assert Counter(stream(made[0])) == dict.fromkeys(range(len(groups)), steps * 4 // len(groups))
 
 
 def test_steps_of_a_window_do_not_come_in_order_of_length() -> None:

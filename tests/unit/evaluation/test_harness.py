@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def test_texts_are_cut_at_the_stop_of_their_own_task(llama: Backbone) -> None:
     made = llama.model.generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6)[0, len(prompts[0]) :]
     assert texts[0].split() == llama.codec.decode(made.tolist()).split()
     assert texts[1] == free[1][: free[1].index(stop)]
+
+
+def test_texts_that_an_earlier_process_has_written_are_read_back(llama: Backbone) -> None:
+    policy, batches = plain(llama), defaultdict[int, dict[int, Any]](dict)
+    prompts = [(*llama.codec.head, *llama.codec.prefix(text)) for text in ("Tom saw a dog", "Ann ran")]
+    settings = [{"max_gen_toks": 6}, {"max_gen_toks": 3}]
+    written(policy, Point(0.0, "dial"), prompts, settings, 0, batches.__getitem__)
+
+    batches[1][0] = ["as it was written before"]
+    texts = written(policy, Point(0.0, "dial"), prompts, settings, 0, batches.__getitem__)
+
+    assert sorted(batches) == [0, 1]
+    assert texts == [*batches[0][0], "as it was written before"]
 
 
 @pytest.mark.parametrize(

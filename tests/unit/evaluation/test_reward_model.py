@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -68,6 +69,20 @@ def test_rewards_are_those_of_the_classifier_on_its_own_chat_template(tmp_path: 
     for (_, answer), talk, reward in zip(ASKED, talks, found, strict=True):
         written = tokenizer.apply_chat_template([*talk, {"role": "assistant", "content": answer}], tokenize=False)
         assert reward == pytest.approx(reward_of(model, tokenizer(written, add_special_tokens=False)["input_ids"]), abs=1e-5)
+
+
+def test_batches_that_an_earlier_process_has_scored_are_not_scored_again(tmp_path: Path) -> None:
+    folder, _, _ = saved(tmp_path)
+    kept: dict[int, Any] = {}
+    first = Scorer(reward_config(folder), "cpu").rewards(*zip(*ASKED), kept)
+    one = {0: kept[0]}
+
+    with patch.object(Scorer, "_computed", autospec=True, side_effect=Scorer._computed) as computed:
+        again = Scorer(reward_config(folder), "cpu").rewards(*zip(*ASKED), one)
+
+    assert again == first
+    assert one == kept
+    assert computed.call_count == len(kept) - 1 > 0
 
 
 def test_a_template_of_text_writes_prompt_and_answer(tmp_path: Path) -> None:

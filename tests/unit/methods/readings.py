@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.data.batching import whole
-from alignlab.data.encode import Limits, encode
+from alignlab.data.encode import EVERYTHING, Limits, Truncation, encode
 from alignlab.data.source import Source, Split
 from alignlab.methods.rahf.objectives import DirectionSource, Match, Prefixes
 from alignlab.methods.rahf.stages import PromptVariants
 from alignlab.models.policy import Policy
 from alignlab.records import Batch, Encoded, EncodedGroup, Record
 from alignlab.training.references import SecondModel
-from alignlab.training.stages import EVERYTHING, Truncation
 from alignlab.training.trainable import THE_BACKBONE, training
 from alignlab.tuners.config import LayersConfig
 from tests.conftest import CODEC, backbone

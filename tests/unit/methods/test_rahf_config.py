@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from alignlab.config import GROUPS, parse
-from alignlab.data.encode import chosen, rejected
+from alignlab.data.encode import Truncation, chosen, rejected
 from alignlab.errors import ConfigError, DataError
 from alignlab.methods.rahf.objectives import Contrast, Match, Models, Prefixes
 from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants
 from alignlab.training.collect import CollectStage, Stored
 from alignlab.training.objectives import nll
-from alignlab.training.stages import TrainStage, Truncation
+from alignlab.training.stages import TrainStage
 from alignlab.training.trainable import THE_TUNER, sentence
 from tests.unit.methods.small_runs import BY_LORA, HIR, configs, planned
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import alignlab
-from alignlab.finished import export
+from alignlab.exports import export
 from alignlab.models.backbone import load_codec
 from alignlab.models.config import EMBEDDED
 from alignlab.training.trainer import FitTrainer
@@ -93,7 +93,7 @@ def test_strength_0_is_the_model_that_the_lora_sits_on_and_merged_is_strength_1(
     policy = alignlab.load(folder, device="cpu")
     below, published = plain(folder / "stages" / base), plain(EMBEDDED / words[-1].removeprefix("model="))
 
-    export(folder, tmp_path / "plain", "float32")
+    export(folder, tmp_path / "plain")
 
     with policy.tuner.at(0.0):
         assert torch.equal(logits(policy.model), logits(below))

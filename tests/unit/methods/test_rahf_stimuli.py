@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignlab.data.batching import collate, whole
+from alignlab.data.encode import Truncation
 from alignlab.errors import ConfigError
 from alignlab.methods.rahf.objectives import Models, Prefixes
 from alignlab.models.backbone import Backbone
@@ -19,7 +20,6 @@ from alignlab.models.policy import Policy
 from alignlab.records import Encoded, EncodedGroup, Record
 from alignlab.training.collect import Stored
 from alignlab.training.references import SecondModel
-from alignlab.training.stages import Truncation
 from alignlab.training.trainable import THE_BACKBONE, training
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import attached, plain

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from alignlab.data.batching import whole
-from alignlab.data.encode import encode
+from alignlab.data.encode import Truncation, encode
 from alignlab.data.source import Split
 from alignlab.methods.rahf.stages import InstructionVariants, PromptVariants
 from alignlab.models.strength import insert_prefixes
 from alignlab.records import Example, Group, Record, Response
 from alignlab.running import build_policy
-from alignlab.training.stages import Truncation
 from tests.conftest import CODEC
 from tests.unit.methods.readings import BETTER, LEADS, LIMITS, RECORDS, WORSE, batch_of, groups_of
 from tests.unit.methods.small_runs import HIR, planned

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 import alignlab
 from alignlab.config import parse
 from alignlab.errors import ConfigError, DataError
-from alignlab.methods.tpt.selection import entropy
+from alignlab.methods.tpt.selection import entropy, lengths
 from alignlab.planning import make_plan
 from alignlab.training.stages import TrainStage
 from run import run
@@ -129,8 +129,12 @@ def test_what_each_task_chose_is_logged_and_drawn(folder: Path) -> None:
 
     assert {task: sum(each) for task, each in counts["counts"].items()} == {"mood": 8, "length": 8}  # 4 texts, 2 vectors each
     logged = {key for line in lines(folder / "mood") for key in line}
-    assert {"target-selection/mood/entropy", "bank-selection/length/unchosen"} <= logged
+    assert {"target-selection/mood/entropy", "bank-selection/length/unchosen", "bank-selection/mean_embedding_length"} <= logged
     assert (folder / "mood/target-selection.png").stat().st_size > 1000
+
+
+def test_the_length_of_vectors_stands_beside_that_of_embeddings() -> None:
+    assert lengths(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.eye(2)) == {"mean_length": 3.0, "mean_embedding_length": 1.0}
 
 
 def test_the_entropy_of_choices_lies_between_ln_k_and_ln_n() -> None:
@@ -149,6 +153,7 @@ def test_the_entropy_of_choices_lies_between_ln_k_and_ln_n() -> None:
         (("method.sources=[moods]",), "unknown source in the stage's sources 'moods'"),
         (("data.tested=moods",), "unknown source in data.tested 'moods'"),
         (("model=tiny",), "needs source apart from the answer.*take an encoder-decoder model"),
+        (("model=tiny_roberta", "data.tested=mood"), "needs source apart from the answer.*take an encoder-decoder model"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(words: tuple[str, ...], sentence: str) -> None:

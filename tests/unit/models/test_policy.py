@@ -17,7 +17,7 @@ from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import NOTHING, HasStrength, Strength, WeightedPass
+from alignlab.models.strength import NOTHING, ONE_PASS, HasStrength, Strength, WeightedPass
 from alignlab.records import Batch
 from tests.conftest import backbone
 from tests.unit.conftest import PAIRS, attached, batch_of, learned, plain
@@ -35,6 +35,8 @@ class Mixing:
     per_row = True
     controls = None
     inserted = NOTHING
+    default_passes = ONE_PASS
+    edits_head = False
 
     def __init__(self, inner: HasStrength) -> None:
         self._inner = inner

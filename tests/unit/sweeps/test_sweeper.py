@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import socket
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from alignlab import planning
+from alignlab.__main__ import main
 from alignlab.command_line import expand_overrides
-from alignlab.config import folder_of
+from alignlab.config import folder_of, parse
 from alignlab.errors import ConfigError, SweepError
 from alignlab.sweeps.local import LocalLauncher
 from alignlab.tracking.ledger import LOCK, Ledger
 from alignlab.tracking.sweeps import SweepLedger
-from tests.unit.sweeps.configs import EXPERIMENTS, Task, config_of, sweep
+from tests.unit.made_sweeps import number
+from tests.unit.sweeps.configs import EXPERIMENTS, Task, config_of, finish, sweep
 from tests.unit.sweeps.test_states import end, holder
 
 TABLE = "experiment=clm/toy/table1"
@@ -357,3 +361,38 @@ def test_a_plan_does_not_look_at_what_it_would_have_to_download(
     sweep(Task(), "method=sft", "data=hh_rlhf,toy", "model=llama2_7b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
 
     assert "2 jobs (2 to run)" in said_by(capsys)[0]
+
+
+def test_a_sweep_ends_with_its_table_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(raw: DictConfig) -> None:
+        config = parse(raw)
+        finish(config)
+        Ledger(folder_of(config)).write("report.json", {"headline": None, "results": [number("toy/reward", 0.25)]})
+
+    sweep(measured, "tuner=red,lora", "sweep=red-vs-lora", f"paths.runs={tmp_path}")
+    said = capsys.readouterr().out
+
+    assert main(["table", "red-vs-lora", "--runs", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    report = tmp_path / "sweeps" / "red-vs-lora" / "report.html"
+    assert "| red  | 1  | 1     | 8 | 0.250" in table.replace("tuner=", "")
+    assert said.endswith(f"{table}report: {report}\n")
+    assert "<code>python run.py -m tuner=red,lora sweep=red-vs-lora paths.runs=PATH</code>" in report.read_text(
+        encoding="utf-8"
+    )
+
+
+def test_a_plan_on_a_cluster_ends_with_the_script_of_each_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("experiment=clm/table1", "model=qwen25_15b,llama31_8b", "launch=slurm", f"paths.runs={tmp_path / 'runs'}")
+
+    sweep(Task(), *words, "plan=true")
+
+    said = capsys.readouterr().out
+    arrays = re.findall(r"^an array of (.*)$", said, re.M)
+    assert arrays == [
+        "3 jobs: 1 GPU, 32 GB of memory, for a model of 1.54 billion parameters",
+        "3 jobs: 4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters",
+    ]
+    assert said.count("#!/bin/bash") == 2
+    assert "#SBATCH --gpus-per-node=4" in said
+    assert not (tmp_path / "runs").exists()

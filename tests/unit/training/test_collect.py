@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alignlab.data.encode import Truncation
 from alignlab.errors import ConfigError
 from alignlab.methods.rahf.stages import PromptVariants
 from alignlab.models.config import Shape
 from alignlab.models.policy import Policy
 from alignlab.records import Batch
 from alignlab.training.collect import CollectStage
-from alignlab.training.stages import Truncation, Work
+from alignlab.training.stages import Work
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import plain, session_in, trainer_config
 from tests.unit.methods.readings import LEADS, LIMITS, PLAIN, SOURCE, layers_of

@@ -96,3 +96,31 @@ def test_what_is_trained_further_from_its_own_start_is_not_refused(llama: Backbo
 
 def test_an_objective_without_a_reference_has_no_first_loss_to_keep_to(llama: Backbone, tmp_path: Path) -> None:
     assert len(run(attached("lora", llama), session_in(tmp_path), None, nll)) == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "behind"),
+    [
+        ("constant", []),
+        ("constant_with_warmup", [1, 1, 1, 1, 1]),
+        ("linear", [1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+        ("cosine", [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]),
+    ],
+)
+def test_a_warm_up_begins_above_zero(
+    schedule: str, behind: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *given: object) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self, *given)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    fit = fit_config(steps=8, learning_rate=1e-3, schedule=schedule, warmup_fraction=0.3)
+    stage = TrainStage("fit", "train", chosen, nll, fit)
+    stage.run(attached("red", backbone("llama")), stage.prepare(SOURCE, CODEC, Limits(128, "error")), session_in(tmp_path))
+
+    factors = [1 / 3, 2 / 3, 1, *behind] if behind else [1] * 8
+    assert rates == pytest.approx([1e-3 * factor for factor in factors], abs=1e-12)

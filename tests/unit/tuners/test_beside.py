@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from alignlab import at_strength
 from alignlab.errors import ControlError
+from alignlab.models.policy import Policy
 from alignlab.tuners.clm import ClmConfig
 from alignlab.tuners.clm.tuner import ClmTuner
 from alignlab.tuners.control import ControlConfig
@@ -24,6 +26,7 @@ from alignlab.tuners.peft_tuner import PeftTuner
 from alignlab.tuners.red import RedConfig
 from alignlab.tuners.red.tuner import RedTuner
 from tests.conftest import backbone
+from tests.unit.conftest import batch_of
 from tests.unit.tuners.families import IDS_RT, model_of, outputs
 
 Make = Callable[[], tuple[PeftTuner, PreTrainedModel]]
@@ -228,3 +231,28 @@ def test_a_saved_head_comes_back(tmp_path: Any) -> None:
     again = PeftModel.from_pretrained(backbone("llama").model, tmp_path)
 
     assert torch.equal(outputs(again), outputs(tuner.module))
+
+
+@pytest.mark.parametrize("changed", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}, {}], ids=str)
+def test_log_probabilities_at_a_strength_have_the_head_at_that_strength(changed: dict[str, Any]) -> None:
+    tuned = get_peft_model(backbone("llama").model, LoraConfig(**{"target_modules": ["q_proj"], **changed}))
+    _move(tuned)
+    held = replace(backbone("llama"), model=tuned.get_base_model())
+    policy, batch = Policy(held, LoraTuner.around(tuned)), batch_of(held)
+
+    with torch.no_grad(), policy.at(0.5):
+        found_GM = policy.logprobs(batch).total_GM
+    with torch.no_grad(), policy.tuner.at(0.5):
+        members = zip(batch.ids_GMT.flatten(0, 1), batch.start_GM.flatten(), batch.length_GM.flatten(), strict=True)
+        by_hand = [
+            outputs_of(held.model, ids_T[:length])[start - 1 : -1].gather(1, ids_T[start:length, None]).sum()
+            for ids_T, start, length in members
+        ]
+
+    assert policy.tuner.edits_head is bool(changed)
+    torch.testing.assert_close(found_GM.flatten(), torch.stack(by_hand), rtol=0, atol=1e-4)
+
+
+def outputs_of(model: PreTrainedModel, ids_T: Tensor) -> Tensor:
+    """Log-probabilities of the next token, T,V, by the whole model."""
+    return model(ids_T[None]).logits[0].log_softmax(-1)

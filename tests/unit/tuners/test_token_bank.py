@@ -243,14 +243,16 @@ def names_in(folder: Path) -> set[str]:
         return {name.rpartition(".")[2] for name in file.keys()}  # noqa: SIM118 - a file is no mapping
 
 
-def test_a_bank_starts_as_a_saved_one(tmp_path: Path) -> None:
-    tuned = policy()
+@pytest.mark.parametrize(("retrieval", "tensors"), [("max", 1), ("router", 3)])  # the router's weights and biases come along
+def test_a_bank_starts_as_a_saved_one(retrieval: str, tensors: int, tmp_path: Path) -> None:
+    tuned = policy(retrieval=retrieval)
     tuner_in(tuned).save(tmp_path)
     torch.manual_seed(9)
 
-    later = build(replace(CONFIG, bank_from=str(tmp_path)), backbone(T5).model)
+    later = build(replace(CONFIG, retrieval=retrieval, bank_from=str(tmp_path)), backbone(T5).model)
 
-    assert torch.equal(later.parts()["bank"][0], tuner_in(tuned).parts()["bank"][0])
+    own, saved = later.parts()["bank"], tuner_in(tuned).parts()["bank"]
+    assert [torch.equal(one, other) for one, other in zip(own, saved, strict=True)] == [True] * tensors
     assert not torch.equal(later.parts()["task"][0], tuner_in(tuned).parts()["task"][0])
 
 
@@ -265,6 +267,8 @@ def test_a_bank_of_another_width_size_or_backbone_is_refused(tmp_path: Path) -> 
         build(made, wider)
     with pytest.raises(ModelError, match="a bank of 12 vectors of width 32, and this one has 10 of width 32"):
         build(replace(made, tokens=10), backbone(T5).model)
+    with pytest.raises(ModelError, match="holds bank, task and no router_weight; give the adapter of another stage"):
+        build(replace(made, retrieval="router"), backbone(T5).model)
     other = backbone(T5).model
     other.shared.weight.data += 1
     with pytest.raises(ModelError, match="this bank was tuned together with other weights"):
@@ -333,3 +337,26 @@ def test_on_t5_base_it_has_the_released_sizes(changes: dict[str, Any], counts: d
     assert whole_model == 222_903_552
     assert found == counts
     assert round(100 * 76_800 / whole_model, 4) == 0.0345
+
+
+def test_over_a_bfloat16_backbone_bank_and_prompt_are_float32_and_move_by_the_rate(tmp_path: Path) -> None:
+    own = backbone(T5)
+    own.model.bfloat16()
+    tuned = policy(own)
+    tuner = tuner_in(tuned)
+    parameters = {name: parameter for name, (parameter, *_) in tuner.parts().items()}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with training(tuned, THE_TUNER) as parts, tuned.only(parts.parameters()):
+        tuned.nll(whole(groups(tuned), own.codec.pad)).value.backward()
+        torch.optim.AdamW(parameters.values(), lr=0.3, weight_decay=0.0, eps=1e-12).step()
+
+    # AdamW's first step is the rate times the sign of the gradient; of numbers near 1, bfloat16 holds steps of 0.0078 only.
+    for name, parameter in parameters.items():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        moved = parameter.detach() - before[name]
+        assert torch.allclose(moved, -0.3 * parameter.grad.sign(), atol=1e-4)
+    assert {parameter.dtype for name, parameter in own.model.named_parameters() if "tpt_" not in name} == {torch.bfloat16}
+    tuner.save(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118 - a file is no mapping

@@ -1,0 +1,160 @@
+"""The plan of a run as it is printed: the same text before a run and with plan=true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alignlab.config import RunConfig, folder_of
+from alignlab.estimates import EVALUATION, Paces, lasting
+from alignlab.evaluation import SUITES
+from alignlab.evaluation.judging import Question, cost, read_questions
+from alignlab.planning import Plan
+from alignlab.tracking.ledger import state_of
+from alignlab.training.stages import TrainStage, Work
+from alignlab.tuners.config import FormConfig
+
+
+def show(plan: Plan, shared: Collection[str], console: Console) -> None:
+    """What a run will do, the same text before it and with plan=true: who, rows kept and dropped and why, a row as it is fed,
+    steps, rates, memory, time, suites left out. `shared`: the stages that another run has done."""
+    config = plan.config
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row(
+        "run",
+        f"method={config.method.name} tuner={config.tuner.name} model={config.model.name} data={config.data.name}",
+    )
+    if plan.method.stages:
+        share = 100 * plan.learned / plan.parameters
+        table.add_row("tuner", f"{plan.learned:,} parameters, on a backbone of {plan.parameters:,} ({share:.3g} %)")
+        table.add_row("configs", _configs(config))
+        table.add_row("layout", f"expected: {plan.rows}")
+    else:
+        table.add_row("tuner", "nothing is trained")
+    trained_on = [stage.split for stage in plan.method.stages if isinstance(stage, TrainStage)]
+    for name in dict.fromkeys((*trained_on, "train", "test")):
+        origin = plan.source.split(name).origin if name in plan.source.readers else None
+        if origin:
+            table.add_row(f"data {name}", origin.sentence())
+    for stage, work, need in zip(plan.method.stages, plan.works, plan.needs, strict=True):
+        doing = f"{work.steps} steps, {work.note}" if stage.trains else work.note
+        table.add_row(f"stage {stage.name}", f"{doing}; another run has done it" if stage.name in shared else doing)
+        table.add_row("", work.account.sentence())
+        if need:
+            table.add_row("", need.sentence())
+        for task, weight in (work.weights or {}).items():
+            table.add_row("", _task(work, task, weight))
+    if plan.fed:
+        table.add_row("row as fed", Text(plan.fed))
+    if plan.classes:
+        table.add_row("classes", _classes(plan))
+    if plan.validated:
+        table.add_row("validation", _validation(plan))
+    where = ", ".join(point.mixture or f"{point.strength:g}" for point in plan.points)
+    suites = ", ".join(config.suites) or "none"
+    at = "classes" if plan.classes else "strengths"
+    table.add_row("evaluation", f"{suites}; at {at} {where}" if config.suites else suites)
+    if plan.decoding:
+        decoding, weights = plan.decoding
+        table.add_row("decoding", decoding.sentence(weights))
+    if plan.held_out:
+        table.add_row("", f"held-out pairs: {plan.held_out.account.sentence()}")
+    if plan.held_out_items:
+        table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
+    if plan.held_out_labels:
+        table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
+    if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
+        table.add_row("judge", _judging(plan))
+    for reason in dict.fromkeys(config.left_out.values()):
+        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
+        table.add_row("", f"left out: {suites} ({reason})")
+    table.add_row("time", _time(plan, shared))
+    table.add_row("folder", f"{folder_of(config)} ({_beginning(config)})")
+    console.print(table)
+
+
+def _beginning(config: RunConfig) -> str:
+    """Whether a run begins, or goes on from what is in its folder."""
+    state = state_of(folder_of(config)).name
+    if config.force and state != "missing":
+        return f"{state} before; force=true begins it again"
+    return {"missing": "new", "done": "done before, and repeated"}.get(state, f"{state} before; it goes on where that ended")
+
+
+def _time(plan: Plan, shared: Collection[str]) -> str:
+    """How long stages and evaluation will take by like runs, as far as there are any."""
+    paces = Paces(plan.config)
+    known: dict[str, float] = {}
+    unknown, where = [], []
+    stages = [(stage.name, work.steps) for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains]
+    asked = [(name, steps) for name, steps in stages if name not in shared]
+    for name, times in [*asked, *([(EVALUATION, 1)] if plan.config.suites else [])]:
+        pace = paces.of(name)
+        if pace is None:
+            unknown.append(name)
+        else:
+            known[name] = times * pace.seconds
+            where.append(pace.here)
+    parts = [f"{name} {lasting(seconds)}" for name, seconds in known.items()]
+    if not parts:
+        return "no like run was made here, so it is not known; a run tells it in its first seconds" if unknown else "moments"
+    total = lasting(sum(known.values())) if len(parts) > 1 and not unknown else ""
+    lacking = f"; {', '.join(unknown)} not known" if unknown else ""
+    measured = f", as like runs took {' and '.join(dict.fromkeys(where))}; loading is not counted"
+    return f"{'about ' + total + ': ' if total else 'about '}{', '.join(parts)}{lacking}{measured}"
+
+
+def _classes(plan: Plan) -> str:
+    """The form of each class, with its rows, placeholder ids and edges."""
+    assert plan.classes is not None
+    edges = f"; scores cut at {', '.join(f'{edge:g}' for edge in plan.classes.edges)}" if plan.classes.edges else ""
+    placeholders = f"; placeholder ids {', '.join(map(str, plan.control.placeholders))}" if plan.control.embeds else ""
+    held = Counter(group.members[0].control for group in plan.works[0].groups)
+    named = ", ".join(f"{name} ({held[name]})" for name in plan.classes.names)
+    return f"{named}, each by a {plan.control.form}{placeholders}{edges}"
+
+
+def _task(work: Work, task: str, weight: float) -> str:
+    """What a stage has of one of several sources."""
+    own = [group for group in work.groups if group.task == task]
+    tokens = sum(len(member.ids) for group in own for member in group.members)
+    return f"of {task}: {len(own)} rows, {tokens:,} tokens, weight {weight:.3g}"
+
+
+def _validation(plan: Plan) -> str:
+    """What is measured while which stages train."""
+    wanted = plan.config.trainer.validation
+    assert wanted is not None
+    assert plan.validated is not None
+    every = f"{wanted.every_steps} steps" if wanted.every_steps is not None else f"{wanted.every_epochs:g} epochs"
+    stages = ", ".join(stage.name for stage in plan.method.stages if stage.validated(plan.config.trainer))
+    records = len(plan.validated.source.split("test").records)
+    kept = "; ends with the best" if wanted.keep_best else ""
+    return (
+        f"{wanted.suite}/{wanted.metric} every {every} of {stages}{kept};"
+        f" at most {wanted.rows} of {records} records of split {wanted.split}"
+    )
+
+
+def _judging(plan: Plan) -> str:
+    """What the judge will be asked at most."""
+    evaluation = plan.config.evaluation
+    judge, prompts = evaluation.judge, [] if evaluation.judge.questions else plan.source.prompts()[: evaluation.prompts]
+    questions = [Question((each,)) for each in prompts]
+    if judge.questions:
+        questions = read_questions(Path(judge.questions), judge.references)
+    return cost(judge, questions, evaluation.max_new_tokens, len(plan.points))
+
+
+def _configs(config: RunConfig) -> str:
+    """Where the tuner's and the method's numbers came from, the command line aside."""
+    rates = f"sizing/tuner/{config.sizing.tuner}" if config.sizing.tuner else f"tuner/{config.tuner.name}"
+    if isinstance(config.control, FormConfig):
+        rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
+    steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
+    return f"{rates}, {steps}"

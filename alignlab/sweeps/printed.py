@@ -1,0 +1,165 @@
+"""The plan of a sweep, and how it ended, as they are printed."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alignlab.errors import ConfigError
+from alignlab.files import write_whole
+from alignlab.sweeps.jobs import Looked, PlannedJob, steps_computed_once
+from alignlab.tables import experiments_with
+
+REPORT = "report.html"
+"""In the sweep's folder."""
+LISTED = 40
+"""Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
+
+
+def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, whole: bool) -> None:
+    """Prints the number of jobs in each state and the optimiser steps. `whole`: and one line for each job, and their time."""
+    counts = Counter(_action(each) for each in planned)
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items())
+    console.print(f"sweep {escape(name)}: {len(planned)} jobs ({summary}); {_steps(planned)}", soft_wrap=True)
+    if not whole:
+        return
+    looked = any(each.looked for each in planned[:LISTED])
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for title in ("job", "", "steps, learning rate", *(("rows", "trains", "memory") if looked else ()), "run"):
+        table.add_column(title, overflow="fold")
+    for each in planned[:LISTED]:
+        stages = (
+            "" if each.job.refused else ", ".join(f"{stage.name} {stage.steps:,} at {stage.rate:g}" for stage in each.stages)
+        )
+        steps = stages or ("" if each.job.refused else "?" if each.job.steps is None else f"{each.job.steps:,}")
+        seen = _seen(each.looked) if looked else ()
+        table.add_row(escape(_named(each)), _action(each), steps, *seen, escape(each.job.folder))
+    console.print(table)
+    for each in planned[:LISTED]:
+        if each.job.refused:
+            console.print(f"refused: {_named(each)}: {each.job.refused}", markup=False, highlight=False, soft_wrap=True)
+    if len(planned) > LISTED:
+        console.print(f"... and {len(planned) - LISTED} more")
+    unseen = sum(each.pending and each.looked is None for each in planned)
+    if unseen:
+        console.print(
+            f"of {unseen} jobs rows and memory are told when they run: their model or data is on the hub, and a plan downloads"
+            " nothing",
+            soft_wrap=True,
+        )
+    if told := _time(planned):
+        console.print(told, soft_wrap=True)
+
+
+def _named(planned: PlannedJob) -> str:
+    return " ".join(planned.job.overrides or planned.overrides)
+
+
+def _seen(looked: Looked | None) -> tuple[str, str, str]:
+    """Rows, trained parameters and memory of a job, as far as they are known."""
+    if looked is None:
+        return "", "", ""
+    from alignlab.estimates import amount
+
+    return looked.rows, f"{looked.trained:,}", amount(looked.memory)
+
+
+def _time(planned: Sequence[PlannedJob]) -> str:
+    """How long the pending jobs take one after the other, each shared stage once; "" where none is looked at."""
+    pending = [each for each in planned if each.pending and each.looked]
+    if not pending:
+        return ""
+    from alignlab.estimates import EVALUATION, lasting
+
+    known, unknown = 0.0, 0
+    made: set[str] = set()
+    for each in pending:
+        assert each.looked is not None
+        asked = [(stage.name, stage.steps) for stage in each.stages if not stage.content or stage.content not in made]
+        made |= {stage.content for stage in each.stages}
+        asked += [(EVALUATION, 1)] if each.looked.evaluated else []
+        known += sum(times * each.looked.seconds[name] for name, times in asked if name in each.looked.seconds)
+        unknown += any(name not in each.looked.seconds for name, _ in asked)
+    lacking = f"; of {unknown} jobs not all is known, since no like run was made here" if unknown else ""
+    return (
+        f"time: about {lasting(known)}, one job after the other, as like runs took{lacking}"
+        if known
+        else ("time: not known, since no like run was made here; a run tells it in its first seconds")
+    )
+
+
+def show_outcome(
+    name: str, planned: Sequence[PlannedJob], failures: Mapping[int, str], submitted: int, console: Console
+) -> None:
+    """Prints how many jobs finished, failed and were skipped, and of each failure its error and the command that repeats it.
+
+    `failures`: from the index of a job in the sweep to its error. `submitted`: jobs that this process does not wait for.
+    """
+    skipped = sum(each.state.name == "done" and index not in failures for index, each in enumerate(planned))
+    finished = len(planned) - skipped - len(failures) - submitted
+    outcome = f"{submitted} jobs submitted" if submitted else f"{finished} finished"
+    summary = f"{outcome}, {len(failures)} failed, {skipped} skipped (done before)"
+    console.print(f"\nsweep {escape(name)}: {summary}", soft_wrap=True)
+    if submitted:
+        console.print(f"`python -m alignlab status {escape(name)}` shows their states", soft_wrap=True)
+    for index, error in failures.items():
+        command = " ".join(["python run.py", *map(shlex.quote, planned[index].overrides)])
+        console.print(f"failed: {escape(' '.join(planned[index].job.overrides))}", soft_wrap=True)
+        console.print(f"  {escape(error)}", soft_wrap=True)
+        console.print(f"  again: {escape(command)}", soft_wrap=True)
+
+
+def show_table(runs: Path, name: str, console: Console) -> None:
+    """Prints the table of a sweep, as `python -m alignlab table` does, and writes its report beside its ledger; nothing where
+    no job has a number."""
+    from alignlab.plots.report import page_of
+    from alignlab.tables.render import markdown, published_for, sections_of
+    from alignlab.tables.sweep import Selection, read_sweep, table_of
+
+    sweep = read_sweep(runs, name)
+    if not any(job.results for job in sweep.jobs):
+        return
+    try:
+        table = table_of(sweep, Selection())
+    except ConfigError:  # nothing was measured at strength 1
+        table = table_of(sweep, Selection(strengths=None))
+    experiments = experiments_with(name)
+    published = published_for(name, experiments)
+    text = markdown(name, sections_of(table, published, experiments))
+    console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True, end="")
+    report = sweep.ledger.folder / REPORT
+    write_whole(report, page_of(table, published, experiments))
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _action(planned: PlannedJob) -> str:
+    """What the sweep will do with a job, and why."""
+    if planned.job.refused:
+        return "refused"
+    state = planned.state.name
+    if planned.state.outdated:
+        return "done by another version" if state == "done" else "to run (done by another version)"
+    elsewhere = {"done": "done", "missing": "to run", "running": "running elsewhere", "queued": "queued"}
+    return elsewhere.get(state) or f"to run ({state} before)"
+
+
+def _steps(planned: Sequence[PlannedJob]) -> str:
+    """The optimiser steps of the pending jobs. A shared stage may be in the store already, so they are an upper bound."""
+    pending = [each for each in planned if each.pending]
+    unknown = sum(each.job.steps is None for each in pending)
+    steps, shared = steps_computed_once(each.stages for each in pending)
+    text = f"{'at most ' if shared else ''}{steps:,} optimiser steps to make"
+    if unknown:
+        text += f", and {unknown} jobs whose data is not counted yet"
+    once = [f"{name} {_times(times)} for {jobs} jobs" for name, (times, jobs) in shared.items() if times < jobs]
+    return text + (f"; shared stages: {', '.join(once)}" if once else "")
+
+
+def _times(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"

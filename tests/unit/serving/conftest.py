@@ -1,0 +1,38 @@
+"""A server on a socket of this machine. Its tests skip where alignlab[serve] is not installed."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alignlab.serving.engine import Engine
+
+KEY = "a key"
+
+
+@contextmanager
+def serving(engine: Engine, ui: Any = None, **given: Any) -> Iterator[str]:
+    """The address of a server on an engine, which ends with it; with the page where the rows of reports are given for `ui`."""
+    import uvicorn
+
+    from alignlab.serving.app import application
+
+    given = {"key": KEY, "body_bytes": 10_000, "hosts": ["127.0.0.1"], **given}
+    app = application(engine, page=None if ui is None else "/ui", **given)
+    if ui is not None:
+        from alignlab.serving.page import mount
+
+        app = mount(app, engine, "/ui", ui, given["key"])
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
