@@ -1,4 +1,4 @@
-"""Commands that read, draw or export runs: `python -m alignlab COMMAND`; `--help` lists the commands."""
+"""The command `alignlab`, also `python -m alignlab`: `alignlab run` starts runs, the others read, draw or export them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from alignlab.command_line import sentence, show_words
+from alignlab.command_line import asks_for_completion, sentence, show_words
 from alignlab.commands.measures import add_judge_agreement, add_lm_eval
 from alignlab.commands.params import add_params
+from alignlab.commands.run import add_run, start
 from alignlab.commands.runs import add_export, add_status, add_sync
 from alignlab.commands.serve import add_serve
 from alignlab.commands.tables import add_plot, add_report, add_table
+from alignlab.files import package_version
 
 COMMANDS = (
+    add_run,
     add_status,
     add_table,
     add_plot,
@@ -30,10 +33,18 @@ COMMANDS = (
 
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 after an error that the user can correct."""
-    parser = argparse.ArgumentParser(prog="python -m alignlab", description=__doc__)
+    words = sys.argv[1:] if words is None else words
+    if words and words[0] == "run":  # what follows is Hydra's
+        start(words[1:])
+        return 0
+    parser = argparse.ArgumentParser(prog="alignlab", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"alignlab {package_version('alignlab')}")
     commands = parser.add_subparsers(dest="command", required=True)
     for add_command in COMMANDS:
         add_command(commands)
+    if asks_for_completion(words):
+        start(words, list(commands.choices))
+        return 0
     given = parser.parse_args(words)
     show_words(logging.INFO)
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -21,11 +23,17 @@ from alignlab.errors import AlignlabError, ConfigError
 from alignlab.files import storage_error
 from alignlab.registry import nearest, unknown
 
+CONF = Path(__file__).parent / "conf"
+"""The configs, in a checkout a link to its folder conf/."""
+OWN_CONFIGS = "ALIGNLAB_CONFIGS"
+"""The environment variable that names the user's own folders of configs, each laid out as CONF, with a colon between them."""
 LONGEST = 300
 """Characters of what another library says in an error."""
 PIPED_WIDTH = 140
 """Columns where the output goes to a file."""
-EXPERIMENT, SCALE, TOY = "experiment=", "scale=", "toy"
+EXPERIMENT, SCALE, TOY, SMOKE = "experiment=", "scale=", "toy", "scale=smoke"
+SCALES = ("paper", TOY, "smoke")
+"""What `scale=` takes: the first two choose the version of an experiment, the last is a key of the run and goes with both."""
 ROW = "+experiment/"
 """How a table's config names the folder of its rows."""
 
@@ -46,9 +54,17 @@ def show_words(level: int) -> None:
 
 
 def share_config_store() -> None:
-    """Lets Hydra use its store of structured configs where it copies it: once for every group that it lists, which is most of
-    the time that --help takes. There is one store per process, and what is read from it is copied then."""
+    """Lets Hydra use its store of structured configs where it copies it: once for every group that it lists, as a sweep asks
+    for. There is one store per process, and what is read from it is copied then."""
     ConfigStore.__deepcopy__ = lambda store, _memo: store  # type: ignore[attr-defined]
+
+
+def program() -> str:
+    """How this process was called: as the installed command, as the package, or as run.py."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "alignlab":
+        return "python -m alignlab run"
+    return "alignlab run" if called.name == "alignlab" else "python run.py"
 
 
 def console() -> Console:
@@ -115,25 +131,76 @@ def _siblings(node: Any) -> list[str]:
         return []
 
 
-def expand_overrides(overrides: Sequence[str], experiments: Path) -> list[str]:
+def take_config_folders(words: Sequence[str]) -> list[str]:
+    """The words without `--config-dir FOLDER`, which joins the folders that OWN_CONFIGS names, for this process and those that
+    it starts. Raises ConfigError for a folder that is not there, or that has a config of alignlab's name."""
+    option = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    option.add_argument("--config-dir", "-cd", action="append", default=[])
+    try:
+        given, rest = option.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError("--config-dir needs a folder: --config-dir FOLDER.") from error
+    folders = [*own_configs(), *(Path(folder).expanduser().absolute() for folder in given.config_dir)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder} of configs; give one that is laid out as conf/ to --config-dir.")
+        for file in sorted(folder.rglob("*.yaml")):
+            if (CONF / file.relative_to(folder)).is_file():
+                raise ConfigError(f"{file} has the name of a config of alignlab; give it another.")
+    if folders:
+        os.environ[OWN_CONFIGS] = os.pathsep.join(dict.fromkeys(map(str, folders)))
+    return rest
+
+
+def own_configs() -> list[Path]:
+    """The user's own folders of configs, which lie behind those of alignlab."""
+    return [Path(folder).expanduser() for folder in os.environ.get(OWN_CONFIGS, "").split(os.pathsep) if folder]
+
+
+def shipped(place: str) -> str:
+    """The path of what lies among alignlab's configs, for `${shipped:PLACE}` in a config: from the present folder
+    where that is above it."""
+    path, here = CONF / place, Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def experiment_folders() -> list[Path]:
+    """Where experiments are: alignlab's, then the user's own."""
+    return [folder / "experiment" for folder in (CONF, *own_configs())]
+
+
+def experiments_in(folders: Iterable[Path]) -> dict[str, Path]:
+    """From the name of each experiment, such as red/table1 or red/table1/lora, to its config."""
+    files = ((folder, file) for folder in folders for file in sorted(folder.glob("**/*.yaml")))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for folder, file in files}
+
+
+def expand_overrides(overrides: Sequence[str], *folders: Path) -> list[str]:
     """The overrides as Hydra reads them: `experiment=red/table1/lora,red` chooses two rows of a table, `scale=toy` its version
-    for the embedded world, `KEY={a: 1}` adds keys to a mapping. Raises ConfigError for an experiment, a row or a scale that
-    does not exist, and for a plan of a sweep that cannot be planned, before Hydra makes its folder.
+    for the embedded world, `scale=toy,smoke` that version cut to seconds, `KEY={a: 1}` adds keys to a mapping. `folders`: of
+    the experiments; without any, all that there are.
+
+    Raises ConfigError for an experiment, a row or a scale that does not exist, and for a plan of a sweep that cannot be
+    planned, before Hydra makes its folder.
     """
     sweepers = [override.partition("=")[2] for override in overrides if override.startswith("hydra/sweeper=")]
     if sweepers and sweepers[-1] != "planned" and any(override.lower() == "plan=true" for override in overrides):
         raise ConfigError(NO_PLAN)
-    scales = [override.removeprefix(SCALE) for override in overrides if override.startswith(SCALE)]
+    given = [override.removeprefix(SCALE).split(",") for override in overrides if override.startswith(SCALE)]
+    scales = [scale for words in given for scale in words]
+    for scale in scales:
+        if scale not in SCALES:
+            raise ConfigError(f"scale={scale!r} is not known; choose paper, toy for the embedded world, or smoke for seconds.")
     rest = [override for override in overrides if not override.startswith(SCALE)]
-    scale = scales[-1] if scales else "paper"
-    if scale not in ("paper", TOY):
-        raise ConfigError(f"scale={scale!r} is not known; choose paper, or toy for the embedded world.")
+    scale = next((scale for scale in reversed(scales) if scale in SCALES[:2]), SCALES[0])
+    asked = any(_is_experiment(override) for override in rest)
+    if scale == TOY and not asked:
+        raise ConfigError("scale=toy chooses the version of an experiment for the embedded world; add experiment=NAME.")
+    files = experiments_in(folders or experiment_folders()) if asked else {}
     expanded: list[str] = []
     for override in rest:
-        expanded += _experiment(override, scale, experiments) if _is_experiment(override) else [_opened(override)]
-    if scale == TOY and not any(_is_experiment(override) for override in rest):
-        raise ConfigError("scale=toy chooses the version of an experiment for the embedded world; add experiment=NAME.")
-    return expanded
+        expanded += _experiment(override, scale, files) if _is_experiment(override) else [_opened(override)]
+    return [*expanded, SMOKE] if SMOKE.removeprefix(SCALE) in scales else expanded
 
 
 def _opened(override: str) -> str:
@@ -145,66 +212,69 @@ def _is_experiment(override: str) -> bool:
     return override.startswith(EXPERIMENT) and override != f"{EXPERIMENT}null"
 
 
-def _experiment(override: str, scale: str, experiments: Path) -> list[str]:
+def _experiment(override: str, scale: str, files: Mapping[str, Path]) -> list[str]:
     name = override.removeprefix(EXPERIMENT)
     if scale == TOY:
-        name = _at_toy_scale(name, experiments)
+        name = _at_toy_scale(name, files)
     table, _, rows = name.rpartition("/")
-    if table and not (experiments / f"{table}.yaml").is_file() and _toy_twin(table, experiments):
-        raise ConfigError(_no_such(table, experiments, ""))  # a row alone would run without the values of its table
-    folder = _rows_of(experiments / f"{table}.yaml") if table else None
-    known = [path.stem for path in sorted((experiments / folder).glob("*.yaml"))] if folder else []
+    if table and table not in files and _toy_twin(table, files):
+        raise ConfigError(_no_such(table, files, ""))  # a row alone would run without the values of its table
+    folder = rows_of(files[table]) if table in files else None
+    known = sorted(name.rpartition("/")[2] for name in files if folder and name.rpartition("/")[0] == folder)
     wrong = [row for row in rows.split(",") if row not in known]
     if folder and not wrong:
         return [f"{EXPERIMENT}{table}", f"{ROW}{folder}={rows}"]
     for each in name.split(","):
-        if not (experiments / f"{each}.yaml").is_file():
-            raise ConfigError(
-                _no_such(each, experiments, unknown(f"row of experiment={table}", wrong[0], known) if known else "")
-            )
-        if "," in name and _swept_keys(experiments / f"{each}.yaml"):
+        if each not in files:
+            raise ConfigError(_no_such(each, files, unknown(f"row of experiment={table}", wrong[0], known) if known else ""))
+        if "," in name and swept_keys(files[each]):
             raise ConfigError(f"{EXPERIMENT}{name} crosses tables, which have rows of their own; start one after the other.")
     return [f"{EXPERIMENT}{name}"]
 
 
-def _no_such(name: str, experiments: Path, instead: str) -> str:
+def _no_such(name: str, files: Mapping[str, Path], instead: str) -> str:
     """The error for an experiment that does not exist; `instead`: the error for a row of one that does."""
-    twin = None if instead else _toy_twin(name, experiments)
+    twin = None if instead else _toy_twin(name, files)
     if twin:
         return f"experiment={name} has no version at the paper's scale yet; add scale=toy, which is {twin}."
-    tables = [str(path.relative_to(experiments).with_suffix("")) for path in sorted(experiments.glob("**/*.yaml"))]
-    return instead or unknown("experiment", name, [table for table in tables if _swept_keys(experiments / f"{table}.yaml")])
+    return instead or unknown("experiment", name, [table for table, file in files.items() if swept_keys(file)])
 
 
-def _at_toy_scale(name: str, experiments: Path) -> str:
+def _at_toy_scale(name: str, files: Mapping[str, Path]) -> str:
     if name.split("/")[1:2] == [TOY]:
         return name
-    twin = _toy_twin(name, experiments)
+    twin = _toy_twin(name, files)
     if twin is None:
-        home = name.partition("/")[0]
-        configs = sorted(experiments.glob(f"{home}/{TOY}/*.yaml")) or sorted(experiments.glob(f"*/{TOY}/*.yaml"))
-        known = [f"{path.parents[1].name}/{path.stem}" for path in configs]
+        toys = [parts for file in files if len(parts := file.split("/")) == 3 and parts[1] == TOY]
+        of_home = [parts for parts in toys if parts[0] == name.partition("/")[0]]
+        known = [f"{home}/{table}" for home, _, table in of_home or toys]
         raise ConfigError(unknown("experiment with a version for scale=toy", name, known))
     return twin
 
 
-def _toy_twin(name: str, experiments: Path) -> str | None:
+def _toy_twin(name: str, files: Mapping[str, Path]) -> str | None:
     """home/table as home/toy/table, if there is one; a row stays behind its table."""
     home, _, rest = name.partition("/")
     table = f"{home}/{TOY}/{rest}"
-    above = table.rpartition("/")[0]
-    found = any((experiments / f"{path}.yaml").is_file() for path in (table, above) if path != f"{home}/{TOY}")
-    return table if found else None
+    return table if table in files or table.rpartition("/")[0] in files else None
 
 
-def _rows_of(config: Path) -> str | None:
+def rows_of(config: Path) -> str | None:
     """The folder of a table's rows, None for a config that is no table or that sweeps values only."""
-    return next((key.removeprefix(ROW) for key in _swept_keys(config) if key.startswith(ROW)), None)
+    return next((key.removeprefix(ROW) for key in swept_keys(config) if key.startswith(ROW)), None)
 
 
-def _swept_keys(config: Path) -> dict[str, Any]:
-    """The keys that an experiment's config sweeps; empty for a single run, and if there is no such config."""
-    if not config.is_file():
-        return {}
-    content: Any = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+def swept_keys(config: Path) -> dict[str, Any]:
+    """The keys that an experiment's config sweeps, with their values; empty for a single run."""
+    content: Any = yaml.load(config.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     return dict(content.get("hydra", {}).get("sweeper", {}).get("params", None) or {})
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether the words ask for the help, and not for Hydra's."""
+    return any(word in ("-h", "--help") for word in words)
+
+
+def asks_for_completion(words: Sequence[str]) -> bool:
+    """Whether a shell asks, as the script of `-sc install=SHELL` does."""
+    return list(words[:1]) in (["-sc"], ["--shell-completion"]) and any(word.startswith("query=") for word in words)

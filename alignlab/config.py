@@ -30,7 +30,7 @@ from alignlab.files import contents, places
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
-from alignlab.registry import Entry, Registry, number, one_of, path, random_seed, refuse_strays, typed, unknown
+from alignlab.registry import Entry, Registry, cut, number, one_of, path, random_seed, refuse_strays, typed, unknown
 from alignlab.tracking import TRACKERS
 from alignlab.tracking.ledger import LOCK, QUEUED, REPORT, STATUS, Ledger, state_of
 from alignlab.training.config import TrainerConfig
@@ -160,12 +160,14 @@ NO_RUN_YET = (LOCK, QUEUED, STATUS)
 class TopConfig:
     """The keys that stand in no group. `rerun`: finished runs of another version (outdated) too; null = none.
 
-    `plan`: only say what would be done. `sweep`: the sweep that it is a job of."""
+    `plan`: only say what would be done. `sweep`: the sweep that it is a job of. `scale`: smoke cuts rows, steps, prompts and
+    tokens to what their fields declare for it; null = as given."""
 
     seed: Annotated[int, random_seed()]
     force: bool
     rerun: Annotated[str | None, one_of("outdated")]
     plan: bool
+    scale: Annotated[str | None, one_of("smoke")]
     folder: Annotated[str | None, path()]
     sweep: str | None
     paths: PathsConfig
@@ -213,6 +215,8 @@ def parse(raw: DictConfig) -> RunConfig:
     top = {each.name: plain.get(each.name) for each in dataclasses.fields(TopConfig)}
     refuse_strays("", plain, dict.fromkeys([*top, "experiment", *GROUPS]))
     made = typed("", {**top, "paths": top["paths"] or {}, "sizing": top["sizing"] or {}}, TopConfig)
+    if made.scale is not None:
+        plain |= {group: cut(plain.get(group), _schema(group, plain)) for group in GROUPS}
     first = ("data", *GROUPS)  # other groups take values from the data's; what is wrong is said of where it was given
     parts = {group: _part(group, plain) for group in dict.fromkeys(first)}
     chosen = {group: (GROUPS[group][parts[group].name], parts[group]) for group in GROUPS}
@@ -223,7 +227,7 @@ def parse(raw: DictConfig) -> RunConfig:
         **vars(made),
         suites=suites,
         left_out=left_out,
-        plain={key: value for key, value in plain.items() if key != "experiment"},
+        plain={key: value for key, value in plain.items() if key not in ("experiment", "scale")},
         **parts,
     )
 
@@ -282,10 +286,16 @@ def _taken_from_nowhere(raw: DictConfig, error: InterpolationKeyError) -> str:
 
 
 def _part(group: str, plain: Mapping[str, Any], *, whole: bool = True) -> Any:
+    schema = _schema(group, plain)
+    return typed(group, plain[group], schema, whole=whole)
+
+
+def _schema(group: str, plain: Mapping[str, Any]) -> type:
+    """The dataclass of what is chosen of a group."""
     config, registry = plain.get(group), GROUPS[group]
     if not isinstance(config, dict) or "name" not in config:
         raise ConfigError(f"{group} is not chosen; add {group}=NAME, one of {', '.join(registry)}.")
-    return typed(group, config, registry[str(config["name"])].config, whole=whole)
+    return registry[str(config["name"])].config
 
 
 def check_fit(chosen: Mapping[str, tuple[Entry, Any]]) -> frozenset[str]:

@@ -441,9 +441,10 @@ def package_version(name: str) -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+    """What git says of this checkout; None where the package is installed, perhaps inside a checkout of something else."""
+    root = Path(__file__).parents[1]
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

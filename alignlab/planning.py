@@ -37,7 +37,7 @@ from alignlab.models.text import Codec
 from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
 from alignlab.training.arguments import device_of
-from alignlab.training.stages import Method, Work
+from alignlab.training.stages import Method, TrainStage, Work
 from alignlab.training.trainable import check_parts
 from alignlab.tuners.config import FormConfig, StrengthConfig
 
@@ -312,7 +312,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
-    for name in ("corpus", "train", "test"):
+    trained_on = [stage.split for stage in plan.method.stages if isinstance(stage, TrainStage)]
+    for name in dict.fromkeys((*trained_on, "train", "test")):
         origin = plan.source.split(name).origin if name in plan.source.readers else None
         if origin:
             table.add_row(f"data {name}", origin.sentence())

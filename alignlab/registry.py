@@ -123,6 +123,7 @@ class Allowed:
     a list of names; `empty`: what is wrong with an empty list.
     Relations to other fields: `either` (of the two, exactly one is null), `unlike` (the two differ), `needs` (must not be null
     beside this one; with the advice), `alone` (a field and a value of it that this one cannot stand beside).
+    `smoke`: the most at scale=smoke, 0 = what was given; `null_is_all`: null is more than that, and is cut too.
     """
 
     minimum: float = -LARGEST
@@ -143,6 +144,8 @@ class Allowed:
     either: str = ""
     needs: tuple[str, str] = ("", "")
     alone: tuple[str, str] = ("", "")
+    smoke: int = 0
+    null_is_all: bool = False
 
     @property
     def bounds(self) -> str:
@@ -222,6 +225,32 @@ def typed(where: str, config: Mapping[str, Any], schema: type, *, whole: bool = 
         if hasattr(instance, "check"):
             instance.check(where)
     return instance
+
+
+def cut(config: Any, schema: type) -> Any:
+    """The config of a schema with no number above what its field declares for scale=smoke. What is no mapping stays."""
+    if not isinstance(config, Mapping):
+        return config
+    small, fields = dict(config), _fields(schema)
+    for name, (hint, allowed) in fields.items():
+        if name not in config:
+            continue
+        inner = next((each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)), None)
+        value = config[name]
+        if inner is not None:
+            small[name] = cut(value, typing.cast(type, inner))
+        elif allowed.smoke and (allowed.null_is_all if value is None else _is_above(value, allowed.smoke)):
+            others = [other for other, (_, said) in fields.items() if other == allowed.either or said.either == name]
+            small |= {name: allowed.smoke, **dict.fromkeys(others)}
+    return schema.cut(small) if hasattr(schema, "cut") else small
+
+
+def _is_above(value: Any, most: int) -> bool:
+    """Also of a number that was given as text; what is no number is refused later."""
+    try:
+        return float(value) > most
+    except (TypeError, ValueError):
+        return False
 
 
 def check_fields(instance: Any) -> None:

@@ -1,21 +1,19 @@
-"""`python -m alignlab params`: what each row of a table trains, counted without weights, beside the paper's count."""
+"""`alignlab params`: what each row of a table trains, counted without weights, beside the paper's count."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignlab.command_line import CONF, ROW, experiment_folders, experiments_in, swept_keys
+from alignlab.commands.tables import experiments_with
 from alignlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from alignlab.config import RunConfig
 
-CONF = Path(__file__).parents[2] / "conf"
-ROWS = "+experiment/"
-"""How the key of a table starts whose values are its rows."""
 COUNT = "params_m"
 """The published column of the count, in millions."""
 
@@ -45,7 +43,7 @@ def _frame(name: str) -> Any:
 
     from alignlab.tables.render import NOT_KNOWN, called, published_for
 
-    published = published_for(name, CONF / "experiment")
+    published = published_for(name, experiments_with(name))
     left = dict(published.rows) if published else {}
     lines = []
     for row, model, config in rows_of(name):
@@ -78,34 +76,34 @@ def rows_of(name: str) -> Iterator[tuple[str, str, RunConfig]]:
     from alignlab.config import parse
 
     lists = [[f"{key}={value}" for value in values] for key, values in _swept(name).items()]
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for cell in product(*lists):
             config = parse(compose("run", [f"experiment={name}", *cell, "tracking=off"]))
-            chosen = next((word.partition("=")[2] for word in cell if word.startswith(ROWS)), "")
+            chosen = next((word.partition("=")[2] for word in cell if word.startswith(ROW)), "")
             yield chosen, config.model.name, config
 
 
 def _swept(name: str) -> Mapping[str, list[str]]:
     """From each swept key to its values: all rows and backbones, and of every other key the first."""
-    import yaml
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    file = CONF / "experiment" / f"{name}.yaml"
-    if not file.is_file():
+    files = experiments_in(experiment_folders())
+    if name not in files:
         raise ConfigError(
             f"there is no experiment {name!r}; give a file below experiments/ without its ending, such as red/table1."
         )
-    params = (yaml.safe_load(file.read_text(encoding="utf-8")).get("hydra") or {}).get("sweeper", {}).get("params", {})
+    params = swept_keys(files[name])
     if not params:
         raise ConfigError(f"experiment={name} sweeps nothing, so it has no rows; give a table, such as red/table1.")
     found: dict[str, list[str]] = {}
     for key, values in params.items():
         if str(values) == "glob(*)":
-            every = sorted(path.stem for path in (CONF / "experiment" / key.removeprefix(ROWS)).glob("*.yaml"))
+            table = key.removeprefix(ROW)
+            every = sorted(row.rpartition("/")[2] for row in files if row.rpartition("/")[0] == table)
         else:
             override = OverridesParser.create().parse_override(f"{key}={values}")
             every = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(values)]
-        found[key] = every if key.startswith(ROWS) or key == "model" else every[:1]
+        found[key] = every if key.startswith(ROW) or key == "model" else every[:1]
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignlab.command_line import experiment_folders
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.files import replaced_alone
 
@@ -68,12 +69,13 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
         _write(given.results, results_csv(sweep))
         return
     table = table_of(sweep, _selection(given))
-    published = published_for(given.name, given.experiments)
+    experiments = given.experiments or experiments_with(given.name)
+    published = published_for(given.name, experiments)
     form = format_for(given.form, given.to)
     if form == "csv":
         text = long_csv(table, published)
     else:
-        text = {"md": markdown, "latex": latex}[form](given.name, sections_of(table, published, given.experiments))
+        text = {"md": markdown, "latex": latex}[form](given.name, sections_of(table, published, experiments))
     if given.to:
         _write(given.to, text)
     else:
@@ -144,7 +146,8 @@ def _report(given: argparse.Namespace) -> None:
     from alignlab.tables.sweep import read_sweep, table_of
 
     table = table_of(read_sweep(given.runs, given.name), _selection(given))
-    _write(given.to, page_of(table, published_for(given.name, given.experiments), given.experiments))
+    experiments = given.experiments or experiments_with(given.name)
+    _write(given.to, page_of(table, published_for(given.name, experiments), experiments))
 
 
 def _settings(option: str, arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -165,13 +168,19 @@ def _add_sweep(options: Any) -> None:
     options.add_argument("--runs", default=Path("runs"), type=Path, help="the folder of runs that has the sweep; default: runs")
     options.add_argument(
         "--experiments",
-        default=Path("experiments"),
         type=Path,
-        help="the folder of published.csv; default: experiments",
+        help="the folder of published.csv; default: alignlab's own experiments, and those of --config-dir",
     )
     options.add_argument("--metrics", nargs="+", default=[], metavar="SUITE/METRIC", help="default: all")
     options.add_argument("--strength", nargs="+", default=[], help="strengths of a dial, or all; default: 1")
     options.add_argument("--baseline", default="", metavar="ROW", help="what every row is compared with; default: the first")
+
+
+def experiments_with(name: str) -> Path:
+    """The folder of experiments with the published numbers of a sweep; alignlab's own where none has."""
+    from alignlab.tables.render import path_for
+
+    return next((folder for folder in experiment_folders() if path_for(name, folder).is_file()), experiment_folders()[0])
 
 
 def _selection(given: argparse.Namespace) -> Selection:

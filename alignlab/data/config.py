@@ -42,8 +42,8 @@ class DataConfig:
     name: str
     max_tokens: Annotated[int | None, number(minimum=1)]
     too_long: Annotated[str, one_of("error", "drop", "cut_prompt_left", "cut_response")]
-    limit: Annotated[int | None, number(minimum=1)]
-    test_limit: Annotated[int | None, number(minimum=1)]
+    limit: Annotated[int | None, number(minimum=1, smoke=128, null_is_all=True)]
+    test_limit: Annotated[int | None, number(minimum=1, smoke=32, null_is_all=True)]
     prefixes: PrefixConfig
     flipped: Annotated[float, number(minimum=0, maximum=1, note="a share of the training pairs")]
     halves: HalvesConfig | None
@@ -84,9 +84,9 @@ class ToyConfig(DataConfig):
     """The embedded world: how many records of each split its grammar writes, and the seed of the world itself. `length_cues`:
     whether two thirds of the prompts ask for a length, short or long; the corpus always does."""
 
-    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
-    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
-    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES)]
+    pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=128)]
+    test_pairs: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=32)]
+    corpus: Annotated[int, number(minimum=1, maximum=MOST_STORIES, smoke=128)]
     world_seed: Annotated[int, random_seed()]
     length_cues: bool
 

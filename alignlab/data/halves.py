@@ -43,7 +43,7 @@ class HalvesConfig:
     `test`: so many records from the end are the test split, without a test_limit; null = the data's own."""
 
     seed: Annotated[int, random_seed()]
-    test: Annotated[int | None, number(minimum=1)]
+    test: Annotated[int | None, number(minimum=1, smoke=32)]
     max_prompt: Annotated[int | None, number(minimum=1)]
 
 

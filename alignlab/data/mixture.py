@@ -15,7 +15,7 @@ from alignlab.data.halves import flipped
 from alignlab.data.source import Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
 from alignlab.files import contents, places
-from alignlab.registry import number, typed, unknown
+from alignlab.registry import cut, number, typed, unknown
 
 T = TypeVar("T")
 MEASURED = frozenset({"label set", "references", "oracle"})
@@ -61,6 +61,17 @@ class MixtureConfig(DataConfig):
                 raise ConfigError(f"data.weights has none for {', '.join(missing)}; give every source one, or null for all.")
             if self.cap is not None:
                 raise ConfigError("data.cap bounds what is mixed by size, and data.weights says the shares; give one of them.")
+
+    @staticmethod
+    def cut(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Of scale=smoke: the rows of each source, which the mixture itself does not limit."""
+        from alignlab.data import SOURCES
+
+        sources = dict(config.get("sources") or {})
+        for name, source in sources.items():
+            if isinstance(source, Mapping) and "name" in source:
+                sources[name] = cut(source, SOURCES[str(source["name"])].config)
+        return {**config, "limit": None, "test_limit": None, "sources": sources}
 
     @property
     def from_hub(self) -> bool:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SuiteEntry(Entry):
-    """A suite. `metrics`: the names of what it measures; the first stands for a run."""
+    """A suite. `metrics`: the names of what it measures; the first stands for a run. `shares`: those of them that lie between
+    0 and 1."""
 
     metrics: tuple[str, ...] = ()
+    shares: frozenset[str] = frozenset()
 
 
 OWN_SETTINGS = "settings of its own"
@@ -32,12 +34,14 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("oracle", "generation"),
         provides=capabilities("sampled texts"),
         metrics=("reward", "capability", "consistency", "obedience"),
+        shares=frozenset({"capability", "consistency", "obedience"}),
     ),
     "preference": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.PreferenceSuite"),
         requires=capabilities("pairs", "token likelihood"),
         metrics=("accuracy", "accuracy_per_token", "reward_accuracy", "reward_margin"),
+        shares=frozenset({"accuracy", "accuracy_per_token", "reward_accuracy"}),
     ),
     "fluency": SuiteEntry(
         EvaluationConfig,
@@ -45,6 +49,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("generation", "token likelihood"),
         provides=capabilities("sampled texts"),
         metrics=("perplexity", "distinct_2", "repetition_4", "words"),
+        shares=frozenset({"distinct_2", "repetition_4"}),
     ),
     "classes": SuiteEntry(
         EvaluationConfig,
@@ -59,18 +64,21 @@ _SUITES: Mapping[str, SuiteEntry] = {
             "gap",
             "separation",
         ),
+        shares=frozenset({"class_accuracy", "pair_accuracy"}),
     ),
     "classification": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.Classification"),
         requires=capabilities("label set"),
         metrics=("accuracy", "nats", "squared_error", "matthews", "f1", "pearson", "spearman"),
+        shares=frozenset({"accuracy", "f1"}),
     ),
     "reward_pairs": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.suites.RewardPairs"),
         requires=capabilities("pairs", "response scores"),
         metrics=("accuracy", "margin", "reward"),
+        shares=frozenset({"accuracy"}),
     ),
     "nlg": SuiteEntry(
         EvaluationConfig,
@@ -90,6 +98,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         deferred(f"{__name__}.harness.LmEval"),
         requires=capabilities("continuation", where=lambda config: config.lm_eval.tasks, otherwise=OWN_SETTINGS),
         metrics=("average",),
+        shares=frozenset({"average"}),
     ),
     "reward_model": SuiteEntry(
         EvaluationConfig,
@@ -97,6 +106,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("generation", where=lambda config: config.reward_model.path, otherwise=OWN_SETTINGS),
         provides=capabilities("sampled texts"),
         metrics=("reward", "win_rate"),
+        shares=frozenset({"win_rate"}),
     ),
     "judge": SuiteEntry(
         EvaluationConfig,
@@ -104,10 +114,16 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("generation", where=lambda config: config.judge.model, otherwise=OWN_SETTINGS),
         provides=lambda config: frozenset({"verdicts"} if config.judge.questions else {"verdicts", "sampled texts"}),
         metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
+        shares=frozenset({"win_rate", "length_controlled", "ties", "first", "unread"}),
     ),
 }
 SUITES = Registry("evaluation suite", _SUITES)
 METRICS: Mapping[str, tuple[str, ...]] = {name: entry.metrics for name, entry in _SUITES.items()}
+
+
+def is_share(suite: str, metric: str) -> bool:
+    """Whether a metric lies between 0 and 1; `source/metric` is that of one source."""
+    return suite in _SUITES and metric.rpartition("/")[2] in _SUITES[suite].shares
 
 
 EVALUATIONS = Registry("evaluation", dict.fromkeys(("off", "quick", "full"), Entry(EvaluationConfig, lambda config: config)))

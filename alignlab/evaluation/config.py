@@ -27,7 +27,7 @@ class HarnessConfig:
     tasks: Annotated[list[str], text(filled=True, unique=True)]
     include: Annotated[str | None, path()]
     shots: Annotated[int | None, number(minimum=0)]
-    limit: Annotated[int | None, number(minimum=1)]
+    limit: Annotated[int | None, number(minimum=1, smoke=4, null_is_all=True)]
     chat: bool
     tokens: Annotated[int, number(minimum=1)]
 
@@ -44,7 +44,7 @@ class TextConfig:
     predicted, null = all but one; the others are only read."""
 
     path: Annotated[str | None, path()]
-    lines: Annotated[int | None, number(minimum=1)]
+    lines: Annotated[int | None, number(minimum=1, smoke=32, null_is_all=True)]
     window: Annotated[int | None, number(minimum=2)]
     stride: Annotated[int | None, number(minimum=1)]
 
@@ -112,8 +112,8 @@ class EvaluationConfig:
 
     name: str
     suites: list[str]
-    prompts: Annotated[int, number(minimum=2)]
-    pairs: Annotated[int, number(minimum=2)]
+    prompts: Annotated[int, number(minimum=2, smoke=8)]
+    pairs: Annotated[int, number(minimum=2, smoke=16)]
     max_new_tokens: Annotated[int, like(Sampling, "max_new_tokens")]
     temperature: Annotated[float, like(Sampling, "temperature")]
     top_p: Annotated[float, like(Sampling, "top_p")]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from alignlab.errors import MeasureError
 from alignlab.evaluation import METRICS
@@ -17,6 +18,8 @@ from alignlab.tracking.ledger import Ledger
 
 BATCHES = "evaluation.jsonl"
 """In a run's folder while it is evaluated: the batches that were measured."""
+BORDER = 3
+"""Letters of a column of a table besides its own: a blank on each side, and a line."""
 ROWS = "evaluation.json"
 """File of a run with the rows of its evaluation, so far or whole, and the value of each item of a metric that is a mean over
 items, for comparisons item by item."""
@@ -96,21 +99,35 @@ def show(report: Report, console: Console) -> None:
         return
     named = titles(report.rows)
     columns = list(dict.fromkeys(named))
-    table = Table(title="results (value with 95 % interval)", title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
     cells = {(row.suite, row.metric, title): row for row, title in zip(report.rows, named, strict=True)}
+    lines: list[list[str]] = []
     for suite, metric in dict.fromkeys((row.suite, row.metric) for row in report.rows):
         found = [cells.get((suite, metric, title)) for title in columns]
         counts = sorted({row.n for row in found if row})
         n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-        table.add_row(f"{suite}/{metric}", n, *(_cell(row) for row in found))
-    console.print(table)
+        lines.append([f"{suite}/{metric}", n, *(_cell(row) for row in found)])
+    for number, part in enumerate(_fitting([("metric", "n", *columns), *lines], console.width)):
+        table = Table(title="" if number else "results (value with 95 % interval)", title_justify="left")
+        for place in part:
+            table.add_column(("metric", "n", *columns)[place], justify="right" if place else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*(line[place] for place in part))
+        console.print(table)
     for row, title in zip(report.rows, named, strict=True):
         if row.note:
             console.print(f"{row.suite}/{row.metric} at {title}: {row.note}", soft_wrap=True)
+
+
+def _fitting(lines: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+    """The columns of each part of a table that is `width` letters wide: the first two, and those that fit beside them."""
+    widths = [max(Text.from_markup(cell).cell_len for cell in column) + BORDER for column in zip(*lines, strict=True)]
+    part = [0, 1]
+    for place in range(2, len(widths)):
+        if len(part) > 2 and sum(widths[each] for each in [*part, place]) + 1 > width:
+            yield part
+            part = [0, 1]
+        part.append(place)
+    yield part
 
 
 def headline(rows: Sequence[Row]) -> Row | None:

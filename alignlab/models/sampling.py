@@ -25,7 +25,7 @@ class Sampling:
     Raises ConfigError for a number outside its range, and for an empty text to stop at.
     """
 
-    max_new_tokens: Annotated[int, number(minimum=1)]
+    max_new_tokens: Annotated[int, number(minimum=1, smoke=16)]
     temperature: Annotated[float, number(minimum=0)]
     top_p: Annotated[float, number(above=0, maximum=1)]
     top_k: Annotated[int, number(minimum=0)] = 0

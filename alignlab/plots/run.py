@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.evaluation import METRICS, is_share
 from alignlab.files import replaced_alone
 from alignlab.tracking.ledger import Ledger
 
@@ -26,22 +28,65 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS, DASHES = "osD^vP", ("-", "--", ":")
 SILENT = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 SMALL = 7
-"""Font size of a legend in points; about 15 letters to an inch."""
+"""Font size of a legend in points."""
+LETTERS = 15
+"""Of a legend to an inch."""
+FAINT = 0.35
+"""Opacity of the raw curve behind a smoothed one."""
+FEW = 24
+"""Fewer values than these are not smoothed."""
 SMALLEST_SPAN = 0.5
 """Of the vertical axis of metrics against strength, so that a change within the noise does not look like a fall."""
 
 
 def draw_curves(ledger: Ledger, path: Path) -> Path:
-    """One panel per stage with loss against optimiser step, and one per validation metric of a stage."""
+    """One panel per stage with loss against optimiser step, smoothed, and one per validation metric of a stage."""
     losses, measured = losses_of(ledger), validation_of(ledger)
     curves = [(stage, "loss", points) for stage, points in sorted(losses.items())]
     curves += [(stage, metric, points) for (stage, metric), points in sorted(measured.items())]
     figure, drawn = panels(max(1, len(curves)))
     for panel, (stage, metric, points) in zip(drawn, curves, strict=False):
         steps, values = zip(*sorted(points), strict=True)
-        panel.plot(steps, values, linewidth=1.2, marker="o" if (stage, metric) in measured else None, markersize=3)
+        whole_steps(panel)
+        if (stage, metric) in measured:
+            panel.plot(steps, values, linewidth=1.2, marker="o", markersize=3, clip_on=False, label="measured on the way")
+            end_at_one(panel, any(is_share(suite, metric) for suite in METRICS))
+        else:
+            over = smoothed_over(len(values))
+            if over > 1:
+                panel.plot(steps, values, linewidth=0.8, alpha=FAINT, color=COLOURS[0], label="each line logged")
+            named = f"mean over {over} of them" if over > 1 else "as logged"
+            panel.plot(steps, smoothed(values, over), linewidth=1.4, color=COLOURS[0], label=named)
         panel.set(title=stage, xlabel="optimiser step", ylabel=metric.replace("_", " "))
+    if curves:
+        legend(figure, drawn)
     return saved(figure, path)
+
+
+def smoothed_over(count: int) -> int:
+    """How many of so many values a smoothed curve averages: an odd number, about a sixth; 1 where there are few."""
+    return 1 if count < FEW else 2 * (count // 12) + 1
+
+
+def smoothed(values: Sequence[float], over: int) -> list[float]:
+    """The running mean over so many values around each, near the ends over those that there are."""
+    half = over // 2
+    around = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    return [math.fsum(each) / len(each) for each in around]
+
+
+def whole_steps(panel: Any) -> None:
+    """The horizontal axis counts, and has no fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def end_at_one(panel: Any, share: bool) -> None:
+    """The vertical axis of a share goes beyond 1 or 0 only where its numbers do."""
+    if share:
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(min(0.0, panel.dataLim.ymin), low), min(max(1.0, panel.dataLim.ymax), high))
 
 
 def losses_of(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
@@ -75,13 +120,16 @@ def draw_dial(rows: Sequence[Row], path: Path) -> Path:
         strengths = [row.strength for row in chosen]
         values = [row.value for row in chosen]
         ends = [[math.nan if end is None else end for end in (row.low, row.high)] for row in chosen]
-        panel.fill_between(strengths, *zip(*ends, strict=True), alpha=0.2, linewidth=0)
-        panel.plot(strengths, values, marker="o")
-        panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength")
+        if any(math.isfinite(end) for pair in ends for end in pair):
+            panel.fill_between(strengths, *zip(*ends, strict=True), alpha=0.2, linewidth=0, label="95 % interval")
+        panel.plot(strengths, values, marker="o", clip_on=False, label="value")
+        panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength", ylabel=metric.replace("_", " "))
         low, high = panel.get_ylim()
         missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2
         panel.set_ylim(low - missing, high + missing)
-        panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey")
+        end_at_one(panel, is_share(chosen[0].suite, metric))
+        panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey", label="as trained (strength 1)")
+    legend(figure, drawn)
     return saved(figure, path)
 
 
@@ -91,7 +139,7 @@ def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:
     figure, drawn = panels(len(profile["series"]))
     for panel, (name, values) in zip(drawn, profile["series"].items(), strict=True):
         shown = [math.nan if value is None else value for value in values]
-        panel.plot(axis["values"], shown, marker="o")
+        panel.plot(axis["values"], shown, marker="o", clip_on=False)  # a marker at the edge is drawn whole
         panel.set(title=name, xlabel=axis["label"])
         panel.set_ylim(bottom=min(0.0, *(value for value in values if value is not None)))
         panel.set_xticks(axis["values"])
@@ -135,16 +183,22 @@ def styles(count: int) -> list[dict[str, Any]]:
     return [{**style, "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]} for place, style in enumerate(marked)]
 
 
-def legend(figure: Any, panel: Any, title: str) -> None:
-    """The legend of a panel's lines below all panels, for which the figure grows; `title` explains lines and bands."""
-    handles, labels = panel.get_legend_handles_labels()
+def legend(figure: Any, drawn: Sequence[Any], title: str = "") -> None:
+    """The legend of all panels' lines below them, each label once, for which the figure grows; `title` explains lines and
+    bands."""
+    handles: dict[str, Any] = {}
+    for panel in drawn:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    labels = list(handles)
     width, height = figure.get_size_inches()
+    title = "\n".join(fill(line, int(width * LETTERS)) for line in title.split("\n"))
     longest = max([len(label) for label in labels], default=1)
     columns = max(1, min(len(labels), int(width * 14 / (longest + 8))))
-    lines = -(-len(labels) // columns) + 1 + title.count("\n")
+    lines = -(-len(labels) // columns) + bool(title) + title.count("\n")
     figure.set_size_inches(width, height + 0.17 * lines)
     figure.legend(
-        handles,
+        list(handles.values()),
         labels,
         loc="outside lower center",
         ncols=columns,

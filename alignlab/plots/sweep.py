@@ -7,10 +7,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from alignlab.errors import ConfigError, RunFolderError
-from alignlab.plots.run import HEIGHT, SMALL, WIDTH, legend, losses_of, panels, refuse_other_formats, saved, styles
+from alignlab.evaluation import is_share
+from alignlab.plots.run import (
+    FAINT,
+    HEIGHT,
+    SMALL,
+    WIDTH,
+    end_at_one,
+    legend,
+    losses_of,
+    panels,
+    refuse_other_formats,
+    saved,
+    smoothed,
+    smoothed_over,
+    styles,
+    whole_steps,
+)
 from alignlab.registry import unknown
 from alignlab.tables.folders import bands, in_order, over_strengths, pivot
 from alignlab.tables.sweep import Sweep, count_states, results_frame
@@ -20,7 +37,10 @@ Metric = tuple[str, str]
 """A suite and its metric."""
 Curve = Sequence[tuple[int, float]]
 """Pairs of optimiser step and value."""
+POINTS = "each point is a strength, which stands beside it; the large one is strength 1, as trained"
 BAND = "mean over seeds; band: lowest to highest, for a single seed its 95 % interval"
+BESIDE = ((4, 4), (-18, 4), (4, -9), (-18, -9))
+"""Points from a point of a frontier to its strength: another corner for each of four lines."""
 SMALL_CELL = 8
 """Font size of the numbers in a heat map, in points."""
 LETTER = 0.085
@@ -102,7 +122,7 @@ def draw_along(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Pa
     """A panel for each metric along the strengths, a line per setting (columns before `strength`), with a band."""
     figure, drawn = panels(len(metrics))
     _along(frame, drawn, metrics)
-    legend(figure, drawn[0], BAND)
+    legend(figure, drawn, BAND)
     return saved(figure, path)
 
 
@@ -110,7 +130,7 @@ def draw_frontier(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) ->
     """The first metric against the second, a line per setting over its strengths, with both intervals."""
     figure, drawn = panels(1, WIDTH * 1.4, HEIGHT * 1.2)
     _frontier(frame, drawn[0], metrics)
-    legend(figure, drawn[0], f"over strength, the large point is strength 1\n{BAND.replace('band', 'bars')}")
+    legend(figure, drawn, f"{POINTS}\n{BAND.replace('band', 'bars')}")
     return saved(figure, path)
 
 
@@ -119,7 +139,7 @@ def draw_sweep(frame: pd.DataFrame, path: Path, metrics: Sequence[Metric]) -> Pa
     figure, drawn = panels(len(metrics) + 1)
     _along(frame, drawn[:-1], metrics)
     _frontier(frame, drawn[-1], metrics)
-    legend(figure, drawn[0], f"{BAND}; right: over strength, the large point is strength 1")
+    legend(figure, drawn, f"{BAND}\nright: {POINTS}")
     return saved(figure, path)
 
 
@@ -128,16 +148,42 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Pat
     figure, drawn = panels(max(1, len(curves)))
     labels = list(dict.fromkeys(label for stage in curves.values() for label in stage))
     looks = dict(zip(labels, styles(len(labels))))
+    most = 1
     for panel, (stage, settings) in zip(drawn, curves.items()):
+        whole_steps(panel)
+        lines = []
         for label, seeds in settings.items():
-            look = {**looks[label], "marker": None}
             steps, means, lows, highs = zip(*_over_seeds(seeds), strict=True)
-            panel.plot(steps, means, linewidth=1.2, label=f"{label} ({_counted(len(seeds), 'seed')})", **look)
-            panel.fill_between(steps, lows, highs, alpha=0.15, linewidth=0, color=look["color"])
-        panel.xaxis.get_major_locator().set_params(integer=True)
+            over = smoothed_over(len(steps))
+            most = max(most, over)
+            lines.append((label, len(seeds), steps, means, [smoothed(each, over) for each in (means, lows, highs)]))
+        widths = line_widths([line[-1][0] for line in lines])
+        for (label, count, steps, raw, (means, lows, highs)), width in zip(lines, widths, strict=True):
+            look = {**looks[label], "marker": None}
+            if list(raw) != means:
+                panel.plot(steps, raw, **{**look, "linestyle": "-"}, linewidth=0.7, alpha=FAINT)
+            panel.plot(steps, means, label=f"{label} ({_counted(count, 'seed')})", **look, **width)
+            if count > 1:
+                panel.fill_between(steps, lows, highs, alpha=0.15, linewidth=0, color=look["color"])
         panel.set(title=f"stage {stage}", xlabel="optimiser step", ylabel="training loss")
-    legend(figure, drawn[0], "mean over seeds; band: lowest to highest")
+    smooth = f"running mean over {most} steps that were logged, the faint line is not smoothed; " if most > 1 else ""
+    legend(figure, drawn, f"{smooth}mean over seeds; band: lowest to highest")
     return saved(figure, path)
+
+
+def line_widths(curves: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    """The look of each line of a panel: one that lies on others is thinner than they are, so that each is seen."""
+    seen: list[Sequence[float]] = []
+    looks = []
+    for curve in curves:
+        under = sum(np.shape(curve) == np.shape(other) and np.allclose(curve, other, equal_nan=True) for other in seen)
+        seen.append(curve)
+        looks.append({"linewidth": 1.2, "zorder": 2.0 + 0.1 * under, "alpha": 1.0})
+        if under:
+            for place, other in enumerate(seen[:-1]):
+                if np.shape(curve) == np.shape(other) and np.allclose(curve, other, equal_nan=True):
+                    looks[place] = {**looks[place], "linewidth": looks[place]["linewidth"] + 2.4, "alpha": 0.6}
+    return looks
 
 
 def draw_map(tables: Mapping[str, pd.DataFrame], path: Path, note: str = "mean over seeds") -> Path:
@@ -167,18 +213,22 @@ def draw_map(tables: Mapping[str, pd.DataFrame], path: Path, note: str = "mean o
 
 
 def _along(frame: pd.DataFrame, drawn: Sequence[Any], metrics: Sequence[Metric]) -> None:
-    for label, look, rows in _settings(frame):
-        for panel, metric in zip(drawn, metrics, strict=True):
-            curve = _of(rows, metric)
-            panel.plot(curve.strength, curve["mean"], markersize=4, linewidth=1.2, label=label, **look)
-            panel.fill_between(curve.strength, curve.low, curve.high, alpha=0.15, linewidth=0, color=look["color"])
     for panel, metric in zip(drawn, metrics, strict=True):
+        curves = [(label, look, _of(rows, metric)) for label, look, rows in _settings(frame)]
+        curves = [each for each in curves if not each[-1].empty]
+        widths = line_widths([curve[["strength", "mean"]].to_numpy() for *_, curve in curves])
+        for (label, look, curve), width in zip(curves, widths, strict=True):
+            panel.plot(curve.strength, curve["mean"], markersize=4, label=label, clip_on=False, **look, **width)
+            panel.fill_between(curve.strength, curve.low, curve.high, alpha=0.15, linewidth=0, color=look["color"])
         panel.set(title="/".join(metric), xlabel=AXIS, ylabel=f"{metric[1]} ({_items(_of(frame, metric))})")
+        end_at_one(panel, is_share(*metric))
 
 
 def _frontier(frame: pd.DataFrame, panel: Any, metrics: Sequence[Metric]) -> None:
-    for label, look, rows in _settings(frame):
+    for number, (label, look, rows) in enumerate(_settings(frame)):
         both = _of(rows, metrics[0]).merge(_of(rows, metrics[1]), on="strength", suffixes=("", "_across"))
+        if both.empty:
+            continue
         panel.errorbar(
             both["mean_across"],
             both["mean"],
@@ -192,6 +242,14 @@ def _frontier(frame: pd.DataFrame, panel: Any, metrics: Sequence[Metric]) -> Non
         )
         trained = both[both.strength == 1]
         panel.plot(trained["mean_across"], trained["mean"], markersize=9, **{**look, "linestyle": "none"})
+        for strength, across, up in zip(both["strength"], both["mean_across"], both["mean"], strict=True):
+            place = {
+                "xytext": BESIDE[number % len(BESIDE)],
+                "textcoords": "offset points",
+                "fontsize": SMALL - 1,
+                "color": look["color"],
+            }
+            panel.annotate(f"{strength:g}", (across, up), **place).set_in_layout(False)
     across, up = metrics[1], metrics[0]
     panel.set(
         title=f"{'/'.join(up)} against {'/'.join(across)}", xlabel=across[1], ylabel=f"{up[1]} ({_items(_of(frame, up))})"

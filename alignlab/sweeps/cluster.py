@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import runpy
 import shutil
 import subprocess
 import tempfile
@@ -13,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignlab.command_line import show_words
+from alignlab.command_line import CONF, OWN_CONFIGS, show_words
 from alignlab.errors import SweepError
+from alignlab.registry import deferred
 
 ROOT = Path(__file__).parents[2]
-"""Where run.py, the configs and the package are."""
+"""Where the package is: a checkout, or the folder that it was installed into."""
 PARTS = ("run.py", "alignlab", "conf", "experiments", "hydra_plugins")
 """What a run needs; the files that are copied where there is no git checkout."""
 LARGEST = 256 << 20
@@ -130,15 +130,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 @dataclass(frozen=True)
 class Command:
-    """`python run.py OVERRIDES`, as submitit runs it.
+    """`alignlab run OVERRIDES`, as submitit runs it.
 
     `code`: the snapshot, in which the process was started; `home`: the folder where the sweep was submitted, to which relative
-    paths refer.
+    paths refer; `own_configs`: the user's folders of configs, as the environment variable has them.
     """
 
     overrides: tuple[str, ...]
     code: str
     home: str
+    own_configs: str = ""
 
     def __call__(self) -> float | None:
         """Runs it and returns the headline number."""
@@ -148,10 +149,11 @@ class Command:
             raise SweepError(f"this job has its code from {ROOT} and not from its snapshot {self.code}; clear PYTHONPATH.")
         os.chdir(self.home)
         _join()
+        os.environ[OWN_CONFIGS] = self.own_configs
         show_words(logging.INFO)
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             raw = compose("run", list(self.overrides))
-        value: float | None = runpy.run_path(str(ROOT / "run.py"))["run"](raw)
+        value: float | None = deferred("alignlab.commands.run.run")(raw)
         return value
 
     def checkpoint(self) -> Any:

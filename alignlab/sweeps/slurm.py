@@ -19,6 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as SubmititLauncher
 from omegaconf import OmegaConf
 
+from alignlab.command_line import OWN_CONFIGS
 from alignlab.config import headline_of
 from alignlab.errors import AlignlabError, SweepError
 from alignlab.files import alone
@@ -88,7 +89,8 @@ class SlurmLauncher(SubmititLauncher):
 
         home = self._home(commands[0])
         code = snapshot(home / "code", self._runs())
-        calls = [Command(tuple(overrides), str(code), str(Path.cwd())) for overrides in commands]
+        own_configs = os.environ.get(OWN_CONFIGS, "")
+        calls = [Command(tuple(overrides), str(code), str(Path.cwd()), own_configs) for overrides in commands]
         executor = submitit.AutoExecutor(home / "slurm", "slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         executor.update_parameters(**{**self._parameters(code), "slurm_array_parallelism": at_once})
         if behind:

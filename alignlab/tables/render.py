@@ -313,9 +313,9 @@ def _minus_published(found: Aggregate | None, printed: str, times: float, interv
 
 def _published(table: Table, published: Published | None, matches: Matches, experiments: Path) -> list[Section]:
     """Every published row, with our row that is compared with it."""
+    file = f"experiments/{path_for(table.sweep.name, experiments).relative_to(experiments).as_posix()}"  # no path of a machine
     if published is None:
-        path = path_for(table.sweep.name, experiments)
-        return [Section("published", pd.DataFrame(), (f"Published numbers: {NOT_KNOWN}; there is no {path}.",))]
+        return [Section("published", pd.DataFrame(), (f"Published numbers: {NOT_KNOWN}; there is no {file}.",))]
     ours: dict[str, list[TableRow]] = {}
     for row in table.all_rows:
         if paper_row := matches.get(row.key):
@@ -340,7 +340,7 @@ def _published(table: Table, published: Published | None, matches: Matches, expe
         told = {name: meant.differs or meant.reason for name, meant in published.stands_for.items()}
         notes += [f"{name}: {words}" for name, words in told.items() if words]
     title = "published" if published.same_scale else "published (paper's scale, other metric)"
-    return [Section(title, pd.DataFrame(cells), (*notes, f"Source: {published.path}."))]
+    return [Section(title, pd.DataFrame(cells), (*notes, f"Source: {file}."))]
 
 
 def _named(row: TableRow) -> str:

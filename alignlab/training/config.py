@@ -34,7 +34,7 @@ class FitConfig:
     step. `max_grad_norm` 0: no clipping. `loss_on`: response | all (the prompt counts too)."""
 
     epochs: Annotated[float | None, number(above=0, maximum=MOST_EPOCHS, either="steps")]
-    steps: Annotated[int | None, number(minimum=1, maximum=MOST_STEPS)]
+    steps: Annotated[int | None, number(minimum=1, maximum=MOST_STEPS, smoke=4, null_is_all=True)]
     batch: Annotated[int, number(minimum=1, maximum=LARGEST_BATCH)]
     learning_rate: Annotated[float, number(above=0)]
     schedule: Annotated[str, one_of("linear", "cosine", "constant", "constant_with_warmup")]
@@ -71,8 +71,8 @@ class ValidationConfig:
     split: str
     share: Annotated[float | None, number(above=0, below=1, note="a share of the training records")]
     seed: Annotated[int, random_seed()]
-    rows: Annotated[int, number(minimum=2)]
-    every_steps: Annotated[int | None, number(minimum=1, either="every_epochs")]
+    rows: Annotated[int, number(minimum=2, smoke=8)]
+    every_steps: Annotated[int | None, number(minimum=1, either="every_epochs", smoke=2, null_is_all=True)]
     every_epochs: Annotated[float | None, number(minimum=1e-4)]
     stages: list[str] | None
 

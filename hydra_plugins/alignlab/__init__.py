@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from alignlab.command_line import CONF, own_configs, shipped
 from alignlab.registry import choose
 from alignlab.sweeps import local, sweeper
 
@@ -31,6 +33,15 @@ FROM_LAUNCH = {
 """Keys of the SLURM launcher that take their value from the config group `launch`; the others are hydra.launcher.KEY=VALUE."""
 
 
+class OwnConfigs(SearchPathPlugin):
+    """Appends the user's own folders of configs to those that Hydra searches."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Behind alignlab's own."""
+        for folder in own_configs():
+            search_path.append("own configs", f"file://{folder}")
+
+
 class Planned(sweeper.PlannedSweeper):
     """hydra/sweeper=planned."""
 
@@ -40,6 +51,7 @@ class Local(local.LocalLauncher):
 
 
 OmegaConf.register_new_resolver("choose", choose, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)
 _store = ConfigStore.instance()
 _sweeper = {"_target_": f"{__name__}.Planned", "max_batch_size": None, "params": None}
 _store.store(group="hydra/sweeper", name="planned", node=_sweeper, provider="alignlab")
@@ -76,6 +88,6 @@ def _sizings(table: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]
                 yield f"sizing/{section}", name, given | {"sizing": {section: name}}
 
 
-_table = (Path(__file__).parents[2] / "conf" / "_sizing.yaml").read_text(encoding="utf-8")
+_table = (CONF / "_sizing.yaml").read_text(encoding="utf-8")
 for _group, _name, _node in _sizings(yaml.load(_table, getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
     _store.store(group=_group, name=_name, node=_node, package="_global_", provider="alignlab")

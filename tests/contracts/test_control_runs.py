@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import alignlab
-from alignlab.data.toy.stories import judge
+from alignlab.data.toy.world import judge
 from alignlab.errors import ConfigError, ControlError, DataError
 from alignlab.finished import export
 from alignlab.models.policy import Policy

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from alignlab.methods import METHODS
 from alignlab.models.sampling import Sampling
 from alignlab.training.trainer import latest
 from run import run
+from tests.bits import assert_same_bits
 
 CONF = Path(__file__).parents[2] / "conf"
 WORLD = ("data.pairs=24", "data.test_pairs=8", "data.corpus=24")
@@ -86,27 +89,42 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-@every_method
-def test_a_run_leaves_a_complete_folder(method: str, model: str, tmp_path: Path) -> None:
-    run(composed(tmp_path, method, f"model={model}"))
+Finished = Callable[..., Path]
 
-    written = {file.name for file in (tmp_path / "run").iterdir()}
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Small runs by method and overrides, each done when it is first asked for; tests read them and write nothing there."""
+
+    @cache
+    def of(method: str, *words: str) -> Path:
+        folder = tmp_path_factory.mktemp(method)
+        run(composed(folder, method, *words))
+        return folder
+
+    return of
+
+
+@every_method
+def test_a_run_leaves_a_complete_folder(method: str, model: str, finished: Finished) -> None:
+    folder = finished(method, f"model={model}") / "run"
+
+    written = {file.name for file in folder.iterdir()}
+    status = json.loads((folder / "status.json").read_text())
     assert written >= {"config.yaml", "env.json", "metrics.jsonl", "status.json", "report.json", "curves.png", "dial.png"}
     assert status["state"] == "done"
 
 
 @every_answering_method
-def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, tmp_path: Path) -> None:
-    run(composed(tmp_path, method, f"model={model}"))
+def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, finished: Finished) -> None:
+    report = json.loads((finished(method, f"model={model}") / "run" / "report.json").read_text())
 
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["headline"]["metric"] == "toy/reward"
     assert set(report["results"][0]) == {"strength", "control", "suite", "metric", "value", "n", "low", "high"}
     measured = [row for row in report["results"] if row["low"] is not None]
     assert measured
     assert all(row["low"] <= row["value"] + 1e-9 and row["value"] <= row["high"] + 1e-9 for row in measured)
-    assert all(row["high"] is None for row in report["results"] if row["low"] is None)
+    assert [row["metric"] for row in report["results"] if row["low"] is None and row["high"] is not None] == []
 
 
 @pytest.mark.parametrize(
@@ -123,30 +141,29 @@ def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_pa
         run(composed(tmp_path / str(micro), method, *words, f"trainer.micro_batch={micro}"))
 
     whole, quarters = (learned(tmp_path / str(micro), method) for micro in (8, 2))
+    assert whole
     for name, tensor in whole.items():
         torch.testing.assert_close(quarters[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("packing", ["pairs", "off"])
 @pytest.mark.parametrize("tuner", ["full", "lora", "red", "clm"])
-def test_gradient_checkpointing_does_not_change_a_bit(tuner: str, packing: str, tmp_path: Path) -> None:
-    for name, wanted in (("kept", "false"), ("again", "true")):
-        words = (f"tuner={tuner}", f"trainer.packing={packing}", f"trainer.gradient_checkpointing={wanted}", "evaluation=off")
-        run(composed(tmp_path / name, "dpo", *words))
+def test_gradient_checkpointing_does_not_change_a_bit(tuner: str, packing: str, finished: Finished) -> None:
+    words = (f"tuner={tuner}", "evaluation=off", *([] if packing == "pairs" else [f"trainer.packing={packing}"]))
 
-    kept, again = (learned(tmp_path / name, "dpo") for name in ("kept", "again"))
-    assert kept.keys() == again.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
+    kept, again = finished("dpo", *words), finished("dpo", *words, "trainer.gradient_checkpointing=true")
+
+    assert_same_bits(learned(kept, "dpo"), learned(again, "dpo"))
 
 
 @every_method
-def test_the_same_seed_gives_the_same_bits(method: str, model: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run(composed(tmp_path / name, method, f"model={model}"))
+def test_the_same_seed_gives_the_same_bits(method: str, model: str, finished: Finished, tmp_path: Path) -> None:
+    before = finished(method, f"model={model}")
 
-    first, second = (learned(tmp_path / name, method) for name in ("a", "b"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    reports = [json.loads((tmp_path / name / "run" / "report.json").read_text())["results"] for name in ("a", "b")]
+    run(composed(tmp_path, method, f"model={model}"))
+
+    assert_same_bits(learned(before, method), learned(tmp_path, method))
+    reports = [json.loads((folder / "run" / "report.json").read_text())["results"] for folder in (before, tmp_path)]
     assert reports[0] == reports[1]
 
 
@@ -155,43 +172,47 @@ def test_resuming_equals_never_having_stopped(
     method: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = (f"model={model}", "trainer.checkpoint_every_steps=2", "trainer.keep_optimizer=true", "evaluation=off")
-    run(composed(tmp_path / "whole", method, *words, steps=4))
-    run(composed(tmp_path / "cut", method, *words, steps=4))
-    stage = tmp_path / "cut" / "run" / "stages" / STAGE[method]
+    run(composed(tmp_path, method, *words, steps=4))
+    whole = learned(tmp_path, method)
+    stage = tmp_path / "run" / "stages" / STAGE[method]
     (stage / "done.json").unlink()
+    shutil.rmtree(stage / "result")
     (stage / "checkpoint-4" / "complete").unlink()
-    (tmp_path / "cut" / "run" / "status.json").unlink()
-    shutil.rmtree(tmp_path / "cut" / ".store")  # else the finished stage would be put in place
+    (tmp_path / "run" / "status.json").unlink()
+    shutil.rmtree(tmp_path / ".store")  # else the finished stage would be put in place
 
     with caplog.at_level("INFO", logger="alignlab"):
-        run(composed(tmp_path / "cut", method, *words, steps=4))
+        run(composed(tmp_path, method, *words, steps=4))
 
     assert f"{STAGE[method]}: resumed from checkpoint-2" in caplog.text
-    first, second = (learned(tmp_path / name, method) for name in ("whole", "cut"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_bits(whole, learned(tmp_path, method))
 
 
 @every_answering_method
-def test_a_loaded_run_answers_like_the_run(method: str, model: str, tmp_path: Path) -> None:
-    run(composed(tmp_path, method, f"model={model}"))
+def test_a_loaded_run_answers_like_the_run(method: str, model: str, finished: Finished) -> None:
+    folder = finished(method, f"model={model}") / "run"
     sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0)
     prompts = ["Tell a story about Tom and a kite."]
 
-    policies = [alignlab.load(tmp_path / "run") for _ in range(2)]
+    policies = [alignlab.load(folder) for _ in range(2)]
     answers = [policy.respond(prompts, strength=1.0, sampling=sampling, seed=0) for policy in policies]
 
-    stage = tmp_path / "run" / "stages" / STAGE[method] / "result"
+    stage = folder / "stages" / STAGE[method] / "result"
     own = stage / "control" if (stage / "control").is_dir() else stage
     held = policies[0].tuner.parameters()
     assert sum(parameter.numel() for parameter in held) == sum(tensor.numel() for tensor in tensors(own).values())
     assert answers[0] == answers[1]
 
 
-def test_the_first_loss_of_dpo_is_ln_2(tmp_path: Path) -> None:
-    run(composed(tmp_path, "dpo", "method.likelihood=0", "evaluation=off"))
+def test_the_first_loss_of_dpo_is_ln_2_and_the_line_of_its_step_shows_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="alignlab"):
+        run(composed(tmp_path, "dpo", "method.likelihood=0", "evaluation=off"))
 
     first = next(line for line in history(tmp_path) if "prefer/loss" in line)
     assert first["prefer/loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert "prefer: step 1/2, loss 0.6931" in caplog.text
 
 
 def test_every_method_is_under_contract() -> None:
@@ -217,20 +238,13 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path: Path, monkeypatch: p
     assert (before, after) == ("interrupted", "done")
 
 
-def test_the_line_of_a_step_shows_the_loss_of_that_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="alignlab"):
-        run(composed(tmp_path, "dpo", "method.likelihood=0", "evaluation=off"))
+def test_a_finished_run_is_not_done_again(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished("red", "evaluation=off")
+    lines = len(history(folder))
 
-    assert "prefer: step 1/2, loss 0.6931" in caplog.text
+    run(composed(folder, "red", "evaluation=off"))
 
-
-def test_a_finished_run_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(composed(tmp_path, "red", "evaluation=off"))
-    lines = len(history(tmp_path))
-
-    run(composed(tmp_path, "red", "evaluation=off"))
-
-    assert len(history(tmp_path)) == lines
+    assert len(history(folder)) == lines
     assert "finished" in capsys.readouterr().out
 
 
@@ -282,11 +296,11 @@ def test_a_run_is_another_run_when_its_files_change(tmp_path: Path) -> None:
     assert parse(composed(tmp_path, "dpo", data=("data=jsonl", f"data.path={tmp_path}/data"))).fingerprint != before
 
 
-def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
-    run(composed(tmp_path, "red", "evaluation=off"))
+def test_a_folder_of_another_config_is_refused(finished: Finished) -> None:
+    folder = finished("red", "evaluation=off")
 
     with pytest.raises(RunFolderError, match="made by another config"):
-        run(composed(tmp_path, "red", "evaluation=off", "tuner.likelihood_rate=0.123"))
+        run(composed(folder, "red", "evaluation=off", "tuner.likelihood_rate=0.123"))
 
 
 def test_a_run_that_diverges_stops_names_the_step_and_keeps_a_good_checkpoint(tmp_path: Path) -> None:
@@ -303,9 +317,9 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_a_good_checkpoint(tm
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("tuner", ["full", "lora", "ia3", "red", "clm", "blocks", "dera"])
-def test_every_tuner_trains_under_likelihood_and_preference(method: str, tuner: str, tmp_path: Path) -> None:
-    run(composed(tmp_path, method, f"tuner={tuner}", "evaluation=off"))
+def test_every_tuner_trains_under_likelihood_and_preference(method: str, tuner: str, finished: Finished) -> None:
+    folder = finished(method, f"tuner={tuner}", "evaluation=off")
 
-    losses = [line[f"{STAGE[method]}/loss"] for line in history(tmp_path) if f"{STAGE[method]}/loss" in line]
+    losses = [line[f"{STAGE[method]}/loss"] for line in history(folder) if f"{STAGE[method]}/loss" in line]
     assert len(losses) == 2
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["tuner"] == tuner
+    assert json.loads((folder / "run" / "report.json").read_text())["tuner"] == tuner

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from alignlab.tracking.ledger import Ledger, state_of
 from alignlab.training.processes import COME_AGAIN
+from run import run as run_here
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -28,9 +30,14 @@ WORDS = (
 PATIENCE_SECONDS = 240
 
 
-def start(runs: Path, *words: str) -> subprocess.Popen[bytes]:
+def words(runs: Path) -> list[str]:
+    """Of a run below a folder."""
+    return [*WORDS, f"paths.runs={runs}", f"folder={runs}/run"]
+
+
+def start(runs: Path) -> subprocess.Popen[bytes]:
     """`python run.py`, as a script of `sbatch --requeue` would start it: SUBMITIT_EXECUTOR is not set."""
-    command = [sys.executable, str(ROOT / "run.py"), *WORDS, f"paths.runs={runs}", f"folder={runs}/run", *words]
+    command = [sys.executable, str(ROOT / "run.py"), *words(runs)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -62,7 +69,8 @@ class Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """The signal comes as soon as the third step is logged."""
     folder = tmp_path_factory.mktemp("preempted")
-    assert start(folder / "whole", "tracking=off").wait(PATIENCE_SECONDS) == 0
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        run_here(compose("run", [*words(folder / "whole"), "tracking=off"]))
     run = folder / "left" / "run"
     first = start(folder / "left")
     deadline = time.monotonic() + PATIENCE_SECONDS

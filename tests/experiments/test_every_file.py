@@ -1,4 +1,7 @@
-"""Every file below experiments/ runs: two steps of each stage, and a tiny evaluation."""
+"""Every file below experiments/ runs: two steps of each stage, and a tiny evaluation.
+
+A row that several tables share runs in the first of them, and in all with MARK=fuzz; of the others the first cell runs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import gc
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.config import RunConfig, folder_of, parse
 from run import run
 from tests.experiments.sweeps import EXPERIMENTS, ON_GIVEN_DATA, ROOT, ROWS, cells, composed, model_config, name_of, tables
+from tests.fuzzing import WHOLE
 
 TABLES = tables()
 FILES = {name for path in EXPERIMENTS.glob("**/*.yaml") if not (name := name_of(path)).startswith(ON_GIVEN_DATA)}
@@ -65,9 +70,9 @@ ALONE = sorted(FILES - USED - ELSEWHERE)
 """Runs of their own."""
 
 
-def enough(file: str) -> Iterator[list[str]]:
-    """Cells of a table in which each of its rows is met, the first where it has none; a file that is no table is one cell."""
-    met: set[str] = set()
+def enough(file: str, met: set[str]) -> Iterator[list[str]]:
+    """Cells of a table in which each of its rows is met, the first in any case; a file that is no table is one cell. `met`: the
+    rows that other tables have met."""
     for place, cell in enumerate(cells(file) if file in TABLES else [[]]):
         rows = {word for word in cell if word.startswith(ROWS)}
         if place == 0 or rows - met:
@@ -111,9 +116,17 @@ def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.freeze()
 
 
-@pytest.mark.parametrize("file", [*(table for table in TABLES if table not in ELSEWHERE), *ALONE])
-def test_a_file_runs_with_each_of_its_rows(file: str, runs: Path) -> None:
-    for cell in enough(file):
+def every_cell() -> list[tuple[str, list[list[str]]]]:
+    """Each file with the cells of it that are run."""
+    met: set[str] = set()
+    files = [*(table for table in TABLES if table not in ELSEWHERE), *ALONE]
+    return [(file, list(enough(file, set() if WHOLE in os.environ else met))) for file in files]
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize(("file", "tried"), every_cell())
+def test_a_file_runs_with_each_of_its_rows(file: str, tried: list[list[str]], runs: Path) -> None:
+    for cell in tried:
         raw = small(file, cell, runs)
 
         run(raw)
@@ -122,6 +135,7 @@ def test_a_file_runs_with_each_of_its_rows(file: str, runs: Path) -> None:
         losses = [value for line in lines(folder) for key, value in line.items() if key.endswith("/loss")]
         assert json.loads((folder / "report.json").read_text())["fingerprint"] in folder.parent.name
         assert all(math.isfinite(loss) for loss in losses)
+        assert losses or not parse(raw).method.fits()
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -11,11 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 
 from alignlab.__main__ import main
-from alignlab.command_line import sentence, share_config_store, show_words
+from alignlab.command_line import (
+    CONF,
+    OWN_CONFIGS,
+    expand_overrides,
+    sentence,
+    share_config_store,
+    show_words,
+    take_config_folders,
+)
+from alignlab.commands.help import complete
+from alignlab.config import parse
 from alignlab.errors import AlignlabError, ConfigError, DivergedError
 from alignlab.tracking.ledger import Ledger
 
@@ -39,15 +51,97 @@ def own_words() -> Iterator[logging.Logger]:
     words.handlers[:], words.level, words.propagate = before[0], before[1], before[2]
 
 
-def test_help_lists_the_groups_without_importing_anything_heavy(tmp_path: Path) -> None:
+def test_help_lists_the_groups_and_experiments_without_composing_a_config(tmp_path: Path) -> None:
     done = run_py(tmp_path, "--help")
 
     assert done.returncode == 0
-    assert re.search(
-        r"^method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft, tpt$", done.stdout, re.MULTILINE
-    )
+    assert done.stdout.startswith("usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]\n")
+    for line in (
+        r"  python run.py -m method=red tuner=red,lora seed=0,1,2",
+        r"method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft, tpt",
+        r"    what is learned from the data, in which stages; default: red",
+        r"real: smollm",
+        r"scale=null: smoke: .*",
+    ):
+        assert re.search(f"^{line}$", done.stdout, re.MULTILINE), line
+    assert "sizing" not in done.stdout
     assert not HEAVY.search(done.stderr)
+    assert not re.search(r"\| +hydra_plugins", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("alignlab ta", "table"),
+        ("alignlab table ", ""),
+        ("alignlab run exp", "experiment="),
+        ("alignlab run trai", "trainer= trainer."),
+        ("python run.py method=d", "method=dpo"),
+        ("alignlab run scale=", "scale=paper scale=toy scale=smoke"),
+        ("alignlab run seed=1 experiment=me", "experiment=meet/"),
+        ("alignlab run experiment=clm/table5", "experiment=clm/table5 experiment=clm/table5/"),
+        ("alignlab run experiment=clm/toy/table1/d", "experiment=clm/toy/table1/dera experiment=clm/toy/table1/dpo"),
+    ],
+)
+def test_a_shell_completes_commands_groups_choices_and_experiments(
+    line: str, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_words: logging.Logger
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+
+    assert main(["-sc", "query=bash"]) == 0
+
+    assert capsys.readouterr().out.strip() == answer
+
+
+def test_hydra_completes_keys_behind_the_row_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", "alignlab run experiment=clm/toy/table1/dpo data.pai")
+
+    assert not complete([])
+
+    assert os.environ["COMP_LINE"] == "alignlab experiment=clm/toy/table1 +experiment/clm/table1=dpo data.pai"
+
+
+def test_a_folder_of_ones_own_has_data_experiments_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    (tmp_path / "own" / "data" / "mine.yaml").write_text("defaults: [toy, _self_]\npairs: 48\n")
+    (tmp_path / "own" / "experiment" / "home" / "table").mkdir(parents=True)
+    table = "# @package _global_\ndefaults: [{override /data: mine}]\n"
+    table += "hydra: {mode: MULTIRUN, sweeper: {params: {+experiment/home/table: glob(*), seed: '0,1'}}}\n"
+    (tmp_path / "own" / "experiment" / "home" / "table.yaml").write_text(table)
+    for row in ("red", "dpo"):
+        text = f"# @package _global_\ndefaults: [{{override /method: {row}}}]\n"
+        (tmp_path / "own" / "experiment" / "home" / "table" / f"{row}.yaml").write_text(text)
+    monkeypatch.setenv(OWN_CONFIGS, "")  # put back behind the test
+    monkeypatch.chdir(tmp_path)
+
+    words = expand_overrides(take_config_folders(["experiment=home/table/dpo", "--config-dir", "own", "seed=1"]))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = parse(compose("run", words))
+
+    assert words == ["experiment=home/table", "+experiment/home/table=dpo", "seed=1"]
+    assert (config.method.name, config.data.pairs) == ("dpo", 48)
+    assert os.environ[OWN_CONFIGS] == str(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config-dir"], "--config-dir needs a folder: --config-dir FOLDER."),
+        (["-cd", "nowhere"], r"there is no folder .*/nowhere of configs; give one that is laid out as conf/ to --config-dir\."),
+        (["--config-dir=."], r".*/data/toy\.yaml has the name of a config of alignlab; give it another\."),
+    ],
+)
+def test_a_folder_of_configs_that_does_not_fit_is_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy.yaml").write_text("name: toy\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(OWN_CONFIGS, raising=False)
+
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        take_config_folders([*words])
 
 
 def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:

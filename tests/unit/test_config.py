@@ -76,7 +76,8 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
         (
             "data=toys",
             "unknown data 'toys'; did you mean toy or toy_classes? known: e2e_nlg, glue, glue_asked, hh_rlhf, jsonl, mixture,"
-            " squad, summaries, super_glue, text_classification, toy, toy_classes, ultrafeedback, ultrafeedback_cleaned.",
+            " squad, summaries, super_glue, text_classification, texts, toy, toy_classes, ultrafeedback,"
+            " ultrafeedback_cleaned.",
         ),
         (
             "tuner=abc",
@@ -97,7 +98,7 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(composed: Compose, wo
         ("+method.fit.bach=4", "unknown key method.fit.bach; did you mean batch?"),
         ("++model.template.boss=true", "unknown key model.template.boss; did you mean bos?"),
         ("+data.paths=x", "unknown key data.paths; did you mean part or pairs? known here: name, max_tokens"),
-        ("+sed=1", "unknown key sed; did you mean seed or sweep?"),
+        ("+sed=1", "unknown key sed; did you mean seed or sweep or scale?"),
         ("+paths.run=x", "unknown key paths.run; did you mean runs?"),
     ],
 )
@@ -144,7 +145,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(composed: Compose, word
             "~data",
             "data is not chosen; add data=NAME, one of toy, toy_classes, text_classification, glue, glue_asked, super_glue,"
             " squad, e2e_nlg, hh_rlhf,"
-            " ultrafeedback, ultrafeedback_cleaned, summaries, jsonl, mixture.",
+            " ultrafeedback, ultrafeedback_cleaned, summaries, texts, jsonl, mixture.",
         ),
     ],
 )

@@ -74,7 +74,10 @@ def test_no_split_is_read_before_it_is_asked_for() -> None:
     def unread() -> Split:
         raise AssertionError("read too early")
 
-    with_halves(Source("made", {"train": unread, "test": unread}), config(flipped=0.5, halves=halves(test=1)), words)
+    made = with_halves(Source("made", {"train": unread, "test": unread}), config(flipped=0.5, halves=halves(test=1)), words)
+
+    with pytest.raises(AssertionError, match="read too early"):
+        made.split("train")
 
 
 def test_a_flipped_pair_keeps_its_texts_scores_and_attributes_and_swaps_its_labels() -> None:

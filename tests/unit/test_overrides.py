@@ -54,6 +54,12 @@ def test_a_row_by_its_short_name_is_the_run_that_the_table_makes_of_it() -> None
         (["experiment=home/toy/table/b"], ["experiment=home/toy/table", "+experiment/home/table=b"]),
         (["experiment=home/table", "scale=paper"], ["experiment=home/table"]),
         (["experiment=home/table", "scale=toy", "scale=paper"], ["experiment=home/table"]),
+        (["experiment=home/table", "scale=smoke"], ["experiment=home/table", "scale=smoke"]),
+        (
+            ["experiment=home/table/a", "scale=toy,smoke"],
+            ["experiment=home/toy/table", "+experiment/home/table=a", "scale=smoke"],
+        ),
+        (["method=red", "scale=smoke"], ["method=red", "scale=smoke"]),
         (["experiment=home/plain", "seed=1"], ["experiment=home/plain", "seed=1"]),
         (["experiment=null", "method=red"], ["experiment=null", "method=red"]),
         (["method=red"], ["method=red"]),
@@ -84,7 +90,10 @@ def test_scales_and_rows_are_written_out(experiments: Path, words: list[str], me
             ["experiment=home/small/c"],
             "experiment=home/small has no version at the paper's scale yet; add scale=toy, which is home/toy/small.",
         ),
-        (["experiment=home/table", "scale=tiny"], "scale='tiny' is not known; choose paper, or toy for the embedded world."),
+        (
+            ["experiment=home/table", "scale=tiny"],
+            "scale='tiny' is not known; choose paper, toy for the embedded world, or smoke for seconds.",
+        ),
         (
             ["scale=toy", "method=red"],
             "scale=toy chooses the version of an experiment for the embedded world; add experiment=NAME.",

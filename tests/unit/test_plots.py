@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignlab.evaluation.report import Row
 from alignlab.plots import draw_curves, draw_dial, draw_profile
+from alignlab.plots import run as plots
+from alignlab.plots import sweep as sweep_plots
+from alignlab.plots.run import smoothed, smoothed_over
+from alignlab.plots.sweep import draw, line_widths
+from alignlab.tables.sweep import read_sweep
 from alignlab.tracking.ledger import Ledger
+from tests.unit.made_sweeps import MadeSweep, number
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -68,3 +75,89 @@ def test_a_profile_has_a_panel_for_every_series(tmp_path: Path) -> None:
 
     assert path.read_bytes().startswith(PNG)
     assert width(path) == 3 * 546
+
+
+def test_a_smoothed_curve_is_the_mean_over_the_values_around() -> None:
+    values = [float(value) for value in (3, 0, 6, 0, 3, 9)]
+
+    assert smoothed_over(23) == 1  # too few
+    assert smoothed_over(60) == 11
+    assert smoothed(values, 1) == values
+    assert smoothed(values, 3) == [1.5, 3.0, 2.0, 3.0, 4.0, 6.0]
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, module: Any = plots) -> list[Any]:
+    """The figures that are drawn from now on, as they are before they become files."""
+    found: list[Any] = []
+    real = plots.saved
+
+    def kept(figure: Any, path: Path) -> Path:
+        found.append(figure)
+        return real(figure, path)
+
+    monkeypatch.setattr(module, "saved", kept)
+    return found
+
+
+def test_steps_are_whole_and_the_raw_losses_stand_behind_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn(monkeypatch)
+    for step in range(1, 31):
+        Ledger(tmp_path).metrics(step, {"fit/loss": 2.0 + step % 2})
+
+    draw_curves(Ledger(tmp_path), tmp_path / "curves.png")
+
+    (panel,) = figures[0].axes
+    raw, mean = panel.lines
+    assert [round(float(y)) for y in raw.get_ydata()] == [3, 2] * 15
+    assert list(mean.get_ydata()) == smoothed([2.0 + step % 2 for step in range(1, 31)], 5)
+    assert raw.get_alpha() < 1
+    assert all(tick == round(tick) for tick in panel.get_xticks())
+
+
+def test_the_axis_of_a_share_ends_at_one_and_the_legend_names_band_and_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = drawn(monkeypatch)
+    high = [Row(s, "dial", "toy", metric, 0.99, 128, 0.97, 1.0) for s in (0.0, 1.0) for metric in ("reward", "capability")]
+
+    draw_dial(high, tmp_path / "dial.png")
+
+    reward, capability = figures[0].axes
+    assert reward.get_ylim()[1] > 1.0  # a mean of -1 to 1
+    assert capability.get_ylim()[1] == 1.0
+    named = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert named == ["95 % interval", "value", "as trained (strength 1)"]
+
+
+def test_markers_at_the_edge_of_a_profile_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn(monkeypatch)
+
+    draw_profile(
+        {"title": "shift", "x": {"label": "layer", "values": [1, 2]}, "series": {"norm": [0.0, 2.0]}}, tmp_path / "s.png"
+    )
+
+    assert not figures[0].axes[0].lines[0].get_clip_on()
+
+
+def test_a_line_that_lies_on_another_is_thinner_than_it() -> None:
+    looks = line_widths([[1.0, 2.0], [1.0, 3.0], [1.0, 2.0], [1.0, 2.0]])
+
+    under, other, over, top = (look["linewidth"] for look in looks)
+    assert under > over > top == other
+    assert looks[0]["zorder"] < looks[2]["zorder"] < looks[3]["zorder"]
+
+
+def test_a_frontier_has_the_strength_at_each_point_and_no_entry_without_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = drawn(monkeypatch, sweep_plots)
+    sweep = MadeSweep(tmp_path / "runs", "pair")
+    numbers = [number(metric, 0.5 + s / 4, s) for s in (0.0, 1.0, 1.5) for metric in ("toy/capability", "toy/consistency")]
+    sweep.done("red", 0, numbers)
+    sweep.done("lora", 0, [number("fluency/words", 30.0, s) for s in (0.0, 1.0)])
+
+    draw(read_sweep(tmp_path / "runs", "pair"), "frontier", tmp_path / "f.svg", ["toy/capability", "toy/consistency"])
+
+    (panel,) = figures[0].axes
+    assert [text.get_text() for text in panel.texts] == ["0", "1", "1.5"]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["red (1 seed)"]

@@ -45,6 +45,7 @@ SUITES = {
     "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
 COMMANDS = {
+    "run": "",
     "status": "name --runs",
     "table": "name --means --against --where --runs --experiments --metrics --strength --baseline --form --to --results",
     "plot": "name --to --metrics --map --where --kind --runs",
@@ -88,7 +89,7 @@ def test_the_commands_take_their_options(monkeypatch: pytest.MonkeyPatch) -> Non
         return parsers[name]
 
     monkeypatch.setattr(argparse._SubParsersAction, "add_parser", noted)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         command_line.main(["--help"])
 
     taken = {

@@ -133,7 +133,7 @@ def test_a_job_knows_its_snapshot_behind_a_link(tmp_path: Path, monkeypatch: pyt
     joined: list[str] = []
     monkeypatch.setattr(cluster, "_join", lambda: joined.append("joined"))
 
-    with pytest.raises(MissingConfigException):
+    with pytest.raises(MissingConfigException, match="method/rde"):
         Command(("method=rde",), str(tmp_path / "runs"), str(tmp_path))()
 
     assert joined == ["joined"]

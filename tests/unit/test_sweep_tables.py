@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from alignlab.__main__ import main
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.tables.render import latex, long_csv, markdown, sections_of
-from alignlab.tables.sweep import Selection, Table, aggregate, difference, read_sweep, table_of
+from alignlab.tables.sweep import Selection, Table, aggregate, difference, read_sweep, results_frame, table_of
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import ENVIRONMENT, MadeSweep, number
 
@@ -85,6 +86,41 @@ def test_with_items_a_difference_is_paired_by_item(tmp_path: Path) -> None:
     assert words(made).loc["lora", "reward - red"] == f"+0.200 [{found.low:+.3f}, {found.high:+.3f}]"
 
 
+def with_items(sweep: MadeSweep, row: str, seed: int, values: list[float], scale: str = "", strength: float = 1.0) -> None:
+    """A finished job that has kept the values of its items, under a metric with two parts in its name."""
+    run = sweep.done(row, seed, [number("harness/task/score", sum(values) / len(values), strength)])
+    line = {"strength": strength, "control": "dial", "suite": "harness", "metric": "task/score", "scale": scale}
+    items = {f"item {place}": value for place, value in enumerate(values)}
+    run.write("evaluation.json", {"key": "k", "rows": {"0/harness": [{**line, "items": items}]}})
+
+
+def test_a_single_seed_is_compared_by_its_items_under_their_scale_at_any_strength(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    for row, more in (("red", 0.0), ("lora", math.log(3))):
+        with_items(sweep, row, 0, [more] * 3 + [0.0] * 3, "exp", strength=0.0)
+    made = table_of(read_sweep(tmp_path, "t"), Selection(strengths=None))
+
+    found = difference(made, made.rows[1], "harness/task/score")
+
+    assert found is not None
+    assert (found.seeds, found.items) == (1, 6)
+    assert found.value == pytest.approx(3**0.5 - 1)  # the geometric mean of three and one, less one
+    assert 0 <= found.low < found.value < found.high <= 2
+
+
+def test_where_one_of_two_rows_has_kept_no_items_the_difference_is_over_seeds(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    for seed in (0, 1):
+        sweep.done("red", seed, [number("harness/task/score", 0.0)])
+        with_items(sweep, "lora", seed, [float(seed)] * 6)
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
+
+    found = difference(made, made.rows[1], "harness/task/score")
+
+    assert found is not None
+    assert (found.value, found.seeds, found.items) == (0.5, 2, None)
+
+
 @pytest.mark.parametrize("content", [{"rows": 3}, {"rows": {"0/toy": [{}]}}, {"rows": {"0/toy": 1}}])
 def test_items_that_cannot_be_read_are_none(content: dict[str, object], tmp_path: Path) -> None:
     sweep = MadeSweep(tmp_path, "t")
@@ -128,6 +164,21 @@ def test_a_seed_that_the_table_does_not_name_is_told(tmp_path: Path) -> None:
     assert line.mark("toy/reward") == "1 extra seed"
 
 
+def test_seeds_that_failed_beside_one_that_did_not_are_counted_and_so_are_two_that_nobody_named(tmp_path: Path) -> None:
+    made = MadeSweep(tmp_path, "t")
+    for seed in (0, 8, 9):
+        made.done("red", seed, [number("toy/reward", 0.5)])
+    for seed in (1, 2):
+        made.failed("red", seed, "no")
+    ledger = SweepLedger(tmp_path, "t")
+    ledger.declare([], ledger.jobs(), seeds=[0, 1, 2])
+
+    (line,) = table_of(read_sweep(tmp_path, "t"), Selection()).rows
+
+    assert line.mark("toy/reward") == "3/5, 2 failed, 2 extra seeds"
+    assert (line.row, line.jobs[0].model) == ("red", "tiny")
+
+
 def test_one_pair_has_no_interval_and_says_so(table: Table) -> None:
     assert words(table).loc["rest", "reward - red"] == "+0.750 (1 pair: no interval)"
 
@@ -143,12 +194,51 @@ def test_strengths_are_one_unless_asked_for(runs: Path, table: Table) -> None:
 
     assert [line.point for line in table.rows] == ["1", "1", "1", ""]
     assert [line.point for line in every.rows] == ["1", "2", "1", "2", "1", ""]
+    assert [line.row for line in table.rows] == ["red", "lora", "rest", "gone"]
+    assert [(line.row, line.point) for line in table.all_rows] == [(line.row, line.point) for line in every.rows]
+
+
+def test_a_row_is_compared_at_its_own_strength_alone(runs: Path) -> None:
+    every = table_of(read_sweep(runs, "red/toy/t"), Selection(strengths=None))
+    at_two = table_of(read_sweep(runs, "red/toy/t"), Selection(strengths=(2.0,)))
+
+    values = [made.value if (made := difference(every, line, "toy/reward")) else None for line in every.rows]
+
+    assert values == [None, None, 2.75, 0.0, 0.75, None]
+    assert [line.point for line in at_two.rows] == ["2", "2", "", ""]
+
+
+def test_the_metrics_that_are_asked_for_are_those_of_the_table(runs: Path, tmp_path: Path) -> None:
+    MadeSweep(tmp_path, "new").job("red", 0)
+
+    made, unmeasured = (
+        table_of(read_sweep(folder, name), Selection(metrics=("toy/capability",)))
+        for folder, name in ((runs, "red/toy/t"), (tmp_path, "new"))
+    )
+
+    assert made.metrics == unmeasured.metrics == ("toy/capability",)
+
+
+def test_the_numbers_of_all_jobs_are_a_frame_with_their_row_settings_and_seed(runs: Path, tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    sweep.done("red", 0, [number("toy/reward", 0.5)], {"model": "a"})
+    sweep.done("lora", 1, [number("toy/reward", 0.25)], {"model": "b", "tuner": "c"})
+    MadeSweep(tmp_path, "new").job("red", 0)
+
+    frame = results_frame(read_sweep(tmp_path, "t"))
+
+    assert frame[["row", "model", "tuner", "seed", "value"]].values.tolist() == [
+        ["red", "a", "none", 0, 0.5],
+        ["lora", "b", "c", 1, 0.25],
+    ]
+    with pytest.raises(RunFolderError, match=r"^no job of new has a number yet; 1 missing\.$"):
+        results_frame(read_sweep(tmp_path, "new"))
 
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (Selection(strengths=(7.0,)), r"was measured at --strength 7; known: 1, 2, or all"),
+        (Selection(strengths=(7.0, 8.0)), r"was measured at --strength 7 8; known: 1, 2, or all"),
         (Selection(metrics=("toy/rewrad",)), r"unknown metric 'toy/rewrad'; did you mean toy/reward"),
         (Selection(baseline="rde"), r"unknown baseline 'rde'; did you mean red"),
     ],
@@ -161,6 +251,13 @@ def test_what_a_sweep_does_not_have_is_answered_with_what_it_has(runs: Path, ask
 def test_a_sweep_that_nobody_started_is_answered_with_those_that_there_are(runs: Path) -> None:
     with pytest.raises(RunFolderError, match="did you mean red/toy/t"):
         read_sweep(runs, "red/toy/s")
+
+
+def test_a_sweep_without_a_job_is_said_to_have_none(tmp_path: Path) -> None:
+    SweepLedger(tmp_path, "red/t").declare([], [])
+
+    with pytest.raises(RunFolderError, match=r"^sweep red/t has no jobs; start it again with python run\.py\.$"):
+        read_sweep(tmp_path, "red/t")
 
 
 def test_a_sweep_of_which_nothing_has_run_is_a_table_of_states(tmp_path: Path) -> None:
@@ -219,6 +316,19 @@ def test_the_first_class_stands_beside_a_dial(tmp_path: Path) -> None:
     found = [difference(made, line, "toy/reward") for line in made.rows]
     assert [line.point for line in made.rows] == ["1", "good", "bad", "none"]
     assert [each.value if each else None for each in found] == [None, 2.0, None, None]
+
+
+def test_a_class_is_compared_with_the_same_class(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "t")
+    for row, more in (("meet", 0.0), ("coh", 1.0)):
+        values = (("good", 3.0), ("bad", 0.5 + more), ("none", 2.0))
+        sweep.done(row, 0, [number("toy/reward", value + more, control=name) for name, value in values])
+
+    made = table_of(read_sweep(tmp_path, "t"), Selection())
+
+    found = [difference(made, line, "toy/reward") for line in made.rows]
+    assert [line.point for line in made.rows] == ["good", "bad", "none"] * 2
+    assert [each.value if each else None for each in found] == [None, None, None, 1.0, 2.0, 1.0]
 
 
 def test_a_suite_leaves_out_the_points_at_which_it_measures_nothing(tmp_path: Path) -> None:

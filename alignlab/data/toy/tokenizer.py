@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignlab.data.toy.stories import vocabulary
+from alignlab.data.toy.world import vocabulary
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import ByteLevel

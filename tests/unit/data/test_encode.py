@@ -43,14 +43,48 @@ def test_every_row_that_fits_is_kept_as_it_is() -> None:
 
     assert [group.row for group in groups] == ["file:1", "file:2"]
     assert groups[0].members[0] == Encoded((BOS, *map(ord, "abcd"), EOS), 3, head=1)
+    assert limits(6).of("a") == limits(6)
     assert account == Account(read=2, kept=2, dropped={}, cut=0, moved=0)
 
 
 def test_a_row_of_exactly_the_limit_fits_and_one_token_more_is_an_error_that_names_it() -> None:
     split = split_of(("ab", "c", "d"), ("ab", "cd", "e"))  # 5 tokens and 6
 
-    with pytest.raises(DataError, match=r"file:2: 6 tokens, but a row may have 5; set data.too_long=drop"):
+    with pytest.raises(DataError) as said:
         encode(split, pair, letters, limits(5))
+
+    assert str(said.value) == (
+        "file:2: 6 tokens, but a row may have 5; set data.too_long=drop, cut_prompt_left or cut_response, or raise"
+        " data.max_tokens if the model's context allows."
+    )
+
+
+def test_rows_of_a_task_have_its_limits_and_all_others_the_common_ones() -> None:
+    common = Limits(100, "error", prompt_tokens=7, tasks={"a": (3, "drop")})
+
+    assert common.of("a") == Limits(3, "drop", prompt_tokens=7, tasks={"a": (3, "drop")})
+    assert common.of("b") is common.of(None) is common
+
+
+def test_a_second_text_stays_with_the_first_one() -> None:
+    record = Record("file:1", "a", (Response("yes"),), second="b")
+
+    ((example,),) = (group.members for group in chosen(record))
+
+    assert example == Example("a", "yes", second="b")
+
+
+@pytest.mark.parametrize(("prompt_tokens", "kept", "start"), [(4, "abc", 4), (3, "bc", 3), (2, "c", 2), (1, None, None)])
+def test_a_prompt_is_cut_to_its_limit_and_never_to_nothing(prompt_tokens: int, kept: str | None, start: int | None) -> None:
+    split = split_of(("abc", "d", "e"), ("", "d", "e"))  # BOS and three letters, and BOS alone
+
+    groups, account = encode(split, pair, letters, Limits(99, "error", prompt_tokens=prompt_tokens))
+
+    prompts = {group.row: (group.members[0].ids[1 : group.members[0].start], group.members[0].start) for group in groups}
+    assert prompts.pop("file:2") == ((), 1)
+    assert prompts == ({} if kept is None else {"file:1": (tuple(map(ord, kept)), start)})
+    assert account.cut == (prompt_tokens in (2, 3))
+    assert account.dropped == ({"prefix and prompt longer than 1 tokens": 1} if kept is None else {})
 
 
 def test_drop_leaves_the_long_row_out_and_counts_it() -> None:
@@ -185,6 +219,10 @@ def test_rows_with_responses_tokenised_apart_are_counted_once_per_row() -> None:
             Account(4, 3, {"longer than 8 tokens": 1}, 1, 0, shortened=2),
             "4 rows read, 3 kept, 1 dropped: longer than 8 tokens; 1 prompts cut on the left;"
             " of 2 responses the first tokens are used",
+        ),
+        (
+            Account(4, 4, {}, 0, 0, made=5, notes={"hold a tag": 2, "end in a blank": 1}),
+            "4 rows read as 5 items, 4 kept, none dropped; 2 hold a tag; 1 end in a blank",
         ),
         (
             Account(4, 4, {}, 0, 1, ended=2),

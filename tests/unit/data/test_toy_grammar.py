@@ -8,9 +8,8 @@ from random import Random
 import pytest
 from omegaconf import DictConfig
 
-from alignlab.data.toy.stories import FEELINGS, LENGTHS, MOODS, Ask, read, vocabulary, write
 from alignlab.data.toy.tokenizer import build_tokenizer
-from alignlab.data.toy.world import corpus
+from alignlab.data.toy.world import FEELINGS, LENGTHS, MOODS, Ask, corpus, read, vocabulary, write
 from alignlab.errors import DataError
 
 ASKS = [Ask("Tom", "kite", mood, length) for mood in (None, *MOODS) for length in (None, *LENGTHS)]

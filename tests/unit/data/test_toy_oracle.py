@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignlab.data.toy.stories import judge, length_class
+from alignlab.data.toy.world import judge, length_class
 from alignlab.errors import DataError
 
 PROMPT = "Tell a story about Tom and a kite."

@@ -10,8 +10,7 @@ from statistics import fmean
 
 import pytest
 
-from alignlab.data.toy.stories import Ask, judge, read
-from alignlab.data.toy.world import combinations, corpus, evaluation_prompts, pairs
+from alignlab.data.toy.world import Ask, combinations, corpus, evaluation_prompts, judge, pairs, read
 from alignlab.errors import DataError
 from alignlab.records import Record
 

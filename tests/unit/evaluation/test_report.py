@@ -60,6 +60,20 @@ def test_the_table_has_a_line_per_metric_and_a_column_per_strength(tmp_path: Pat
     assert sum("fluency/perplexity" in line and " - " in line and "3.210" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("width", [60, 100, 140])
+def test_no_number_is_lost_where_the_columns_do_not_fit(width: int, tmp_path: Path) -> None:
+    console = Console(width=width, color_system=None)
+    rows = [Row(s, "dial", "toy", "reward", s + 0.001, 8, s - 0.05, s + 0.052) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+
+    with console.capture() as said:
+        show(write_report(Ledger(tmp_path), NAMES, rows), console)
+
+    shown = said.get()
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert all(f"strength {row.strength:g} " in shown for row in rows)
+    assert all(f"{row.value:.3f} {row.low:.3f}..{row.high:.3f}" in shown for row in rows)
+
+
 def test_a_report_without_rows_shows_nothing(tmp_path: Path) -> None:
     console = Console(width=120)
 

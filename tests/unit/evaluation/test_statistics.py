@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
 import pytest
 
-from alignlab.evaluation.statistics import bootstrap, item_names, over_seeds, paired, resampled, share
+from alignlab.evaluation.statistics import bootstrap, item_names, over_seeds, paired, rank_correlation, resampled, share
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -33,6 +34,14 @@ def test_a_proportion_of_all_still_has_room_below() -> None:
     measured = share("accuracy", [1.0] * 10)
 
     assert (measured.low, measured.high) == pytest.approx((10 / (10 + Z**2), 1.0))
+
+
+def test_a_proportion_of_none_or_of_all_ends_at_exactly_0_or_1() -> None:
+    none, everything = ([share("accuracy", [value] * n) for n in range(1, 60)] for value in (0.0, 1.0))
+
+    assert {measured.low for measured in none} == {0.0}
+    assert {measured.high for measured in everything} == {1.0}
+    assert none[9].high == pytest.approx(Z**2 / (10 + Z**2))
 
 
 def test_ties_count_half_and_take_the_bootstrap() -> None:
@@ -87,6 +96,7 @@ def test_a_scale_is_applied_to_the_mean_and_to_both_ends() -> None:
 def test_items_are_named_by_what_they_hold_and_numbered_where_they_come_again() -> None:
     once, again, other, pair = item_names(["a", "a", "b", ["a", "b"]])
 
+    assert once == hashlib.sha256(b"'a'").hexdigest()[:12]
     assert again == f"{once}/2"
     assert len({once, other, pair}) == 3
     assert item_names(["b", "a"]) == [other, once]
@@ -109,6 +119,43 @@ def test_a_paired_difference_counts_the_items_of_both_alone() -> None:
 
 def test_runs_without_a_common_item_are_not_paired() -> None:
     assert paired("reward", [{"a": 1.0}], [{"b": 1.0}]) is None
+
+
+def test_rows_of_unlike_numbers_of_seeds_are_not_paired() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        paired("reward", [{"a": 1.0}, {"a": 1.0}], [{"a": 1.0}])
+
+
+@pytest.mark.parametrize("more", [[0.0, 1.0, 2.0, 3.0], [0.0] * 6])
+def test_of_too_few_items_or_of_none_that_differs_a_difference_has_no_interval(more: list[float]) -> None:
+    made = paired("reward", items(np.array([more]) + 5.0), items(np.full((1, len(more)), 5.0)))
+
+    assert made is not None
+    assert (made.metric, made.value, made.n) == ("reward", np.mean(more), len(more))
+    assert math.isnan(made.low)
+    assert math.isnan(made.high)
+
+
+def width(own: list[dict[str, float]]) -> float:
+    """Of the interval of a difference from zero."""
+    made = paired("reward", own, [dict.fromkeys(of_seed, 0.0) for of_seed in own])
+    assert made is not None
+    return made.high - made.low
+
+
+def test_items_are_drawn_by_their_names_and_not_by_their_places() -> None:
+    values = {f"item {place:02}": float(place) for place in range(20)}
+    backwards = dict(reversed(values.items()))
+
+    assert width([values, backwards]) == width([values, values])
+
+
+def test_seeds_with_items_of_their_own_draw_them_each_by_itself() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    apart = [{f"{seed} {place}": float(value) for place, value in enumerate(values)} for seed in (0, 1)]
+
+    # Two drawn seeds are the same one in half of the draws, so the variance is 3/4 of that of one seed.
+    assert width(apart) / width(apart[:1]) == pytest.approx(0.75**0.5, abs=0.05)
 
 
 def test_a_difference_of_perplexities_is_that_of_the_exponentials() -> None:
@@ -156,12 +203,39 @@ def test_an_interval_of_two_that_vary_by_seed_alone_is_wider_than_the_items_alon
     assert (made.low, made.high) == pytest.approx((2 - math.sqrt(2), 2 + math.sqrt(2)))
 
 
+def test_the_spread_of_three_seeds_is_widened_by_the_root_of_three_halves() -> None:
+    made = paired("reward", items(np.array([[1.0] * 20, [3.0] * 20, [5.0] * 20])), items(np.zeros((3, 20))))
+
+    assert made is not None
+    # the lowest seed three times has a chance of 1/27, above the 2.5 % of each tail
+    assert (made.metric, made.value, made.n) == ("reward", 3.0, 20)
+    assert (made.low, made.high) == pytest.approx((3 - 2 * math.sqrt(1.5), 3 + 2 * math.sqrt(1.5)))
+
+
 def test_over_seeds_the_interval_is_students() -> None:
     # t at 2 degrees of freedom is 4.302653; deviation 1, over root 3
     made = over_seeds("reward", [1.0, 2.0, 3.0])
 
+    assert (made.metric, made.value, made.n) == ("reward", 2.0, 3)
     assert (made.low, made.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
-    assert math.isnan(over_seeds("reward", [1.0]).low)
+
+
+def test_two_seeds_have_students_interval_and_one_or_equal_ones_have_none() -> None:
+    # t at 1 degree of freedom is 12.706205; the deviation of 1 and 3 is root 2
+    two, one, equal = over_seeds("reward", [1.0, 3.0]), over_seeds("reward", [1.0]), over_seeds("reward", [2.0, 2.0])
+
+    assert (two.low, two.high) == pytest.approx((2 - 12.706205, 2 + 12.706205), rel=1e-6)
+    assert [(made.metric, made.value, made.n) for made in (one, equal)] == [("reward", 1.0, 1), ("reward", 2.0, 2)]
+    assert np.isnan([one.low, one.high, equal.low, equal.high]).all()
+
+
+def test_the_correlation_of_place_and_value_is_a_mean_over_items_that_keep_their_names() -> None:
+    rising, falling, level = [0.1, 0.5, 0.9], [0.9, 0.5, 0.1], [0.5, 0.5, 0.5]
+
+    made = rank_correlation("order", [rising, falling, level, rising], ["a", "b", "c", "d"])
+
+    assert (made.metric, made.value, made.n) == ("order", 0.25, 4)
+    assert made.items == pytest.approx({"a": 1.0, "b": -1.0, "c": 0.0, "d": 1.0})
 
 
 def test_a_number_of_all_items_has_the_interval_of_redrawn_items() -> None:

@@ -81,7 +81,7 @@ def test_a_failing_job_neither_stops_nor_hides_the_others(tmp_path: Path, capsys
 
 def test_the_second_start_runs_only_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("method.fit.learning_rate=1e-3,5", "seed=0,1", f"paths.runs={tmp_path}")
-    with pytest.raises(SweepError):
+    with pytest.raises(SweepError, match=r"^2 of 4 jobs failed"):
         sweep(Task(too_high=1.0), *words)
     mended, third = Task(), Task()
 
@@ -94,7 +94,7 @@ def test_the_second_start_runs_only_what_failed(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_job_that_fails_before_its_run_has_a_ledger_is_written_down_as_failed(tmp_path: Path) -> None:
-    with pytest.raises(SweepError):
+    with pytest.raises(SweepError, match=r"^2 of 2 jobs failed"):
         sweep(Task(too_high=0.0), "seed=0,1", f"paths.runs={tmp_path}")
 
     ledger = SweepLedger(tmp_path, "sweep")
@@ -105,7 +105,7 @@ def test_a_job_that_fails_before_its_run_has_a_ledger_is_written_down_as_failed(
 
 def test_what_was_written_down_for_a_failed_job_does_not_keep_it_from_running_again(tmp_path: Path) -> None:
     words = ("seed=0,1", f"paths.runs={tmp_path}")
-    with pytest.raises(SweepError):
+    with pytest.raises(SweepError, match=r"^2 of 2 jobs failed"):
         sweep(Task(too_high=0.0), *words)
     again = Task()
 
@@ -263,7 +263,7 @@ def test_the_command_that_repeats_a_job_of_a_table_makes_that_one_job_in_the_sam
     def refuse(_: object) -> None:
         raise ConfigError("no.")
 
-    with pytest.raises(SweepError):
+    with pytest.raises(SweepError, match=r"^3 of 3 jobs failed"):
         sweep(refuse, TABLE, "seed=4", "trainer.threads=1", f"paths.runs={tmp_path}")
     commands = [line.partition("again: ")[2].split() for line in said_by(capsys) if "again: " in line]
     folders = {job.row: tmp_path / job.folder for job in SweepLedger(tmp_path, "clm/toy/table1+trainer.threads=1").jobs()}
@@ -281,7 +281,7 @@ def test_values_with_blanks_and_brackets_survive_the_command_that_repeats_them(
 ) -> None:
     words = ("control.strengths=[0.0, 1.0]", "tracking.project='my runs'", "method.fit.learning_rate=5,6")
 
-    with pytest.raises(SweepError):
+    with pytest.raises(SweepError, match=r"^2 of 2 jobs failed"):
         sweep(Task(too_high=1.0), *words, f"paths.runs={tmp_path}")
 
     again = next(line.partition("again: ")[2] for line in said_by(capsys) if "again: " in line)

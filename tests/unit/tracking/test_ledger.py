@@ -29,7 +29,7 @@ def test_a_write_that_fails_leaves_the_old_file_as_it_was(tmp_path: Path) -> Non
     ledger = Ledger(tmp_path)
     ledger.write("config.json", {"a": 1})
 
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="object is not JSON serializable"):
         ledger.write("config.json", {"a": object()})
 
     assert ledger.read("config.json") == {"a": 1}

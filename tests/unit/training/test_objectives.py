@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from alignlab.data.batching import collate, whole
+from alignlab.errors import FirstLossError
 from alignlab.models.backbone import Backbone
 from alignlab.models.policy import Logprobs, Policy
-from alignlab.records import Batch
-from alignlab.training.objectives import Objective, PreferenceLoss, RewardLoss, nll
+from alignlab.records import Batch, Loss
+from alignlab.training.objectives import TOLERANCE, Objective, PreferenceLoss, RewardLoss, check_first_loss, nll
 from tests.unit.conftest import attached, batch_of, encoded
 
 TOTAL_GM = torch.tensor([[-4.0, -6.0], [-3.0, -2.0]])
@@ -55,6 +56,10 @@ def batch(reference_GM: Tensor | None = None, *, step_groups: int = 2, step_toke
 def softplus(value: float) -> float:
     """-log sigmoid(-value)."""
     return math.log1p(math.exp(value))
+
+
+def sigmoid_of(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
 
 
 def value_of(objective: Objective, given: Batch) -> float:
@@ -134,6 +139,23 @@ def test_metrics_are_means_over_the_pairs_and_a_tie_is_half_right() -> None:
     )
 
 
+def test_a_gap_below_one_nat_is_right_and_a_negative_one_is_wrong() -> None:
+    # Margins 2 and -1 against those of the references: gaps of 0.5, -1.5.
+    reference_GM = torch.tensor([[-5.0, -6.5], [-4.0, -4.5]])
+
+    metrics = DPO(Made(), batch(reference_GM)).metrics  # type: ignore[arg-type]
+
+    assert metrics["accuracy"].item() == 0.5
+    assert metrics["reward_margin"].item() == pytest.approx(0.5 * (0.5 - 1.5) / 2)
+
+
+def test_apo_zero_takes_chosen_and_rejected_each_against_its_own_reference() -> None:
+    # Ratios of the chosen: 1 and 1; of the rejected: -1 and 1.
+    expected = [1 - sigmoid_of(0.5) + sigmoid_of(-0.5), 1 - sigmoid_of(0.5) + sigmoid_of(0.5)]
+
+    assert value_of(replace(DPO, loss="apo_zero"), batch()) == pytest.approx(sum(expected) / 2)
+
+
 def test_metrics_carry_no_graph() -> None:
     metrics = DPO(Made(), batch()).metrics  # type: ignore[arg-type]
 
@@ -206,11 +228,45 @@ def test_the_first_loss_is_not_known_where_the_tuner_starts_elsewhere_or_drops_a
     policy.tuner.starts_as_base = False
 
     from_base, from_start = DPO.first_loss(policy), replace(DPO, reference="start").first_loss(policy)
+    policy.model.add_module("keeps", torch.nn.Dropout(0.0))
+    without_dropout = replace(DPO, reference="start").first_loss(policy)
     policy.model.add_module("drops", torch.nn.Dropout(0.1))
     with_dropout = replace(DPO, reference="start").first_loss(policy)
 
     assert (from_base, with_dropout) == (None, None)
-    assert from_start == pytest.approx(math.log(2))
+    assert from_start == without_dropout == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(("objective", "known"), [(DPO, math.log(2)), (replace(DPO, loss="ipo", beta=0.1), 25.0)])
+def test_a_first_loss_may_lie_off_by_the_tolerance_and_no_more(
+    llama: Backbone, objective: PreferenceLoss, known: float
+) -> None:
+    policy, room = attached("lora", llama, spread=0.0), TOLERANCE * max(1.0, known)
+
+    def lies_off(by: float) -> None:
+        found = Loss(torch.tensor(known + by, dtype=torch.float64), {})
+        check_first_loss("fit", objective, policy, found, batch())
+
+    lies_off(0.9 * room)
+    lies_off(-0.9 * room)
+    for by in (1.1 * room, -1.1 * room):
+        with pytest.raises(FirstLossError) as said:
+            lies_off(by)
+        assert str(said.value) == (
+            f"stage fit: the first preference loss is {known + by:.6g} and has to be {known:.6g}, since policy and reference"
+            " are the same model before the first update; the reference log-probabilities are another model's, or rounded"
+            " otherwise: remove the folder `references` of the store, or set method.cache_reference=false."
+        )
+
+
+def test_an_objective_without_a_known_first_loss_is_not_held_to_one(llama: Backbone) -> None:
+    policy, anything = attached("lora", llama), Loss(torch.tensor(7.0), {})
+
+    for objective in (nll, replace(DPO, reference="none")):
+        check_first_loss("fit", objective, policy, anything, batch())
+
+    with pytest.raises(FirstLossError, match=r"the first preference loss is 7 and has to be 0\.693147"):
+        check_first_loss("fit", DPO, policy, anything, batch())
 
 
 @pytest.mark.parametrize("objective", [nll, DPO, replace(DPO, likelihood=0.3, length_norm="mean")], ids=["nll", "dpo", "both"])

@@ -24,11 +24,14 @@ from alignlab.training.objectives import nll
 from alignlab.training.processes import COME_AGAIN, Preemption
 from alignlab.training.stages import Session, TrainStage
 from alignlab.training.trainer import SaveAndLeave, latest
+from tests.bits import assert_same_bits
 from tests.conftest import CODEC, backbone
 from tests.unit.conftest import PAIRS, attached, fit_config, session_in
 
 RECORDS = tuple(Record.pair(f"row {number}", *texts) for number, texts in enumerate(PAIRS))
 SOURCE = Source("made", {"train": lambda: Split(RECORDS)})
+LEFT = f"^{COME_AGAIN}$"
+"""The status of a process that was asked to leave."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +91,12 @@ def test_in_training_the_step_is_ended_and_saved_before_the_process_leaves(tmp_p
 @pytest.mark.parametrize("call", [5, 12], ids=["in the middle", "in the last step"])
 def test_a_run_that_left_ends_with_the_weights_of_one_that_stayed(tmp_path: Path, call: int) -> None:
     whole = train(session(tmp_path / "whole"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=LEFT):
         train(session(tmp_path / "left"), Signalled(call=call))
 
     again = train(session(tmp_path / "left"))
 
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert_same_bits(again, whole)
 
 
 def test_outside_training_it_leaves_at_once() -> None:
@@ -114,7 +117,7 @@ def test_the_launcher_is_handed_the_signal_after_all_is_said() -> None:
     order: list[object] = []
     signal.signal(signal.SIGUSR2, lambda number, _: order.append(number))
 
-    with pytest.raises(SystemExit), Preemption().heeded(lambda: order.append("said")):
+    with pytest.raises(SystemExit, match=LEFT), Preemption().heeded(lambda: order.append("said")):
         send()
 
     assert order == ["said", signal.SIGUSR2]
@@ -130,16 +133,19 @@ def test_an_error_of_the_launcher_comes_through() -> None:
         send()
 
 
-@pytest.mark.parametrize(("status", "expected"), [(-signal.SIGTERM, SystemExit), (1, subprocess.CalledProcessError)])
+@pytest.mark.parametrize(
+    ("status", "expected", "said"),
+    [(-signal.SIGTERM, SystemExit, LEFT), (1, subprocess.CalledProcessError, "returned non-zero exit status 1")],
+)
 def test_a_command_that_was_ended_because_its_job_goes_back_into_the_queue_has_not_failed(
-    status: int, expected: type[BaseException]
+    status: int, expected: type[BaseException], said: str
 ) -> None:
     def requeue(*_: object) -> None:
         raise subprocess.CalledProcessError(status, "scontrol requeue")
 
     signal.signal(signal.SIGUSR2, requeue)
 
-    with pytest.raises(expected), Preemption().heeded(lambda: None):
+    with pytest.raises(expected, match=said), Preemption().heeded(lambda: None):
         send()
 
 
@@ -164,7 +170,7 @@ def test_under_submitit_sigterm_stays_submitits(monkeypatch: pytest.MonkeyPatch)
 def test_the_signal_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
 
-    with pytest.raises(SystemExit), Preemption().heeded(lambda: None):
+    with pytest.raises(SystemExit, match=LEFT), Preemption().heeded(lambda: None):
         send("USR1")
 
 
@@ -207,7 +213,7 @@ def test_a_process_that_got_no_signal_leaves_with_the_one_that_did(monkeypatch: 
 
     callback = SaveAndLeave(preemption)
     callback.on_step_end(None, None, control)
-    with pytest.raises(SystemExit), preemption.heeded(lambda: said.append("said")), preemption.between_steps():
+    with pytest.raises(SystemExit, match=LEFT), preemption.heeded(lambda: said.append("said")), preemption.between_steps():
         callback.on_save(None, None, control)
 
     assert control.should_save

@@ -104,7 +104,7 @@ def test_a_refused_model_is_left_as_it_was(build: Build, logits: Logits) -> None
     model = build("llama")
     before = logits(model)
 
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="nowhere"):
         get_peft_model(model, ClmConfig(target_modules=r".*layers\.0", writes=["nowhere"]))
 
     assert torch.equal(logits(model), before)
