@@ -74,8 +74,7 @@ def test_a_stage_of_the_backbone_is_computed_once_for_all_tuners_with_the_same_b
     assert before == ["sft", "prefer", "prefer"]
     for stage in ("sft", "prefer"):
         first, second = (tensors(folder / "stages" / stage / "result") for folder in (reused, alone))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert_same_bits(first, second)
 
 
 def test_a_run_that_reuses_a_stage_has_its_curves_and_is_complete(tmp_path: Path) -> None:
