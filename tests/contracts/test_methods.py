@@ -49,9 +49,16 @@ STAGE = {
 BEFORE = {"meet": "controls", "rahf": "instruct"}
 """The stage before it, where there is one."""
 ANSWERING = [(method, model) for method in STAGE if method != "reward" for model in ("tiny", "tiny_gpt2")]
-every_method = pytest.mark.parametrize(("method", "model"), [*ANSWERING, ("reward", "tiny_roberta")])
+WITH_REWARD = [*ANSWERING, ("reward", "tiny_roberta")]
+every_method = pytest.mark.parametrize(("method", "model"), WITH_REWARD)
 every_answering_method = pytest.mark.parametrize(("method", "model"), ANSWERING)
 """A reward model writes no answers; see test_reward_runs.py."""
+
+
+def with_gpt2_slow(pairs: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Each method on the first model, and on GPT-2 with the slow tests: of what does not depend on the backbone."""
+    slow = {model: [pytest.mark.slow] if model == "tiny_gpt2" else [] for _, model in pairs}
+    return pytest.mark.parametrize(("method", "model"), [pytest.param(*pair, marks=slow[pair[1]]) for pair in pairs])
 
 
 def composed(
@@ -127,13 +134,7 @@ def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, finis
     assert [row["metric"] for row in report["results"] if row["low"] is None and row["high"] is not None] == []
 
 
-@pytest.mark.parametrize(
-    ("method", "model"),
-    [
-        pytest.param(method, model, marks=[pytest.mark.slow] if model == "tiny_gpt2" else [])
-        for method, model in [*ANSWERING, ("reward", "tiny_roberta")]
-    ],
-)
+@with_gpt2_slow(WITH_REWARD)
 def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_path: Path) -> None:
     # Attention does not change with its key biases: their gradient is rounding, which Adam would blow up to full steps.
     words = (f"model={model}", f"method.{STAGE[method]}.adam_epsilon=1e-4", "evaluation=off")
@@ -156,7 +157,7 @@ def test_gradient_checkpointing_does_not_change_a_bit(tuner: str, packing: str, 
     assert_same_bits(learned(kept, "dpo"), learned(again, "dpo"))
 
 
-@every_method
+@with_gpt2_slow(WITH_REWARD)
 def test_the_same_seed_gives_the_same_bits(method: str, model: str, finished: Finished, tmp_path: Path) -> None:
     before = finished(method, f"model={model}")
 
@@ -167,7 +168,7 @@ def test_the_same_seed_gives_the_same_bits(method: str, model: str, finished: Fi
     assert reports[0] == reports[1]
 
 
-@every_method
+@with_gpt2_slow(WITH_REWARD)
 def test_resuming_equals_never_having_stopped(
     method: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,7 +189,7 @@ def test_resuming_equals_never_having_stopped(
     assert_same_bits(whole, learned(tmp_path, method))
 
 
-@every_answering_method
+@with_gpt2_slow(ANSWERING)
 def test_a_loaded_run_answers_like_the_run(method: str, model: str, finished: Finished) -> None:
     folder = finished(method, f"model={model}") / "run"
     sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0)
