@@ -21,15 +21,14 @@ ROWS = "+experiment/"
 """How a swept key starts that chooses a row."""
 
 
-ON_GIVEN_DATA = "red/small"
-"""A table whose model and data are folders of the user, and which test_red_tables.py tries by itself."""
+ON_GIVEN_DATA = ("red/small", "clm/reasoning")
+"""Tables whose models and data are folders of the user; test_red_tables.py and test_clm_tables.py try them."""
 
 
 def tables(home: str = "*") -> list[str]:
-    """The sweeps of a home of experiments, or of all, such as clm/table1, but the one on a user's folders."""
-    return [
-        name for path in sorted(EXPERIMENTS.glob(f"{home}/**/*.yaml")) if swept(name := name_of(path)) and name != ON_GIVEN_DATA
-    ]
+    """The sweeps of a home of experiments, or of all, such as clm/table1, but those on a user's folders."""
+    every = [name_of(path) for path in sorted(EXPERIMENTS.glob(f"{home}/**/*.yaml"))]
+    return [name for name in every if name not in ON_GIVEN_DATA and swept(name)]
 
 
 def name_of(path: Path) -> str:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.experiments.sweeps import EXPERIMENTS, cells, run_of, tables
 
+GIVEN = ("model.source=embedded", "model.path=tiny", "data=toy")
+"""In place of the folders that a table asks for."""
 PAPER = [table for table in tables("clm") if not table.startswith("clm/toy/")]
 
 
@@ -57,3 +59,25 @@ def test_the_table_of_beta_pairs_each_beta_with_its_rate() -> None:
 
     assert (rows["beta-0.1"].beta, rows["beta-0.1"].prefer.learning_rate) == (0.1, 5e-6)
     assert (rows["beta-0.001"].beta, rows["beta-0.001"].prefer.learning_rate) == (0.001, 5e-7)
+
+
+def test_the_second_epoch_of_the_base_is_table_3() -> None:
+    assert [run_of("clm/table3", *cell).method.sft.epochs for cell in cells("clm/table3")] == [1, 2]
+
+
+@pytest.mark.parametrize("table", ["clm/lora_high_lr", "clm/dera"])
+def test_each_published_row_has_a_row_of_ours(table: str) -> None:
+    published = pd.read_csv(EXPERIMENTS / table / "published.csv").row
+
+    rows = {path.stem for path in (EXPERIMENTS / table).glob("*.yaml")}
+    assert [name for name in published if not any(name.startswith(row) for row in rows)] == []
+    assert [row for row in rows if not any(name.startswith(row) for name in published)] == []
+
+
+def test_a_block_for_short_answers_has_the_settings_of_inra() -> None:
+    (first, *_) = every = [run_of("clm/reasoning", *cell, *GIVEN) for cell in cells("clm/reasoning")]
+
+    fit = first.method.fit
+    assert (first.tuner.name, fit.epochs, fit.batch, fit.learning_rate, fit.schedule) == ("clm", 3, 128, 2e-5, "cosine")
+    assert first.control.strengths[:3] == [-0.33, -0.25, 0]
+    assert len(every) == 2

@@ -16,7 +16,9 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REAL = sorted(EXPERIMENTS.glob("*/*/published.csv"))
 EVERY = sorted(path for path in EXPERIMENTS.rglob("published.csv") if path.read_text().startswith("row,"))
 """The tables; what a paper only claims in words (tpt) has no columns that a metric could stand for."""
-NAMED_BY_ITS_QUESTIONS = {("lm_eval", name) for name in ("acc", "acc_norm", "strict-match")} | {("judge", "mark")}
+NAMED_BY_ITS_QUESTIONS = {("lm_eval", name) for name in ("acc", "acc_norm", "exact_match", "math_verify", "strict-match")} | {
+    ("judge", "mark")
+}
 """Last words of metrics whose names begin with a task, or with a category of questions."""
 PLAIN = ("params_m", "avg")
 """Columns of RED's tables that say what they are: counts of parameters and means over tasks (and `_sd`, over seeds)."""
