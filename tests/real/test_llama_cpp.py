@@ -37,10 +37,10 @@ def llama() -> Any:
 
 
 def engine(llama: Any, file: Path, **more: Any) -> Any:
-    """A model of llama.cpp on one thread, with its cache in float32."""
-    return llama.Llama(
-        str(file), n_ctx=256, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0, n_gpu_layers=0, **more
-    )
+    """A model of llama.cpp on one thread, with its cache in float32. Token by token, since the matrix kernels that it chooses
+    for several tokens of 4-bit weights (AMX) end the process on some virtual machines."""
+    plain = {"n_threads": 1, "n_batch": 1, "logits_all": True, "verbose": False, "type_k": 0, "type_v": 0, "n_gpu_layers": 0}
+    return llama.Llama(str(file), n_ctx=256, **plain, **more)
 
 
 def from_llama(model: Any, ids: Ids) -> np.ndarray[Any, Any]:
