@@ -196,7 +196,7 @@ def test_on_the_4_bit_file_of_a_package_a_control_vector_turns_as_on_its_weights
 
     assert apart[0.0] < 0.1
     assert max(apart.values()) < 2 * apart[0.0]
-    assert float(np.abs(answered[1.0] - answered[0.0]).mean()) > 5 * apart[0.0]
+    assert float(np.abs(answered[1.0] - answered[0.0]).mean()) > 2 * apart[0.0]
 
     lora = get_peft_model(tuned.unload(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "down_proj"]))
     moved(lora, 0.02).save_pretrained(tmp_path / "lora", save_embedding_layers=False)
