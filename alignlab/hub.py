@@ -11,33 +11,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from alignlab.card import AUTO, Adapter, licence_of, results, training
 from alignlab.command_line import CONF
 from alignlab.config import found_place
 from alignlab.errors import ModelError, RunFolderError
-from alignlab.evaluation.report import Row, titles
 from alignlab.evaluation.safe_range import FILE as SAFE_RANGE
 from alignlab.evaluation.safe_range import SafeRange, read_range
 from alignlab.files import PART
 from alignlab.finished import config_of, result_of
-from alignlab.tracking.ledger import ENVIRONMENT, REPORT, Ledger, state_of
+from alignlab.tracking.ledger import REPORT, Ledger, state_of
 from alignlab.tuners.engines import CONFIG, TENSORS
 
 PICTURES = ("dial.png", "curves.png")
 BASE = "base"
 """Subfolder with the backbone, where the run has trained it."""
-EMBEDDED_LICENSE = "apache-2.0"
-"""Of the models that come with alignlab."""
-TASKS = {
-    "CAUSAL_LM": ("AutoModelForCausalLM", "text-generation"),
-    "SEQ_2_SEQ_LM": ("AutoModelForSeq2SeqLM", "text2text-generation"),
-    "SEQ_CLS": ("AutoModelForSequenceClassification", "text-classification"),
-}
-"""PEFT's kind of task -> the class that loads the base, and the hub's name of the task."""
-NO_TASK = ("AutoModel", "feature-extraction")
+TASKS = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation", "SEQ_CLS": "text-classification"}
+"""PEFT's kind of task -> the hub's."""
 NOT_REPEATED = ("paths", "folder", "force", "rerun", "plan", "sweep", "sizing", "launch", "hydra", "tracking")
 """Keys of a config that say where and when, and not what."""
 GROUPS_FIRST = ("method", "tuner", "model", "data", "control", "evaluation", "trainer")
@@ -136,141 +129,100 @@ def _fill(run: Path, adapter: Path, folder: Path, repo: str, license: str | None
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text(GENERATE, encoding="utf-8")
     (folder / "custom_generate" / "requirements.txt").write_text("alignlab\n", encoding="utf-8")
-    license = license or _license_here(run)
-    (folder / "README.md").write_text(_card(run, config, folder, repo, base, trained is not None, license), encoding="utf-8")
+    license = license or licence_of(Adapter(adapter, run))
+    (folder / "README.md").write_text(_card(run, config, folder, repo, trained is not None, license), encoding="utf-8")
 
 
-def _card(run: Path, config: Mapping[str, Any], folder: Path, repo: str, base: str, own_base: bool, license: str | None) -> str:
-    """The card: what it is, how it is used, what was measured, and how it was made."""
-    report, made_with = Ledger(run).found(REPORT), Ledger(run).found(ENVIRONMENT)
-    described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    method, tuner, data = (config[group]["name"] for group in ("method", "tuner", "data"))
-    _, task = TASKS.get(str(described.get("task_type")), NO_TASK)
+def _card(run: Path, config: Mapping[str, Any], folder: Path, repo: str, own_base: bool, license: str | None) -> str:
+    """The card, with what it takes to load the adapter from the repository and to repeat the run. `own_base`: it is in BASE."""
+    adapter = Adapter(folder, run)
     about = ModelCardData(
-        base_model=None if own_base or not base else base,
+        base_model=None if own_base else adapter.base,
         library_name="peft",
-        pipeline_tag=task,
-        license=license,
-        tags=["alignlab", method, tuner, data],
+        pipeline_tag=TASKS.get(str(adapter.config.get("task_type"))),
+        license=license.lower() if license else None,
+        tags=["alignlab", adapter.chosen("method"), adapter.chosen("tuner"), adapter.chosen("data")],
     )
-    rows = [Row(**row) for row in report.get("results", ())]
-    counted = report.get("parameters", {})
+    counted = adapter.report.get("parameters", {})
     dial, curves = (
-        f"\n\n![{what}]({name})" if (folder / name).is_file() else ""
+        f"![{what}]({name})" if (folder / name).is_file() else ""
         for name, what in zip(PICTURES, ("metrics against strength", "curves of training"), strict=True)
     )
+    what = f"method `{adapter.chosen('method')}`, tuner `{adapter.chosen('tuner')}`, trained on `{adapter.chosen('data')}`"
     sections = [
         f"---\n{about.to_yaml()}\n---",
         f"# {repo.rpartition('/')[2]}",
-        f"An adapter by alignlab: method `{method}`, tuner `{tuner}`, trained on `{data}`. It learned"
-        f" {counted.get('learned', 0):,} of {counted.get('all', 0):,} parameters.",
-        f"## Use\n\n{_use(config, described, repo, base, own_base)}\n\n{_written(config)}",
-        f"## Strength\n\n{_strength(read_range(folder), described.get('classes'))}{dial}",
-        f"## Measured\n\n{_table(rows)}" if rows else "",
-        f"## Training\n\n{_account(report)}{curves}",
+        f"An adapter by alignlab: {what}. It learned {counted.get('learned', 0):,} of {counted.get('all', 0):,} parameters.",
+        _use(config, adapter, repo, own_base),
+        _strength(read_range(folder), adapter.config.get("classes")),
+        dial,
+        results(adapter),
+        training(adapter),
+        curves,
         "`config.yaml` holds every setting. The command that repeats the run, with data and models in place of `PATH/`:\n\n"
-        f"    {command(config)}\n\nIt was made with {_versions(made_with)}.",
-        f"## Licence\n\n{_licence(base, own_base, license)}",
+        f"    {command(config)}",
+        f"## Licence\n\n{_licence(adapter.base, own_base, license)}",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _use(config: Mapping[str, Any], described: Mapping[str, Any], repo: str, base: str, own_base: bool) -> str:
+def _use(config: Mapping[str, Any], adapter: Adapter, repo: str, own_base: bool) -> str:
     """How it is loaded, and asked."""
-    auto, task = TASKS.get(str(described.get("task_type")), NO_TASK)
-    embedded = config["model"].get("source") == "embedded"
-    place = f'EMBEDDED / "{base.rpartition("/")[2]}"' if embedded else f'"{base}"'
+    auto = AUTO.get(str(adapter.config.get("task_type")), "AutoModel")
+    embedded = config["model"].get("source") == "embedded" and not own_base
+    place = f'EMBEDDED / "{adapter.base.rpartition("/")[2]}"' if embedded else f'"{adapter.base}"'
     load = f'"{repo}", subfolder="{BASE}"' if own_base else place
-    classes = described.get("classes")
+    classes = adapter.config.get("classes")
     asked = f'control="{classes[0]}"' if classes else "strength=1.0"
-    ask = (
-        "model(**inputs).logits"
-        if task == "text-classification"
-        else f'model.generate(**inputs, custom_generate="{repo}", trust_remote_code=True, {asked}, max_new_tokens=64)'
-    )
+    generated = f'model.generate(**inputs, custom_generate="{repo}", trust_remote_code=True, {asked}, max_new_tokens=64)'
+    template = config["model"]["template"]
+    written = str(template.get("format") or "{prompt}")
     lines = [
         "```python",
         "from peft import PeftModel",
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        "import alignlab  # behind peft, with which it registers its adapters",
-        *(["from alignlab.models.config import EMBEDDED  # the base comes with it"] if embedded and not own_base else []),
+        "import alignlab  # after peft, with which it registers its adapters",
+        *(["from alignlab.models.config import EMBEDDED  # the base comes with it"] if embedded else []),
         "",
         f'base = {auto}.from_pretrained({load}, dtype="{config["model"]["dtype"]}")',
         f"tokenizer = AutoTokenizer.from_pretrained({load})",
         f'model = PeftModel.from_pretrained(base, "{repo}").eval()',
-        f'inputs = tokenizer({_example(config)!r}, return_tensors="pt")',
-        ask,
+        f'inputs = tokenizer({written.replace("{prompt}", "Tell a story.")!r}, return_tensors="pt")',
+        "model(**inputs).logits" if auto == AUTO["SEQ_CLS"] else generated,
         "```",
     ]
-    return "\n".join(lines)
+    behind = "behind the token that begins a text" if template.get("bos") else "without a token that begins a text"
+    how = (
+        "Prompts are written with the tokenizer's chat template."
+        if template.get("format") is None
+        else f"In training prompts were written as `{json.dumps(written)}`, {behind}; write them so."
+    )
+    return "\n".join(["## Use", "", *lines, "", how])
 
 
 def _strength(safe: SafeRange | None, classes: Sequence[str] | None) -> str:
+    """What the strength or the class does, and where it was seen to hold."""
     if classes:
-        return f"It has the classes {', '.join(classes)} in place of a strength; `none` is the model without any."
+        return f"## Classes\n\nIt has {', '.join(classes)} in place of a strength; `none` is the model without any."
     turn = "0 is the base, 1 the trained model; other numbers lie between and beyond."
     if safe is None:
-        return f"{turn} No range of strengths was measured to hold."
+        return f"## Strength\n\n{turn} No range of strengths was measured to hold."
     points = "\n".join(
         f"| {point.strength:g} | {point.value:.3f} | {point.worse:+.3f} | {_interval(point.low, point.high)} | {point.n} |"
         f" {'yes' if point.holds else 'no'} |"
         for point in safe.points
     )
     head = f"| strength | {safe.metric} | worse by | 95 % interval | n | holds |\n|---|---|---|---|---|---|"
-    return f"{turn} {safe.sentence[0].upper()}{safe.sentence[1:]}.\n\n{head}\n{points}"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    """Metrics down, strengths or classes across."""
-    named = titles(rows)
-    columns = list(dict.fromkeys(named))
-    cells = {(f"{row.suite}/{row.metric}", title): row for row, title in zip(rows, named, strict=True)}
-    lines = [f"| metric | n | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
-    for metric in dict.fromkeys(metric for metric, _ in cells):
-        found = [cells.get((metric, title)) for title in columns]
-        counts = sorted({row.n for row in found if row})
-        shown = [f"{row.value:.3f} ({_interval(row.low, row.high)})" if row else "-" for row in found]
-        lines.append(f"| {metric} | {'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} | {' | '.join(shown)} |")
-    return "Values with 95 % intervals.\n\n" + "\n".join(lines)
+    return f"## Strength\n\n{turn} {safe.sentence[0].upper()}{safe.sentence[1:]}.\n\n{head}\n{points}"
 
 
 def _interval(low: float | None, high: float | None) -> str:
     return "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _account(report: Mapping[str, Any]) -> str:
-    """What became of the rows of each stage."""
-    lines = ["| rows of | read | kept | dropped | cut |", "|---|---|---|---|---|"]
-    for name, rows in report.get("rows", {}).items():
-        dropped = ", ".join(f"{count} {why}" for why, count in rows["dropped"].items()) or "0"
-        lines.append(f"| {name} | {rows['read']} | {rows['kept']} | {dropped} | {rows['cut']} |")
-    return "\n".join(lines)
-
-
-def _versions(made_with: Mapping[str, Any]) -> str:
-    packages = made_with.get("packages", {})
-    named = ", ".join(f"{name} {packages[name]}" for name in ("alignlab", "torch", "transformers", "peft") if name in packages)
-    commit = made_with.get("commit")
-    return f"{named}, at commit {commit}" if commit else named
-
-
-def _written(config: Mapping[str, Any]) -> str:
-    template = config["model"]["template"]
-    if template.get("chat") is not False and template.get("format") is None:
-        return "Prompts are written with the tokenizer's chat template."
-    behind = "behind the token that begins a text" if template.get("bos") else "without a token that begins a text"
-    return f"In training prompts were written as `{json.dumps(template.get('format'))}`, {behind}; write them so."
-
-
-def _example(config: Mapping[str, Any]) -> str:
-    return str(config["model"]["template"].get("format") or "{prompt}").replace("{prompt}", "Tell a story.")
-
-
 def _licence(base: str, own_base: bool, license: str | None) -> str:
-    named = (
-        "the backbone in `base/`, which this run trained further" if own_base else f"its base, {base or 'which is not named'}"
-    )
+    named = "the backbone in `base/`, which this run trained further" if own_base else f"its base, {base}"
     if license is None:
         return f"An adapter is of no use without {named}; that one's licence is not known here, and holds for what it makes."
     return f"The licence of {named}, is `{license}`, and holds for what it makes with the adapter."
@@ -320,17 +272,6 @@ def without_places(value: Any, run: Path) -> Any:
     if isinstance(value, str) and (value.startswith(("/", "~", "../")) or found_place(value, run) != value):
         return f"PATH/{Path(value).name}"
     return value
-
-
-def _license_here(run: Path) -> str | None:
-    """The licence of a base that is a folder here, from its card; None where it does not say."""
-    model = config_of(run)["model"]
-    if model.get("source") == "embedded":
-        return EMBEDDED_LICENSE
-    card = Path(found_place(str(model.get("path")), run)) / "README.md"
-    with suppress(OSError, ValueError):
-        return ModelCard.load(card).data.license if card.is_file() else None
-    return None
 
 
 def _license_on_hub(run: Path) -> str | None:

@@ -167,8 +167,8 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Pat
             if count > 1:
                 panel.fill_between(steps, low, high, alpha=0.15, linewidth=0, color=look["color"])
         panel.set(title=f"stage {stage}", xlabel="optimiser step", ylabel="training loss")
-    smooth = f"running mean over {most} steps that were logged, the faint line is not smoothed; " if most > 1 else ""
-    legend(figure, drawn, f"{smooth}mean over seeds; band: lowest to highest")
+    note = f"running mean over {most} steps that were logged, the faint line is not smoothed; " if most > 1 else ""
+    legend(figure, drawn, f"{note}mean over seeds; band: lowest to highest")
     return saved(figure, path)
 
 

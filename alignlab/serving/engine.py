@@ -236,6 +236,8 @@ class Engine:
             [each.seed for each in asked],
             lambda row, ids: texts[row].follow(ids),
         )
+        for text in texts:
+            text.end()
 
 
 class _Text:
@@ -243,36 +245,48 @@ class _Text:
 
     def __init__(self, policy: Policy, reply: Reply) -> None:
         self._policy, self._reply, self._codec = policy, reply, policy.backbone.codec
-        question = reply.question
         self._ends = set(ends(policy.backbone))
-        self._stop = (*question.sampling.stop, *(self._codec.stop if question.prompt is not None else ()))
+        self._stop = (*reply.question.sampling.stop, *self._codec.stop)
         self._pieces = Pieces(self._codec, self._stop)
+        self._ids: Sequence[int] = ()
+        self._ended = False
 
     def follow(self, ids: Sequence[int] | None) -> bool:
         """Delivers what is new; whether the text has ended."""
         question, reply = self._reply.question, self._reply
         if reply.left:
-            return True
-        if ids is None:
+            self._ended = True
+        elif ids is None:
             asked = f"strength={question.strength:g}" if question.control is None else f"control={question.control}"
-            reply.deliver(
-                Piece(error=f"at {asked} the model's numbers are no longer finite; ask for less.", asked_wrongly=True)
-            )
-            return True
-        finish = "stop" if ids[-1] in self._ends else "length" if len(ids) >= question.sampling.max_new_tokens else None
-        if finish is None and not question.streams and not self._stop:
-            return False
-        text = text_of(self._policy.backbone, question.ids, ids, ())
-        if any(each in text for each in self._stop):
-            finish = "stop"
-            text = text[: min(text.index(each) for each in self._stop if each in text)]
+            said = f"at {asked} the model's numbers are no longer finite; ask for less."
+            reply.deliver(Piece(error=said, asked_wrongly=True))
+            self._ended = True
+        else:
+            self._ids = ids
+            full = len(ids) >= question.sampling.max_new_tokens
+            finish = "stop" if ids[-1] in self._ends else "length" if full else None
+            if finish or question.streams or self._stop:
+                self._tell(finish)
+        return self._ended
+
+    def end(self) -> None:
+        """Delivers the end of a text that the model's own settings have ended."""
+        if not self._ended:
+            self._tell("stop")
+
+    def _tell(self, finish: str | None) -> None:
+        question = self._reply.question
+        text = text_of(self._policy.backbone, question.ids, self._ids, ())
+        places = [text.index(each) for each in self._stop if each in text]
+        if places:
+            text, finish = text[: min(places)], "stop"
         if question.prompt is not None:
             text = self._codec.answer(question.prompt, text)
+        self._ended = finish is not None
         if question.streams or finish:
-            piece = self._pieces.next(text, ended=finish is not None)
+            piece = self._pieces.next(text, ended=self._ended)
             if piece or finish:
-                reply.deliver(Piece(piece, len(ids), finish))
-        return finish is not None
+                self._reply.deliver(Piece(piece, len(self._ids), finish))
 
 
 def _read(policy: Policy, asked: str | Sequence[Turn]) -> tuple[str | None, tuple[int, ...]]:

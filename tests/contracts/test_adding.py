@@ -1,4 +1,5 @@
-"""A tuner takes five places of the tree, a method four, a suite three: a copy of the tree with one of each trains and passes.
+"""A tuner takes five places of the tree, a method four, a preference loss and a method of it four, a suite three: a copy of the
+tree with one of each trains and passes, and the contract tests find what is new in the tables.
 
 Pages that a command writes (docs/options.md, the map in docs/walkthrough.md) are not counted.
 """
@@ -44,7 +45,10 @@ def build(config, model):
     ],
     "alignlab/tuners/__init__.py": [
         ("    LowerLoraConfig,\n", "    LowerLoraConfig,\n    NormsConfig,\n"),
-        ('        "full": Entry(', '        "norms": Entry(NormsConfig, _from("norms")),\n        "full": Entry('),
+        (
+            '        "full": Entry(',
+            '        "norms": Entry(NormsConfig, deferred(f"{__name__}.norms.build", first=2)),\n        "full": Entry(',
+        ),
     ],
     "conf/tuner/norms.yaml": [
         (
@@ -108,6 +112,25 @@ ENTRY = Entry(TwiceConfig, build, requires=capabilities("chosen"), provides=capa
     ],
     "pyproject.toml": [('    "alignlab.methods.rahf",\n', '    "alignlab.methods.rahf",\n    "alignlab.methods.twice",\n')],
 }
+LOSS: dict[str, list[Change]] = {
+    "alignlab/training/objectives.py": [
+        (
+            "PREFERENCE_LOSSES: Mapping[",
+            'def squared(ratios: Ratios, beta: float, smoothing: float) -> Tensor:\n    """The hinge, squared."""\n'
+            "    return F.relu(1 - beta * ratios.gap_G) ** 2\n\n\nPREFERENCE_LOSSES: Mapping[",
+        ),
+        ('    "hinge": hinge,\n', '    "hinge": hinge,\n    "squared": squared,\n'),
+    ],
+    "alignlab/methods/preference.py": [('"hinge", "robust"', '"hinge", "squared", "robust"')],
+    "alignlab/methods/__init__.py": [('        "dpo": ', '        "slack": preference.ENTRY,\n        "dpo": ')],
+    "conf/method/slack.yaml": [
+        (
+            "",
+            "defaults:\n  - /_preference@_here_\n  - _self_\nname: slack\nloss: squared\nbeta: 0.1\n"
+            "prefer: {batch: 8}\nsft: {batch: 8}\n",
+        )
+    ],
+}
 SUITE: dict[str, list[Change]] = {
     "alignlab/evaluation/lengths.py": [
         (
@@ -154,7 +177,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder / name)
-    for kind in (TUNER, METHOD, SUITE):
+    for kind in (TUNER, METHOD, LOSS, SUITE):
         for path, changes in kind.items():
             for before, after in changes:
                 change(folder / path, before, after)
@@ -180,7 +203,9 @@ def called(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("kind", "most"), [(TUNER, 5), (METHOD, 4), (SUITE, 3)], ids=["tuner", "method", "suite"])
+@pytest.mark.parametrize(
+    ("kind", "most"), [(TUNER, 5), (METHOD, 4), (LOSS, 4), (SUITE, 3)], ids=["tuner", "method", "loss", "suite"]
+)
 def test_few_places_are_touched(kind: dict[str, list[Change]], most: int) -> None:
     assert len(kind) <= most
 
@@ -194,12 +219,20 @@ def test_the_new_method_trains_the_new_tuner_and_the_new_suite_measures_it(tree:
     assert {path.name for path in (tree / "run" / "stages").iterdir()} == {"first", "second"}
 
 
-def test_the_contracts_hold_for_the_new_tuner(tree: Path) -> None:
-    done = called(tree, "-m", "pytest", "-p", "no:cacheprovider", "tests/contracts/test_tuners.py", "-k", "norms")
+def test_the_contracts_hold_for_the_new_tuner_and_find_the_new_methods_by_themselves(tree: Path) -> None:
+    files = ("tests/contracts/test_tuners.py", "tests/contracts/test_methods.py")
+    chosen = "norms or (slack and tiny and not gpt2 and (complete_folder or same_bits or never_having_stopped))"
+
+    done = called(tree, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *files, "-k", chosen)
 
     assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
-    assert "failed" not in done.stdout
+    passed = {line.rpartition("::")[2] for line in done.stdout.splitlines() if line.startswith("PASSED")}
+    assert {name for name in passed if "[slack-" in name} == {
+        "test_a_run_leaves_a_complete_folder[slack-tiny]",
+        "test_the_same_seed_gives_the_same_bits[slack-tiny]",
+        "test_resuming_equals_never_having_stopped[slack-tiny]",
+    }
+    assert any("norms" in name for name in passed)
 
 
 def test_imports_point_down_with_the_new_method(tree: Path) -> None:

@@ -196,6 +196,8 @@ def test_the_words_of_startup_compose_or_are_refused_in_a_sentence() -> None:
 def test_the_words_of_sweep_compose() -> None:
     module = benchmark("sweep")
 
+    assert module.plans(20)
+    assert module.SHARED
     assert all(composes([*words, *module.QUIET]) for words in [*module.plans(20).values(), *module.SHARED.values()])
     assert composes(["seed=range(8)", "method.fit.steps=1", "evaluation=off", *module.QUIET])
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 from run import run
@@ -38,6 +39,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow  # process starts; a fork that is killed at a call of its own choice is in the samples of faults and histories
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run(compose("run", words(tmp_path / "whole")))

@@ -34,25 +34,31 @@ SMALL = (
     "tracking=off",
     "trainer.device=cpu",
 )
-STAGE = {
-    "sft": "fit",
-    "red": "fit",
-    "dpo": "prefer",
-    "clm": "prefer",
-    "pretrain": "fit",
-    "meet": "joint",
-    "coh": "joint",
-    "rahf": "fit",
-    "distill": "fit",
-    "reward": "fit",
-}
-"""The last stage of each method."""
-BEFORE = {"meet": "controls", "rahf": "instruct", "distill": "prefer"}
-"""The stage before it, where there is one."""
-ANSWERING = [(method, model) for method in STAGE if method != "reward" for model in ("tiny", "tiny_gpt2")]
-every_method = pytest.mark.parametrize(("method", "model"), [*ANSWERING, ("reward", "tiny_roberta")])
+APART = ("evaluate", "tpt")
+"""Methods that are not here: one without a stage, so with nothing to resume or repeat; one that needs an encoder
+(tests/unit/methods/test_tpt.py)."""
+TRIED = [method for method in METHODS if method not in APART]
+
+
+@cache
+def stages(method: str) -> list[str]:
+    """The stages that train, in order, as the method's own config has them."""
+    model = "tiny_roberta" if method == "reward" else "tiny"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return list(parse(compose("run", [f"method={method}", f"model={model}"])).method.fits())
+
+
+ANSWERING = [(method, model) for method in TRIED if method != "reward" for model in ("tiny", "tiny_gpt2")]
+WITH_REWARD = [*ANSWERING, ("reward", "tiny_roberta")]
+every_method = pytest.mark.parametrize(("method", "model"), WITH_REWARD)
 every_answering_method = pytest.mark.parametrize(("method", "model"), ANSWERING)
 """A reward model writes no answers; see test_reward_runs.py."""
+
+
+def with_gpt2_slow(pairs: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Each method on the first model, and on GPT-2 with the slow tests: of what does not depend on the backbone."""
+    slow = {model: [pytest.mark.slow] if model == "tiny_gpt2" else [] for _, model in pairs}
+    return pytest.mark.parametrize(("method", "model"), [pytest.param(*pair, marks=slow[pair[1]]) for pair in pairs])
 
 
 def composed(
@@ -60,7 +66,7 @@ def composed(
 ) -> DictConfig:
     """The config of a small run of a method in a folder."""
     words = [f"method={method}", *SMALL, *data, f"paths.runs={folder}", f"folder={folder}/run"]
-    for stage in filter(None, (BEFORE.get(method), STAGE[method])):
+    for stage in stages(method):
         words += [f"method.{stage}.epochs=null", f"method.{stage}.steps={steps}", f"method.{stage}.batch={batch}"]
     words += overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -69,7 +75,7 @@ def composed(
 
 def learned(folder: Path, method: str) -> dict[str, torch.Tensor]:
     """The tensors that a run left behind."""
-    return tensors(folder / "run" / "stages" / STAGE[method] / "result")
+    return tensors(folder / "run" / "stages" / stages(method)[-1] / "result")
 
 
 def learned_at(stage: Path) -> dict[str, torch.Tensor]:
@@ -128,16 +134,10 @@ def test_a_report_has_rows_with_n_and_an_interval(method: str, model: str, finis
     assert [row["metric"] for row in report["results"] if row["low"] is None and row["high"] is not None] == []
 
 
-@pytest.mark.parametrize(
-    ("method", "model"),
-    [
-        pytest.param(method, model, marks=[pytest.mark.slow] if model == "tiny_gpt2" else [])
-        for method, model in [*ANSWERING, ("reward", "tiny_roberta")]
-    ],
-)
+@with_gpt2_slow(WITH_REWARD)
 def test_accumulation_does_not_change_the_result(method: str, model: str, tmp_path: Path) -> None:
     # Attention does not change with its key biases: their gradient is rounding, which Adam would blow up to full steps.
-    words = (f"model={model}", f"method.{STAGE[method]}.adam_epsilon=1e-4", "evaluation=off")
+    words = (f"model={model}", f"method.{stages(method)[-1]}.adam_epsilon=1e-4", "evaluation=off")
     for micro in (8, 2):
         run(composed(tmp_path / str(micro), method, *words, f"trainer.micro_batch={micro}"))
 
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_does_not_change_a_bit(tuner: str, packing: str, 
     assert_same_bits(learned(kept, "dpo"), learned(again, "dpo"))
 
 
-@every_method
+@with_gpt2_slow(WITH_REWARD)
 def test_the_same_seed_gives_the_same_bits(method: str, model: str, finished: Finished, tmp_path: Path) -> None:
     before = finished(method, f"model={model}")
 
@@ -168,14 +168,14 @@ def test_the_same_seed_gives_the_same_bits(method: str, model: str, finished: Fi
     assert reports[0] == reports[1]
 
 
-@every_method
+@with_gpt2_slow(WITH_REWARD)
 def test_resuming_equals_never_having_stopped(
     method: str, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = (f"model={model}", "trainer.checkpoint_every_steps=2", "trainer.keep_optimizer=true", "evaluation=off")
     run(composed(tmp_path, method, *words, steps=4))
     whole = learned(tmp_path, method)
-    stage = tmp_path / "run" / "stages" / STAGE[method]
+    stage = tmp_path / "run" / "stages" / stages(method)[-1]
     (stage / "done.json").unlink()
     shutil.rmtree(stage / "result")
     (stage / "checkpoint-4" / "complete").unlink()
@@ -185,11 +185,11 @@ def test_resuming_equals_never_having_stopped(
     with caplog.at_level("INFO", logger="alignlab"):
         run(composed(tmp_path, method, *words, steps=4))
 
-    assert f"{STAGE[method]}: resumed from checkpoint-2" in caplog.text
+    assert f"{stages(method)[-1]}: resumed from checkpoint-2" in caplog.text
     assert_same_bits(whole, learned(tmp_path, method))
 
 
-@every_answering_method
+@with_gpt2_slow(ANSWERING)
 def test_a_loaded_run_answers_like_the_run(method: str, model: str, finished: Finished) -> None:
     folder = finished(method, f"model={model}") / "run"
     sampling = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0)
@@ -198,7 +198,7 @@ def test_a_loaded_run_answers_like_the_run(method: str, model: str, finished: Fi
     policies = [alignlab.load(folder) for _ in range(2)]
     answers = [policy.respond(prompts, strength=1.0, sampling=sampling, seed=0) for policy in policies]
 
-    stage = folder / "stages" / STAGE[method] / "result"
+    stage = folder / "stages" / stages(method)[-1] / "result"
     own = stage / "control" if (stage / "control").is_dir() else stage
     held = policies[0].tuner.parameters()
     assert sum(parameter.numel() for parameter in held) == sum(tensor.numel() for tensor in tensors(own).values())
@@ -217,10 +217,7 @@ def test_the_first_loss_of_dpo_is_ln_2_and_the_line_of_its_step_shows_it(
 
 
 def test_every_method_is_under_contract() -> None:
-    untrained = {"evaluate"}  # no stage, so nothing to resume or to repeat
-    elsewhere = {"tpt"}  # needs an encoder; tests/unit/methods/test_tpt.py runs it
-
-    assert set(METHODS) == set(STAGE) | untrained | elsewhere
+    assert {method for method, _ in WITH_REWARD} == set(METHODS) - set(APART)
 
 
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +318,6 @@ def test_a_run_that_diverges_stops_names_the_step_and_keeps_a_good_checkpoint(tm
 def test_every_tuner_trains_under_likelihood_and_preference(method: str, tuner: str, finished: Finished) -> None:
     folder = finished(method, f"tuner={tuner}", "evaluation=off")
 
-    losses = [line[f"{STAGE[method]}/loss"] for line in history(folder) if f"{STAGE[method]}/loss" in line]
+    losses = [line[f"{stages(method)[-1]}/loss"] for line in history(folder) if f"{stages(method)[-1]}/loss" in line]
     assert len(losses) == 2
     assert json.loads((folder / "run" / "report.json").read_text())["tuner"] == tuner

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import alignlab
 from alignlab.config import parse
 from run import run
+from tests.bits import assert_same_bits
 from tests.contracts.test_methods import composed
 
 WORLD = ("data.pairs=12", "data.test_pairs=4")
@@ -30,8 +30,8 @@ def test_a_run_that_has_moved_loads_and_holds_no_path_of_where_it_was(method: st
     moved = tmp_path / "there" / finished.relative_to(tmp_path / "here")
     after = alignlab.load(moved, device="cpu").model.state_dict()
     written = [file for file in (moved / "stages").rglob("*") if file.suffix in (".json", ".md")]
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert_same_bits(after, before)
+    assert written
     assert not [file for file in written if str(tmp_path) in file.read_text(encoding="utf-8")]
 
 

@@ -19,13 +19,13 @@ from alignlab.errors import AlignlabError, ConfigError, DataError, ModelError
 from alignlab.plan_text import show
 from alignlab.sweeps.jobs import planned_stages
 from run import run
-from tests.contracts.test_methods import STAGE, composed
+from tests.contracts.test_methods import TRIED, composed
 
 EPOCHS = ("epochs=2.0", "steps=null", "batch=8")
 """CoH rounds up in each half of its course, so that an odd number of steps would be one more than planned."""
 HALVES = "data.halves={seed: 1, test: null, max_prompt: null}"
 CASES = {
-    **{method: (method,) for method in STAGE},
+    **{method: (method,) for method in TRIED},
     "dpo, on a half": ("dpo", HALVES, "data.part=rm"),
     "dpo behind sft": ("dpo", "method.sft_first=true"),
     "rahf, both responses": ("rahf", "method.responses=both"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from alignlab import planning, running
 from alignlab.config import parse
 from alignlab.sweeps.jobs import planned_stages
 from alignlab.training.stages import TrainStage
 from run import run
-from tests.contracts.test_methods import STAGE, composed, history, tensors
+from tests.bits import assert_same_bits
+from tests.contracts.test_methods import composed, history, stages, tensors
 
 SHARED = {"meet": ("controls", "method.joint.learning_rate=1e-3"), "rahf": ("instruct", "method.alpha=3.0")}
 """Method -> a stage, and a setting that changes only what comes behind it."""
@@ -46,7 +46,7 @@ def test_a_stage_in_common_is_computed_once(method: str, computed: list[str], tm
     swept(tmp_path, "first", method)
     swept(tmp_path, "second", method, word)
 
-    assert computed == [stage, STAGE[method], STAGE[method]]
+    assert computed == [stage, stages(method)[-1], stages(method)[-1]]
 
 
 @every_case
@@ -57,9 +57,8 @@ def test_a_run_that_reuses_a_stage_ends_with_the_same_bits(method: str, tmp_path
     reused = swept(tmp_path / "shared", "second", method, word)
     alone = swept(tmp_path / "apart", "second", method, word)
 
-    first, second = (tensors(folder / "stages" / STAGE[method] / "result") for folder in (reused, alone))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (tensors(folder / "stages" / stages(method)[-1] / "result") for folder in (reused, alone))
+    assert_same_bits(first, second)
 
 
 def test_a_stage_of_the_backbone_is_computed_once_for_all_tuners_with_the_same_bits(
@@ -75,8 +74,7 @@ def test_a_stage_of_the_backbone_is_computed_once_for_all_tuners_with_the_same_b
     assert before == ["sft", "prefer", "prefer"]
     for stage in ("sft", "prefer"):
         first, second = (tensors(folder / "stages" / stage / "result") for folder in (reused, alone))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert_same_bits(first, second)
 
 
 def test_a_run_that_reuses_a_stage_has_its_curves_and_is_complete(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_a_run_ends_each_stage_with_its_best_and_draws_the_curve(tmp_path: Path)
     assert found["value"] == max(values.values())
     assert found["step"] == min(step for step, value in values.items() if value == found["value"])
     reported = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert reported["results"]
     for row in reported["results"]:
         assert row["metric"] in METRICS[row["suite"]]
 

@@ -19,7 +19,7 @@ from tests.offline_runs import Offline, offline_runs
 
 ROOT = Path(__file__).parents[2]
 TRACKED = ("tracking=wandb", "tracking.mode=offline")
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 USER, KEY = "somebody-in-particular", "0123456789abcdef" * 2 + "01234567"
 
 
@@ -31,10 +31,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
-    """Three jobs of one process, side by side in a folder."""
+    """Two jobs of one process, side by side in a folder."""
     folder = tmp_path_factory.mktemp("runs")
     words = [word for word in (*SMALL, *WORLD) if word != "tracking=off"]
-    words += ["method=red", "method.fit.steps=2", "method.fit.batch=8", "trainer.threads=1", "seed=0,1,2", *TRACKED]
+    words += ["method=red", "method.fit.steps=2", "method.fit.batch=8", "trainer.threads=1", "seed=0,1", *TRACKED]
     environment = {**os.environ, "HOME": str(home), "USER": USER, "LOGNAME": USER, "WANDB_API_KEY": KEY}
     command = [sys.executable, "run.py", "-m", *words, f"paths.runs={folder}"]
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=180)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(folder: Path) -> list[Offline]:
-    """What wandb wrote of the three."""
+    """What wandb wrote of the two."""
     return offline_runs(folder)
 
 
@@ -52,9 +52,9 @@ def report_of(job: Offline) -> dict[str, Any]:
     return dict(json.loads((job.folder.parents[1] / "report.json").read_text()))
 
 
-def test_three_jobs_in_one_process_are_three_runs_that_finished(jobs: list[Offline]) -> None:
-    assert len({job.identity["run_id"] for job in jobs}) == len({job.identity["display_name"] for job in jobs}) == 3
-    assert [job.exit_codes for job in jobs] == [[0]] * 3
+def test_two_jobs_in_one_process_are_two_runs_that_finished(jobs: list[Offline]) -> None:
+    assert len({job.identity["run_id"] for job in jobs}) == len({job.identity["display_name"] for job in jobs}) == 2
+    assert [job.exit_codes for job in jobs] == [[0]] * 2
 
 
 def test_a_runs_id_is_its_fingerprint_and_seed_and_a_token_of_its_folder(jobs: list[Offline]) -> None:
@@ -99,6 +99,7 @@ def test_no_key_name_host_or_path_of_the_user_is_in_what_would_be_uploaded(
     for job in jobs:
         files = [*job.folder.glob("*.wandb"), *(path for path in job.folder.glob("files/**/*") if path.is_file())]
 
+        assert files
         assert not [(file.name, word) for file in files for word in personal if word.encode() in file.read_bytes()]
         assert f'"{socket.gethostname()}"' not in json.dumps(job.records)
 

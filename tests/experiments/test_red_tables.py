@@ -240,8 +240,8 @@ def test_every_row_on_real_text_is_a_run_with_a_rate_of_its_own(given: tuple[str
 
     configs = [run_of("red/small", *cell, *given) for cell in every]
 
-    assert len({config.fingerprint for config in configs}) == len(configs) == 10 * 3
-    assert {config.tuner.name for config in configs} == {"red", "lora", "bitfit", "ia3", "prompt", "full"}
+    assert len({config.fingerprint for config in configs}) == len(configs) == 11 * 3
+    assert {config.tuner.name for config in configs} == {"red", "loreft", "lora", "bitfit", "ia3", "prompt", "full"}
     assert {(config.suites, config.method.fit.steps, config.trainer.validation.rows) for config in configs} == {
         (("classification",), 60, 200)
     }

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from submitit.core.utils import JobPaths
 
 from alignlab.__main__ import main
-from alignlab.config import SlurmLaunch, parse
+from alignlab.config import parse
 from alignlab.errors import ConfigError, SweepError
 from alignlab.files import alone
 from alignlab.sweeps import slurm
@@ -24,6 +24,7 @@ from alignlab.sweeps.cluster import Queue, Resources, resources_of
 from alignlab.sweeps.local import NoSlurm
 from alignlab.sweeps.slurm import SlurmLauncher
 from alignlab.tracking.ledger import LOCK, QUEUED, Ledger, state_of
+from alignlab.training.config import SlurmLaunch
 from tests.unit.conftest import CONF
 from tests.unit.sweeps.configs import config_of
 

@@ -307,6 +307,6 @@ def test_an_adapter_without_a_dial_is_refused(llama: Backbone) -> None:
     model = peft.get_peft_model(llama.model, peft.IA3Config(task_type="CAUSAL_LM"))
 
     with pytest.raises(
-        ModelError, match="no dial is known for a IA3 adapter; there is one for ADAPTER, CLM, CONTROL, RED, TPT, LORA"
+        ModelError, match="no dial is known for a IA3 adapter; there is one for ADAPTER, CLM, CONTROL, LOREFT, RED, TPT, LORA"
     ):
         alignlab.at_strength(model, 0.5)

@@ -19,6 +19,7 @@ from alignlab.models.sampling import Sampling
 from alignlab.records import Turn
 from alignlab.serving.engine import Engine, FullError, Limits, Piece, Reply, UnknownModelError, share_weights
 from tests.conftest import CODEC, backbone
+from tests.contracts import kinds
 from tests.contracts.controls import CASES, trained
 from tests.unit.conftest import attached
 
@@ -167,6 +168,16 @@ def test_classes_and_their_mixtures_are_answered_together() -> None:
     assert texts == [meet().respond([PROMPTS[0]], control=each, sampling=sampling(NEW), seed=0)[0] for each in asked]
 
 
+def test_an_encoder_decoder_answers_prompts_of_different_lengths_together() -> None:
+    made = kinds.Made("seq2seq", "t5")
+
+    with running({"t5": kinds.trained(made, "red")}) as engine:
+        texts = [each.text() for each in [Heard(engine, prompt, "t5", strength=0.5) for prompt in PROMPTS]]
+
+    policy = kinds.trained(made, "red")
+    assert texts == [policy.respond([prompt], strength=0.5, sampling=sampling(NEW), seed=0)[0] for prompt in PROMPTS]
+
+
 def test_the_pieces_of_a_stream_add_up_and_stop_in_front_of_a_text(engine: Engine) -> None:
     whole = Heard(engine, chat(PROMPTS[1]), new_tokens=30).text()
     stop = whole[len(whole) // 2 :][:3]
@@ -180,6 +191,14 @@ def test_the_pieces_of_a_stream_add_up_and_stop_in_front_of_a_text(engine: Engin
     assert "".join(piece.text for piece in streamed) == whole
     assert "".join(piece.text for piece in stopped) == whole[: whole.index(stop)]
     assert stopped[-1].finish == "stop"
+
+
+def test_a_text_that_the_models_own_settings_end_is_delivered(engine: Engine) -> None:
+    engine.policies["red"].backbone.model.generation_config.max_time = 1e-9  # type: ignore[union-attr]
+
+    (last,) = Heard(engine, PROMPTS[0]).all()
+
+    assert (last.finish, last.tokens) == ("stop", 1)
 
 
 def test_how_an_answer_ended_and_its_tokens_are_told(engine: Engine) -> None:
