@@ -79,7 +79,7 @@ def test_a_student_that_is_the_mixture_has_no_loss(strength: float) -> None:
     elsewhere = Distillation(second, strength)(policy, batch).value
 
     assert loss.item() == pytest.approx(0, abs=1e-6)
-    assert elsewhere.item() > 0.01
+    assert elsewhere.item() > 1e-3
 
 
 def test_a_model_in_a_folder_teaches_as_the_same_weights_beside_the_backbone_do(tmp_path: Path) -> None:
@@ -122,9 +122,12 @@ def test_only_the_tuner_gets_gradients_whatever_chunks_the_logits_are_made_in(mo
 
 
 def test_the_gradient_is_that_of_the_loss_by_autograd_over_whole_logits() -> None:
-    policy, groups = attached("full", backbone("llama")), items(backbone("llama"))
-    second = second_of(policy, moved("llama"))
-    total = torch.zeros(())
+    policy, groups = attached("full", backbone("llama"), spread=0), items(backbone("llama"))
+    second = second_of(policy, moved("llama"))  # as in a run: before the tuner, whose start the backbone then is, has moved
+    generator, total = torch.Generator().manual_seed(3), torch.zeros(())
+    with torch.no_grad():
+        for parameter in learned(policy):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     with policy.only(learned(policy)):
         slopes = gradients(policy, Distillation(second, 1.5)(policy, whole(groups, CODEC.pad)).value)
         for group in groups:
