@@ -62,6 +62,7 @@ def _agreement(given: argparse.Namespace) -> None:
         None,
         "chosen",
         "three",
+        second_turn_strength=None,
         temperature=0.0,
         max_tokens=1024,
         parallel=8,
