@@ -42,9 +42,17 @@ NO_PLAN = (
 )
 
 
+class _Stderr(logging.Handler):
+    """Writes to what standard error is when a line comes: whoever replaces or closes it later loses no line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line."""
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 def show_words(level: int) -> None:
     """alignlab's own log lines to stderr; of other libraries, warnings and errors."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     words = logging.getLogger("alignlab")
     words.handlers[:] = [handler]

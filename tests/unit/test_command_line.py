@@ -58,7 +58,7 @@ def test_help_lists_the_groups_and_experiments_without_composing_a_config(tmp_pa
     assert done.stdout.startswith("usage: python run.py [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]\n")
     for line in (
         r"  python run.py -m method=red tuner=red,lora seed=0,1,2",
-        r"method: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft, tpt",
+        r"method: clm, coh, distill, dpo, evaluate, meet, pretrain, rahf, red, reward, sft, tpt",
         r"    what is learned from the data, in which stages; default: red",
         r"real: smollm",
         r"scale=null: smoke: .*",
@@ -77,7 +77,7 @@ def test_help_lists_the_groups_and_experiments_without_composing_a_config(tmp_pa
         ("alignlab table ", ""),
         ("alignlab run exp", "experiment="),
         ("alignlab run trai", "trainer= trainer."),
-        ("python run.py method=d", "method=dpo"),
+        ("python run.py method=dp", "method=dpo"),
         ("alignlab run scale=", "scale=paper scale=toy scale=smoke"),
         ("alignlab run seed=1 experiment=me", "experiment=meet/"),
         ("alignlab run experiment=clm/table5", "experiment=clm/table5 experiment=clm/table5/"),
@@ -165,8 +165,8 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
     [
         (
             ["method=rde"],
-            "error: unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, "
-            "sft, tpt.",
+            "error: unknown method 'rde'; did you mean red? known: clm, coh, distill, dpo, evaluate, meet, pretrain, rahf, red,"
+            " reward, sft, tpt.",
         ),
         (["method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),
         (["+method.fit.bach=3"], "error: unknown key method.fit.bach; did you mean batch? known here: "),

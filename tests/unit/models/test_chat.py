@@ -13,7 +13,7 @@ from alignlab.data.batching import whole
 from alignlab.data.encode import Limits, encode, pair
 from alignlab.data.source import Split
 from alignlab.errors import ConfigError, DataError
-from alignlab.models.answers import _ends
+from alignlab.models.answers import ends
 from alignlab.models.backbone import Backbone
 from alignlab.models.chat import Chat
 from alignlab.models.encoders import SourceTargetCodec
@@ -158,7 +158,7 @@ def test_ends_that_the_model_names_stay_ends(llama: Backbone) -> None:
     policy = plain(replace(llama, codec=CASES["gemma"].codec()))
     policy.backbone.model.generation_config.eos_token_id = [5, 6]  # type: ignore[union-attr]
 
-    assert _ends(policy.backbone) == [*policy.backbone.codec.ends, 5, 6]
+    assert ends(policy.backbone) == [*policy.backbone.codec.ends, 5, 6]
 
 
 @pytest.mark.parametrize("template", [LLAMA3, SMOLLM3], ids=["asks for a date", "prints it in any case"])
