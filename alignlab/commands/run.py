@@ -31,7 +31,7 @@ from alignlab.command_line import (
 )
 from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
 from alignlab.errors import AlignlabError, ConfigError
-from alignlab.files import alone, beating
+from alignlab.files import alone, beating, remove_free
 from alignlab.tracking.ledger import LOCK, state_of, wait_for_other_machine
 from alignlab.training import processes
 
@@ -135,6 +135,8 @@ def _say_finished(report: Path) -> None:
     """That there is nothing to do. Raises MeasureError for a report without a number that was asked for."""
     from alignlab.evaluation.report import refuse_unmeasured
 
+    for lock in report.parent.glob(".*.lock"):  # that its process could not remove
+        remove_free(lock)
     outdated = state_of(report.parent).outdated
     print(f"this run is finished; {OUTDATED if outdated else 'force=true repeats it'}")
     print(f"report: {report}")
