@@ -70,8 +70,8 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
     [
         (
             "method=rde",
-            "unknown method 'rde'; did you mean red? known: clm, coh, dpo, evaluate, meet, pretrain, rahf, red, reward, sft,"
-            " tpt.",
+            "unknown method 'rde'; did you mean red? known: clm, coh, distill, dpo, evaluate, meet, pretrain, rahf, red,"
+            " reward, sft, tpt.",
         ),
         (
             "data=toys",
