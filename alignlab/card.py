@@ -14,8 +14,8 @@ import yaml
 from alignlab.evaluation.safe_range import read_range
 from alignlab.files import write_whole
 from alignlab.tracking.ledger import CARD, ENVIRONMENT, REPORT, Ledger
+from alignlab.tuners.engines import CONFIG
 
-CONFIG = "adapter_config.json"
 PEFTS_OWN = frozenset({"LORA", "IA3", "PROMPT_TUNING"})
 """Types of adapters that PEFT loads without alignlab."""
 NOT_SETTINGS = ("name", "likelihood_rate", "preference_rate")

@@ -21,8 +21,8 @@ from alignlab.config import found_place
 from alignlab.errors import ModelError, RunFolderError
 from alignlab.evaluation.safe_range import FILE as SAFE_RANGE
 from alignlab.evaluation.safe_range import SafeRange, read_range
-from alignlab.files import PART
 from alignlab.finished import config_of, result_of
+from alignlab.models.export import whole_folder
 from alignlab.tracking.ledger import REPORT, Ledger, state_of
 from alignlab.tuners.engines import CONFIG, TENSORS
 
@@ -98,17 +98,8 @@ def write_folder(run: Path, to: Path, repo: str, license: str | None = None) -> 
         )
     if to.exists() and any(to.iterdir()):
         raise ModelError(f"{to} already holds files; give a new folder.")
-    scratch = to.with_name(f".{to.name}{PART}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with whole_folder(to) as scratch:
         _fill(run, adapter, scratch, repo, license)
-        if to.exists():
-            to.rmdir()
-        scratch.rename(to)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _fill(run: Path, adapter: Path, folder: Path, repo: str, license: str | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,22 +52,33 @@ def export_plain(
     plain.to(dtype or plain.dtype)  # type: ignore[arg-type]  # transformers annotates the device only
     allowed = max(own_tolerance, TOLERANCE[plain.dtype]) * max(1.0, float(expected.abs().max()))
     _give_biases_a_place(plain)
-    scratch = folder.with_name(f".{folder.name}{PART}")
-    with alone(scratch.with_suffix(".lock"), f"waits for another process that writes {folder}", stays=False):
-        shutil.rmtree(scratch, ignore_errors=True)  # a dead process had begun it
-        try:
-            plain.save_pretrained(scratch)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(scratch)
-            difference = float((logits_of(_read_back(plain, scratch), batch) - expected).abs().max())
-            # `not <=` so that a NaN is refused too.
-            if not difference <= allowed:
-                raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
-            scratch.rename(folder)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    lock = folder.with_name(f".{folder.name}.lock")
+    with alone(lock, f"waits for another process that writes {folder}", stays=False), whole_folder(folder) as scratch:
+        plain.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        difference = float((logits_of(_read_back(plain, scratch), batch) - expected).abs().max())
+        # `not <=` so that a NaN is refused too.
+        if not difference <= allowed:
+            raise ModelError(f"the exported model differs from the tuned one by {difference:.2g} in its logits.")
     return difference
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """What is written into the folder that is given inside appears as `folder`, which may be there and empty; or, after an
+    error, not at all."""
+    scratch = folder.with_name(f".{folder.name}{PART}")
+    shutil.rmtree(scratch, ignore_errors=True)  # a dead process had begun it
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if folder.exists():
+            folder.rmdir()
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def _merged(tuned: PeftModel | PreTrainedModel) -> PreTrainedModel:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from alignlab.errors import ConfigError, ModelError
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import AdapterTunerConfig
-from alignlab.tuners.peft_tuner import Float32, LayerModel, PeftTuner, peft_type, per_row, register, temporarily
+from alignlab.tuners.peft_tuner import AddingLayer, AddingTuner, Float32, LayerModel, peft_type, register
 from alignlab.tuners.targets import RED_TARGETS, matched
 
 _ATTENTION_OUTPUT: Mapping[str, str] = {
@@ -69,11 +67,10 @@ class Bottleneck(Float32):
         return added
 
 
-class AdapterLayer(nn.Module, BaseTunerLayer):
+class AdapterLayer(nn.Module, AddingLayer):
     """A frozen Linear or Conv1D behind which the active adapters stand, in their order."""
 
     adapter_layer_names = ("adapter_blocks",)
-    active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig) -> None:
         super().__init__()
@@ -95,17 +92,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output (B, ..., D) with what the adapters add, in float32, cast back to its own dtype."""
-        output = cast("Tensor", self.base_layer(x))
-        strength = self.strength
-        if self.disable_adapters or (not isinstance(strength, Tensor) and strength == 0):
-            return output
-        factor = per_row(strength, output) if isinstance(strength, Tensor) else strength
-        wide = output.to(torch.promote_types(output.dtype, torch.float32))
-        for name in self.active_adapters:
-            if name in self.adapter_blocks:
-                wide = wide + factor * self.adapter_blocks[name](wide)
-        changed = wide.to(output.dtype)
-        return torch.where(factor == 0, output, changed) if isinstance(factor, Tensor) else changed
+        return self.with_added(cast("Tensor", self.base_layer(x)), self.adapter_blocks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raises NotImplementedError: no weight is linear in a bottleneck."""
@@ -124,13 +111,8 @@ class AdapterModel(LayerModel):
         return peft_config
 
 
-class AdapterTuner(PeftTuner):
+class AdapterTuner(AddingTuner):
     """h1 + c * adapter(h1); norms that were trained beside it follow the strength."""
-
-    def edited(self, setting: Strength) -> AbstractContextManager[None]:
-        """Every adapter at this strength."""
-        value = setting.detach().to(torch.float32) if isinstance(setting, Tensor) else float(setting)
-        return temporarily("strength", value, self.layers)
 
 
 register("adapter", AdapterConfig, AdapterModel, AdapterTuner)

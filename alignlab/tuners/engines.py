@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from alignlab.errors import ControlError, ModelError
-from alignlab.files import PART
+from alignlab.models.export import whole_folder
 from alignlab.models.gguf import Names, architecture_of, write_tensors
 from alignlab.models.strength import checked_strengths
 from alignlab.registry import unknown
@@ -59,18 +58,9 @@ def _write(to: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None
     """The folder of an adapter, whole or not at all. Raises ModelError where it already holds files."""
     if to.exists() and any(to.iterdir()):
         raise ModelError(f"{to} already holds files; export into a new folder.")
-    scratch = to.with_name(f".{to.name}{PART}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with whole_folder(to) as scratch:
         save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if to.exists():
-            to.rmdir()
-        scratch.rename(to)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def class_lora(adapter: Path, to: Path, name: str) -> None:

@@ -8,7 +8,6 @@ Shapes: B rows, D width of the residual stream, K rank.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from alignlab.errors import ConfigError, ModelError
 from alignlab.models.anatomy import block_list, text_config
 from alignlab.models.strength import Strength
 from alignlab.tuners.config import LoreftTunerConfig
-from alignlab.tuners.peft_tuner import AroundLayer, Float32, LayerModel, PeftTuner, peft_type, per_row, register, temporarily
+from alignlab.tuners.peft_tuner import AddingLayer, AddingTuner, AroundLayer, Float32, LayerModel, peft_type, register
 
 
 @dataclass
@@ -62,11 +61,10 @@ class LoreftEdit(Float32):
         return (h1 @ self.source.T + self.bias) @ self.rows_KD()
 
 
-class LoreftLayer(AroundLayer, BaseTunerLayer):
+class LoreftLayer(AroundLayer, AddingLayer):
     """A frozen block whose output is edited by the active adapters, in their order."""
 
     adapter_layer_names = ("loreft_edits",)
-    active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoreftConfig) -> None:
         super().__init__()
@@ -87,18 +85,9 @@ class LoreftLayer(AroundLayer, BaseTunerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output, its states (B, ..., D) edited in float32 and cast back to their own dtype."""
         output = self.base_layer(*args, **kwargs)
-        if self.disable_adapters or (not isinstance(self.strength, Tensor) and self.strength == 0):
-            return output
-        return self._edited(output) if isinstance(output, Tensor) else (self._edited(output[0]), *output[1:])
-
-    def _edited(self, states: Tensor) -> Tensor:
-        factor = per_row(self.strength, states) if isinstance(self.strength, Tensor) else self.strength
-        wide = states.to(torch.promote_types(states.dtype, torch.float32))
-        for name in self.active_adapters:
-            if name in self.loreft_edits:
-                wide = wide + factor * self.loreft_edits[name](wide)
-        changed = wide.to(states.dtype)
-        return torch.where(factor == 0, states, changed) if isinstance(factor, Tensor) else changed
+        if isinstance(output, Tensor):
+            return self.with_added(output, self.loreft_edits)
+        return self.with_added(output[0], self.loreft_edits), *output[1:]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raises NotImplementedError: the residual stream has no weight of its own."""
@@ -123,13 +112,8 @@ class LoreftModel(LayerModel):
         setattr(parent, child_name, new_module)
 
 
-class LoreftTuner(PeftTuner):
+class LoreftTuner(AddingTuner):
     """h1 + c R^T (A h1 + b)."""
-
-    def edited(self, setting: Strength) -> AbstractContextManager[None]:
-        """Every edit at this strength."""
-        value = setting.detach().to(torch.float32) if isinstance(setting, Tensor) else float(setting)
-        return temporarily("strength", value, self.layers)
 
 
 register("loreft", LoreftConfig, LoreftModel, LoreftTuner)

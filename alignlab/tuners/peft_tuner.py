@@ -131,6 +131,26 @@ class AroundLayer(nn.Module):
             return getattr(self.base_layer, name)
 
 
+class AddingLayer(BaseTunerLayer):
+    """A layer to whose output the active adapters, in their order, add what they make of it, times a strength."""
+
+    strength: Strength
+    active_adapters: list[str]
+
+    def with_added(self, output: Tensor, adapters: nn.ModuleDict) -> Tensor:
+        """The output (B, ..., D) with what is added in float32, cast back to its own dtype; itself at 0 or when off."""
+        strength = self.strength
+        if self.disable_adapters or (not isinstance(strength, Tensor) and strength == 0):
+            return output
+        factor = per_row(strength, output) if isinstance(strength, Tensor) else strength
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))
+        for name in self.active_adapters:
+            if name in adapters:
+                wide = wide + factor * adapters[name](wide)
+        changed = wide.to(output.dtype)
+        return torch.where(factor == 0, output, changed) if isinstance(factor, Tensor) else changed
+
+
 class Float32(nn.Module):
     """Parameters that stay in float32 over any backbone: small steps round away in half precision."""
 
@@ -397,6 +417,15 @@ class PeftTuner(ABC):
                 f"{folder} holds other tensors than this adapter has, {differing[0]} for one; give the folder of this adapter."
             )
         set_peft_model_state_dict(self.module, tensors)
+
+
+class AddingTuner(PeftTuner):
+    """A tuner of adding layers."""
+
+    def edited(self, setting: Strength) -> AbstractContextManager[None]:
+        """Every adapter at this strength."""
+        value = setting.detach().to(torch.float32) if isinstance(setting, Tensor) else float(setting)
+        return temporarily("strength", value, self.layers)
 
 
 def _one(given: Strength, why: str) -> float:
