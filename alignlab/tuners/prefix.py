@@ -83,12 +83,15 @@ class PrefixLayer(AroundLayer, BaseTunerLayer):
 
 
 class PrefixTuner(AddingTuner):
-    """h1 + c (h(with the prefix) - h1) at every block's attention. `places`: none on the meta device, where nothing runs."""
+    """h1 + c (h(with the prefix) - h1) at every block's attention. `places`: none on the meta device, where nothing runs.
+    `starts_as`: the tokens whose keys and values the vectors are at first; None: random numbers."""
 
     starts_as_base = False
 
-    def __init__(self, model: PreTrainedModel, config: PrefixTuningConfig, places: Sequence[Place]) -> None:
-        self._places = places
+    def __init__(
+        self, model: PreTrainedModel, config: PrefixTuningConfig, places: Sequence[Place], starts_as: Tensor | None
+    ) -> None:
+        self._places, self._starts_as = places, starts_as
         super().__init__(model, config)
 
     def _find(self) -> None:
@@ -114,9 +117,20 @@ class PrefixTuner(AddingTuner):
                 f" {widths.pop()}; take tuner=lora or tuner=prompt."
             )
 
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Without the vectors, which afterwards start from the backbone as it is then."""
+        with self.off():
+            yield
+        self.start()
+
     @torch.no_grad()
-    def start_as_read(self, places: Sequence[Place]) -> None:
-        """The vectors are the keys and values of the tokens that were read (arXiv 2101.00190, section 7.4)."""
+    def start(self) -> None:
+        """What was drawn; of tokens, their keys and values in the backbone (arXiv 2101.00190, section 7.4)."""
+        if self._starts_as is None:
+            return
+        with self.off():
+            places = _places(cast("PreTrainedModel", self.module.get_base_model()), self._starts_as)
         for layer, place in zip(cast("list[PrefixLayer]", self.layers), places, strict=True):
             for own_PHD, read_RHTD in zip(layer.own_2PHD(), (place.key_RHTD, place.value_RHTD), strict=True):
                 own_PHD.copy_(read_RHTD.transpose(1, 2).flatten(0, 1)[: len(own_PHD)])
@@ -138,11 +152,11 @@ def build(config: PrefixTunerConfig, model: PreTrainedModel) -> PrefixTuner:
     made = PrefixTuningConfig(
         num_virtual_tokens=config.length, num_layers=layers, num_attention_heads=heads, token_dim=heads * width
     )
-    tuner = PrefixTuner(model, made, places)
-    if places:
-        _check_seen(model, ids_RT, places, config.length)
-    if places and config.init == "vocabulary":
-        tuner.start_as_read(places)
+    if not places:
+        return PrefixTuner(model, made, places, None)
+    tuner = PrefixTuner(model, made, places, ids_RT if config.init == "vocabulary" else None)
+    _check_seen(model, ids_RT, places, config.length)
+    tuner.start()
     return tuner
 
 

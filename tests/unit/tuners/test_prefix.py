@@ -165,17 +165,24 @@ def test_blocks_that_are_computed_again_give_the_same_gradient() -> None:
     assert bool((by_block.abs().sum((0, 3)) > 0).all())
 
 
-def test_it_starts_as_the_keys_and_values_of_tokens_that_are_read(build: Build) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_it_starts_as_the_keys_and_values_of_tokens_that_the_backbone_reads(build: Build, moved: bool) -> None:
     torch.manual_seed(3)
     ids_RT = torch.randint(4, 96, (2, prefix.READ))
-    cache = build("llama")(ids_RT, use_cache=True).past_key_values
+    factor = 1.5 if moved else 1.0
 
     tuner = attached(build("llama"), length=prefix.READ + 2, init="vocabulary")
+    with torch.no_grad(), tuner.detached():
+        tuner.module.get_base_model().model.embed_tokens.weight[:, 0] *= factor
 
-    for layer, read in zip(tuner.layers, cache.layers, strict=True):
+    read = build("llama")
+    with torch.no_grad():
+        read.model.embed_tokens.weight[:, 0] *= factor
+        cache = read(ids_RT, use_cache=True).past_key_values
+    for layer, kept in zip(tuner.layers, cache.layers, strict=True):
         key_PHD, value_PHD = layer.own_2PHD()
-        assert torch.allclose(key_PHD[: prefix.READ], read.keys[0].transpose(0, 1), atol=1e-6)
-        assert torch.allclose(value_PHD[prefix.READ :], read.values[1].transpose(0, 1)[:2], atol=1e-6)
+        assert torch.allclose(key_PHD[: prefix.READ], kept.keys[0].transpose(0, 1), atol=1e-6)
+        assert torch.allclose(value_PHD[prefix.READ :], kept.values[1].transpose(0, 1)[:2], atol=1e-6)
 
 
 @pytest.mark.parametrize("other", [table.Case("red", "llama", {"edit": "both", "place": "plus"}), LLAMA], ids=str)
