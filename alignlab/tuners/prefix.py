@@ -41,12 +41,12 @@ READ = 16
 
 @dataclass(frozen=True)
 class Place:
-    """The attention of block `number` (from 0), and the keys and values of some tokens there, R,H,T,D."""
+    """The attention of block `number` (from 0), and the keys and values of some tokens there, 1,H,T,D."""
 
     attention: nn.Module
     number: int
-    key_RHTD: Tensor
-    value_RHTD: Tensor
+    key_1HTD: Tensor
+    value_1HTD: Tensor
 
 
 class PrefixLayer(AroundLayer, BaseTunerLayer):
@@ -58,7 +58,7 @@ class PrefixLayer(AroundLayer, BaseTunerLayer):
     def __init__(self, place: Place, blocks_L: int, holder: nn.ModuleDict, adapter_name: str) -> None:
         super().__init__()
         self.base_layer = place.attention
-        self.number, self.laid = place.number, (blocks_L, 2, place.key_RHTD.shape[1], place.key_RHTD.shape[3])
+        self.number, self.laid = place.number, (blocks_L, 2, place.key_1HTD.shape[1], place.key_1HTD.shape[3])
         self._holder = (holder,)  # in a tuple, or it would be a part of every layer
         self.strength: Strength = 1.0
         self.merged_adapters: list[str] = []
@@ -110,7 +110,7 @@ class PrefixTuner(AddingTuner):
 
     def _check_layout(self, config: PrefixTuningConfig, model: PreTrainedModel) -> None:
         """PEFT lays out the vectors by the model's configuration, whatever it is given."""
-        widths = {place.key_RHTD.shape[1] * place.key_RHTD.shape[3] for place in self._places}
+        widths = {place.key_1HTD.shape[1] * place.key_1HTD.shape[3] for place in self._places}
         if widths - {config.token_dim}:
             raise ModelError(
                 f"peft's prefix for a {type(model).__name__} has keys of {config.token_dim} numbers, and the model's have"
@@ -129,11 +129,14 @@ class PrefixTuner(AddingTuner):
         """What was drawn; of tokens, their keys and values in the backbone (arXiv 2101.00190, section 7.4)."""
         if self._starts_as is None:
             return
-        with self.off():
-            places = _places(cast("PreTrainedModel", self.module.get_base_model()), self._starts_as)
-        for layer, place in zip(cast("list[PrefixLayer]", self.layers), places, strict=True):
-            for own_PHD, read_RHTD in zip(layer.own_2PHD(), (place.key_RHTD, place.value_RHTD), strict=True):
-                own_PHD.copy_(read_RHTD.transpose(1, 2).flatten(0, 1)[: len(own_PHD)])
+        model = cast("PreTrainedModel", self.module.get_base_model())
+        for row, ids_T in enumerate(self._starts_as):
+            with self.off():
+                places = _places(model, ids_T[None])
+            for layer, place in zip(cast("list[PrefixLayer]", self.layers), places, strict=True):
+                for own_PHD, read_1HTD in zip(layer.own_2PHD(), (place.key_1HTD, place.value_1HTD), strict=True):
+                    taken_THD = own_PHD[row * READ : (row + 1) * READ]
+                    taken_THD.copy_(read_1HTD[0].transpose(0, 1)[: len(taken_THD)])
 
 
 def build(config: PrefixTunerConfig, model: PreTrainedModel) -> PrefixTuner:
@@ -147,15 +150,15 @@ def build(config: PrefixTunerConfig, model: PreTrainedModel) -> PrefixTuner:
         rows = -(-config.length // READ)
         vocabulary = int(text_config(model.config).vocab_size)
         ids_RT = torch.randint(min(4, vocabulary - 1), vocabulary, (rows, min(READ, config.length)), device=model.device)
-        places = _places(model, ids_RT)
-        layers, (_, heads, _, width) = len(places), places[0].key_RHTD.shape
+        places = _places(model, ids_RT[:1])
+        layers, (_, heads, _, width) = len(places), places[0].key_1HTD.shape
     made = PrefixTuningConfig(
         num_virtual_tokens=config.length, num_layers=layers, num_attention_heads=heads, token_dim=heads * width
     )
     if not places:
         return PrefixTuner(model, made, places, None)
     tuner = PrefixTuner(model, made, places, ids_RT if config.init == "vocabulary" else None)
-    _check_seen(model, ids_RT, places, config.length)
+    _check_seen(model, ids_RT[:1], places, config.length)
     tuner.start()
     return tuner
 
@@ -177,19 +180,19 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     return block_list(model.get_decoder() if model.config.is_encoder_decoder else model)[1]
 
 
-def _places(model: PreTrainedModel, ids_RT: Tensor) -> list[Place]:
+def _places(model: PreTrainedModel, ids_1T: Tensor) -> list[Place]:
     """Where each block attends to its own text, found by reading some tokens. Raises ModelError where a block does not, or with
     another shape than the first."""
     blocks = _blocks(model)
     block_of = {id(module): number for number, block in enumerate(blocks) for module in block.modules()}
     places = [
         Place(module, block_of[id(module)], key, value)
-        for module, key, value in _read(model, ids_RT)
-        if id(module) in block_of and key.shape[2] == ids_RT.shape[1]
+        for module, key, value in _read(model, ids_1T)
+        if id(module) in block_of and key.shape[2] == ids_1T.shape[1]
     ]
     if [place.number for place in places] != [*range(len(blocks))]:
         raise _unreached(model, len({place.number for place in places}), len(blocks))
-    shapes = {tuple(states.shape) for place in places for states in (place.key_RHTD, place.value_RHTD)}
+    shapes = {tuple(states.shape) for place in places for states in (place.key_1HTD, place.value_1HTD)}
     if len(shapes) > 1:
         raise ModelError(
             f"a prefix needs keys and values of one shape, and those of a {type(model).__name__} differ; take tuner=lora or"
@@ -198,9 +201,9 @@ def _places(model: PreTrainedModel, ids_RT: Tensor) -> list[Place]:
     return places
 
 
-def _check_seen(model: PreTrainedModel, ids_RT: Tensor, places: Sequence[Place], vectors_P: int) -> None:
+def _check_seen(model: PreTrainedModel, ids_1T: Tensor, places: Sequence[Place], vectors_P: int) -> None:
     """Raises ModelError where a block does not see its vectors."""
-    seen = {id(module) for module, key, _ in _read(model, ids_RT) if key.shape[2] == ids_RT.shape[1] + vectors_P}
+    seen = {id(module) for module, key, _ in _read(model, ids_1T) if key.shape[2] == ids_1T.shape[1] + vectors_P}
     reached = sum(id(place.attention) in seen for place in places)
     if reached < len(places):
         raise _unreached(model, reached, len(places))
@@ -213,7 +216,7 @@ def _unreached(model: PreTrainedModel, reached: int, blocks: int) -> ModelError:
     )
 
 
-def _read(model: PreTrainedModel, ids_RT: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
+def _read(model: PreTrainedModel, ids_1T: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
     """What passes the attention interface while a model reads some tokens: modules with their keys and values. A decoder reads
     them beside a source that is longer by one, so that its attention to the source differs from that to its own text."""
     found: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -222,9 +225,9 @@ def _read(model: PreTrainedModel, ids_RT: Tensor) -> list[tuple[nn.Module, Tenso
         found.append((module, key, value))
         return step.attention(module)(module, query, key, value, *rest, **more)
 
-    given = {"input_ids": ids_RT}
+    given = {"input_ids": ids_1T}
     if model.config.is_encoder_decoder:
-        given = {"input_ids": torch.cat([ids_RT, ids_RT[:, :1]], 1), "decoder_input_ids": ids_RT}
+        given = {"input_ids": torch.cat([ids_1T, ids_1T[:, :1]], 1), "decoder_input_ids": ids_1T}
     configs = {
         id(each): each for module in model.modules() if isinstance(each := getattr(module, "config", None), PreTrainedConfig)
     }

@@ -23,7 +23,7 @@ from alignlab.tuners.prefix import PrefixTuner
 from tests.conftest import backbone
 from tests.contracts import table
 from tests.unit.conftest import checked
-from tests.unit.tuners.families import model_of
+from tests.unit.tuners.families import model_of, outputs
 
 Build = Callable[[str], PreTrainedModel]
 LENGTH = 3
@@ -200,6 +200,24 @@ def test_beside_another_adapter_each_has_a_strength_of_its_own(other: table.Case
     composed.packing = "off"
     torch.testing.assert_close(composed.logprobs(pairs).total_GM, packed, rtol=0, atol=1e-5)
     assert not torch.allclose(packed, expected["prefix"])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_bigcode", "phi3", "mixtral", "distilbert", "modernbert", "bart", "mt5"])
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_several_strengths_are_those_of_one_in_many_families(family: str) -> None:
+    model = model_of(family)
+    before = outputs(model)
+    tuner = attached(model)
+    strengths = [0.0, 1.0, -0.7]
+
+    with tuner.at(torch.tensor(strengths)):
+        found = outputs(model)
+
+    for row, strength in enumerate(strengths):
+        with tuner.at(strength):
+            torch.testing.assert_close(found[row], outputs(model)[row], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0], before[0], rtol=0, atol=1e-4)
+    assert not torch.allclose(found[1], before[1])
 
 
 def test_no_vectors_are_no_prefix() -> None:
