@@ -65,7 +65,7 @@ def _seen(looked: Looked | None) -> tuple[str, str, str]:
     """Rows, trained parameters and memory of a job, as far as they are known."""
     if looked is None:
         return "", "", ""
-    from alignlab.estimates import amount
+    from alignlab.planning import amount
 
     return looked.rows, f"{looked.trained:,}", amount(looked.memory)
 
@@ -75,7 +75,7 @@ def _time(planned: Sequence[PlannedJob]) -> str:
     pending = [each for each in planned if each.pending and each.looked]
     if not pending:
         return ""
-    from alignlab.estimates import EVALUATION, lasting
+    from alignlab.plan_text import EVALUATION, lasting
 
     known, unknown = 0.0, 0
     made: set[str] = set()
