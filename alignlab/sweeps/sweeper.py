@@ -7,7 +7,6 @@ plug-ins, and a subclass that exists before then no longer fits it.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
-from alignlab.command_line import console, sentence
+from alignlab.command_line import console, run_command, sentence
 from alignlab.errors import ConfigError, MeasureError, SweepError
 from alignlab.evaluation.report import refuse_unmeasured
 from alignlab.sweeps.jobs import (
@@ -89,7 +88,7 @@ class PlannedSweeper(BasicSweeper):
                 f"sweep={name} exists already, with other overrides: {' '.join(ledger.overrides())}; give another name."
             )
         own = [override for override in self.config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-        command = " ".join(["python run.py -m", *map(shlex.quote, [*own, *arguments])])
+        command = run_command(["-m", *own, *arguments])
         ledger.declare(shared, [each.job for each in planned], self._seeds(), command)
         return self._run(name, planned)
 
