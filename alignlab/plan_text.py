@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections import Counter
@@ -26,10 +27,12 @@ from alignlab.training import processes
 from alignlab.training.stages import TrainStage, Work
 from alignlab.tuners.config import FormConfig
 
+log = logging.getLogger(__name__)
+
 EVALUATION = "evaluation"
 """In the place of a stage's name: all of a run's evaluation."""
 FOLDER = "paces"
-"""Below the store that runs share: a file for each kind of stage, with the seconds of a step on each machine."""
+"""Below the store that runs share: a file for each kind of stage, with a line for each time that its steps were timed."""
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
@@ -198,18 +201,28 @@ class Paces:
         run was made."""
         seen = self._seen(stage)
         machine = this_machine() if this_machine() in seen else next(reversed(seen), None)
-        return None if machine is None else Pace(seen[machine]["seconds"], machine)
+        return None if machine is None else Pace(seen[machine], machine)
 
     def note(self, stage: str, seconds: float) -> None:
-        """Writes down what was measured on this machine; the latest counts."""
-        seen = {machine: each for machine, each in self._seen(stage).items() if machine != this_machine()}
+        """Writes down what was measured on this machine, in the main process alone. A full disk is a warning."""
+        if not processes.is_main_process():
+            return
         about = {group: getattr(self._config, group).name for group in ("method", "tuner", "model", "data")}
-        content = {**about, "stage": stage, "machines": {**seen, this_machine(): {"seconds": seconds, "time": now()}}}
-        self._ledger.write(self._file(stage), content, durable=False)
+        line = {**about, "stage": stage, "machine": this_machine(), "seconds": seconds, "time": now()}
+        try:
+            self._ledger.append(self._file(stage), line)
+        except OSError as error:
+            log.warning("how long %s took is not kept for the plans of other runs (%s)", stage, error.strerror)
 
-    def _seen(self, stage: str) -> dict[str, Any]:
-        found = self._ledger.found(self._file(stage)).get("machines", {})
-        return {machine: each for machine, each in found.items() if isinstance(each.get("seconds"), float)}
+    def _seen(self, stage: str) -> dict[str, float]:
+        """From each machine to its latest seconds, the machine of the last line last."""
+        seen: dict[str, float] = {}
+        for line in self._ledger.lines(self._file(stage)):
+            machine, seconds = line.get("machine"), line.get("seconds")
+            if isinstance(machine, str) and isinstance(seconds, float):
+                seen.pop(machine, None)
+                seen[machine] = seconds
+        return seen
 
     def _file(self, stage: str) -> str:
         plain = self._config.plain
@@ -222,7 +235,7 @@ class Paces:
             read |= {"method": plain["method"]["name"], "batch": fit.batch if fit else None}
         read["trainer"] = {key: value for key, value in plain["trainer"].items() if not key.endswith("_every_steps")}
         digest = hashlib.sha256(json.dumps([read, processes.count()], sort_keys=True, default=str).encode()).hexdigest()
-        return f"{digest[:24]}.json"
+        return f"{digest[:24]}.jsonl"
 
 
 def _without_rates(plain: Mapping[str, Any]) -> dict[str, Any]:
