@@ -328,10 +328,11 @@ def _leave(session: Session) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Removes what an earlier run of the same config left, so that it begins at the start."""
-    shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, BATCHES):
+    """Removes what an earlier run of the same config left, so that it begins at the start; its status first: a kill may come
+    before the rest has gone."""
+    for name in (STATUS, REPORT, "metrics.jsonl", ROWS, BATCHES):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
 def _tidy(folder: Path) -> None:
