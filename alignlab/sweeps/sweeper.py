@@ -19,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from alignlab.command_line import console, run_command, sentence
 from alignlab.errors import ConfigError, MeasureError, SweepError
 from alignlab.evaluation.report import refuse_unmeasured
+from alignlab.files import remove_free
 from alignlab.sweeps.jobs import (
     Composer,
     Inputs,
@@ -133,6 +134,9 @@ class PlannedSweeper(BasicSweeper):
     def _run(self, name: str, planned: Sequence[PlannedJob]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         pending = [index for index, each in enumerate(planned) if each.pending]
+        for each in planned:
+            if not each.pending and each.state.name == "done":
+                remove_free(each.folder)  # its locks that its process could not remove
         pending.sort(key=lambda index: planned[index].state.name == "killed")  # what killed its process may do so again
         failures = {index: each.job.refused for index, each in enumerate(planned) if each.job.refused}
         failures |= {index: why for index, each in enumerate(planned) if (why := _lacking(each))}
