@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,13 @@ def program() -> str:
     return "alignlab run" if called.name == "alignlab" else "python run.py"
 
 
+def run_command(words: Iterable[str]) -> str:
+    """The line that starts a run or sweep of these words as this process was started: by its program, with the user's own
+    folders of configs."""
+    folders = [f"--config-dir={folder}" for folder in own_configs()]
+    return " ".join([program(), *map(shlex.quote, [*folders, *words])])
+
+
 def console() -> Console:
     """Standard output, wide enough for a table where it goes to a file."""
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -114,7 +122,7 @@ def _missing_choice(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
     if not options:
-        return f"no config {error.missing_cfg_file!r}; `python run.py --help` lists the groups."
+        return f"no config {error.missing_cfg_file!r}; `{program()} --help` lists the groups."
     close = nearest(name, options)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"unknown {group} {name!r}; {hint}known: {', '.join(options)}."

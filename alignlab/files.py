@@ -330,13 +330,11 @@ def alone(path: Path, waiting: str, *, stays: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def remove_free(lock: Path) -> None:
-    """Removes a lock file that no process has. It is locked for that moment, so that nobody begins with a file that goes."""
-    taken = FileLock(lock, fallback_to_soft=False)
-    with suppress(Timeout, OSError):
-        taken.acquire(timeout=0)
-        lock.unlink(missing_ok=True)
-    taken.release()
+def remove_free(folder: Path, locks: str = ".*.lock") -> None:
+    """Removes lock files that no process has. Each is locked for that moment, so that nobody begins with a file that goes."""
+    for lock in folder.glob(locks):
+        with suppress(Timeout, OSError), FileLock(lock, timeout=0, fallback_to_soft=False):
+            lock.unlink(missing_ok=True)
 
 
 def held(lock: Path) -> bool | None:

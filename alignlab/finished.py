@@ -19,12 +19,12 @@ from peft import PeftConfig
 from alignlab.card import write_cards
 from alignlab.config import GROUPS, found_place, parts_of
 from alignlab.errors import RunFolderError
-from alignlab.estimates import EVALUATION, Paces
 from alignlab.evaluation.report import BATCHES, ROWS, Report, Row, write_report
 from alignlab.evaluation.safe_range import measured_range, write_range
 from alignlab.evaluation.suite import Begun, EvaluationContext, sweep
 from alignlab.files import damage, places
 from alignlab.models.policy import Policy
+from alignlab.plan_text import EVALUATION, Paces
 from alignlab.planning import Plan
 from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import LabelSet

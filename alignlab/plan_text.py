@@ -1,23 +1,38 @@
-"""The plan of a run as it is printed: the same text before a run and with plan=true."""
+"""The plan of a run as it is printed, the same text before a run and with plan=true; and its time, by that of like runs."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
+import socket
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from alignlab.config import RunConfig, folder_of
-from alignlab.estimates import EVALUATION, Paces, lasting
+from alignlab.config import STORE, RunConfig, folder_of
 from alignlab.evaluation import SUITES
 from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.planning import Plan
-from alignlab.tracking.ledger import state_of
+from alignlab.tracking.ledger import Ledger, now, state_of
+from alignlab.training import processes
 from alignlab.training.stages import TrainStage, Work
 from alignlab.tuners.config import FormConfig
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation"
+"""In the place of a stage's name: all of a run's evaluation."""
+FOLDER = "paces"
+"""Below the store that runs share: a file for each kind of stage, with a line for each time that its steps were timed."""
 
 
 def show(plan: Plan, shared: Collection[str], console: Console) -> None:
@@ -158,3 +173,85 @@ def _configs(config: RunConfig) -> str:
         rates = f"sizing/control/{config.sizing.control}" if config.sizing.control else f"control/{config.control.name}"
     steps = f"sizing/method/{config.sizing.method}" if config.sizing.method else f"method/{config.method.name}"
     return f"{rates}, {steps}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a step, or an evaluation, took in a like run; `machine`: where."""
+
+    seconds: float
+    machine: str
+
+    @property
+    def here(self) -> str:
+        """Where it was measured, for a sentence."""
+        return "on this machine" if self.machine == this_machine() else f"on {self.machine}"
+
+
+class Paces:
+    """How long like runs took: the ledger of times in the folder of runs. Runs are alike that have the same model, tuner,
+    batch, trainer and length of rows; rates and seeds do not count."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._ledger = Ledger(Path(config.paths.runs) / STORE / FOLDER)
+
+    def of(self, stage: str) -> Pace | None:
+        """Of a stage's step, or of EVALUATION as a whole: on this machine, else as last measured on another; None if no like
+        run was made."""
+        seen = self._seen(stage)
+        machine = this_machine() if this_machine() in seen else next(reversed(seen), None)
+        return None if machine is None else Pace(seen[machine], machine)
+
+    def note(self, stage: str, seconds: float) -> None:
+        """Writes down what was measured on this machine, in the main process alone. A full disk is a warning."""
+        if not processes.is_main_process():
+            return
+        about = {group: getattr(self._config, group).name for group in ("method", "tuner", "model", "data")}
+        line = {**about, "stage": stage, "machine": this_machine(), "seconds": seconds, "time": now()}
+        try:
+            self._ledger.append(self._file(stage), line)
+        except OSError as error:
+            log.warning("how long %s took is not kept for the plans of other runs (%s)", stage, error.strerror)
+
+    def _seen(self, stage: str) -> dict[str, float]:
+        """From each machine to its latest seconds, the machine of the last line last."""
+        seen: dict[str, float] = {}
+        for line in self._ledger.lines(self._file(stage)):
+            machine, seconds = line.get("machine"), line.get("seconds")
+            if isinstance(machine, str) and isinstance(seconds, float):
+                seen.pop(machine, None)
+                seen[machine] = seconds
+        return seen
+
+    def _file(self, stage: str) -> str:
+        plain = self._config.plain
+        rows = {key: value for key, value in plain["data"].items() if key in ("name", "max_tokens")}
+        read: dict[str, Any] = {"model": plain["model"], "tuner": _without_rates(plain["tuner"]), "data": rows, "stage": stage}
+        if stage == EVALUATION:
+            read |= {key: plain[key] for key in ("evaluation", "control")} | {"suites": list(self._config.suites)}
+        else:
+            fit = self._config.method.fits().get(stage)
+            read |= {"method": plain["method"]["name"], "batch": fit.batch if fit else None}
+        read["trainer"] = {key: value for key, value in plain["trainer"].items() if not key.endswith("_every_steps")}
+        digest = hashlib.sha256(json.dumps([read, processes.count()], sort_keys=True, default=str).encode()).hexdigest()
+        return f"{digest[:24]}.jsonl"
+
+
+def _without_rates(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plain.items() if not key.endswith("_rate")}
+
+
+def this_machine() -> str:
+    """The GPU that torch sees, or the processors of this host."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{os.cpu_count()} CPU cores of {socket.gethostname()}"
+
+
+def lasting(seconds: float) -> str:
+    """A length of time to two digits: 8 s, 12 min, 3.5 h."""
+    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {name}" if seconds / size < 10 else f"{seconds / size:.0f} {name}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -93,7 +93,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = nearest(name, names)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}."
+    listed = f"known: {', '.join(names)}" if names else "there is none"
+    return f"unknown {kind} {name!r}; {hint}{listed}."
 
 
 def choose(path: str, table: Any) -> Any:

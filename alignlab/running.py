@@ -20,10 +20,10 @@ import yaml
 
 from alignlab.config import GROUPS, STORE, WITH_FILES, RunConfig, folder_of, portable
 from alignlab.errors import AlignlabError
-from alignlab.estimates import Paces
 from alignlab.evaluation.report import BATCHES, ROWS
 from alignlab.files import PART, code_version, contents, environment, seal, storage_error, write_whole
 from alignlab.models.policy import Policy
+from alignlab.plan_text import Paces
 from alignlab.planning import Plan
 from alignlab.records import LabelSet
 from alignlab.tracking import Identity, NoTracker, Tracker
@@ -190,11 +190,11 @@ def stage_keys(plan: Plan) -> list[str]:
     """A key for each stage, in order; each depends on those before it. The first of them that train the backbone alone do not
     depend on a tuner that leaves it to itself."""
     shared = _beginning(plan)
-    alone = plan.config.tuner.leaves_backbone
+    alone = True
     keys: list[str] = []
     for stage, work in zip(plan.method.stages, plan.works, strict=True):
         watched = shared["validated"] if stage.validated(plan.config.trainer) else None
-        alone = alone and stage.of_the_backbone
+        alone = alone and stage.of_the_backbone and plan.config.tuner.leaves_backbone
         tuner = None if alone and not watched else shared["tuner"]  # what is measured on the way may ask for the tuner
         keys.append(stage_key(stage, work, {**shared, "tuner": tuner, "validated": watched, "before": keys}))
     return keys
@@ -328,10 +328,11 @@ def _leave(session: Session) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Removes what an earlier run of the same config left, so that it begins at the start."""
-    shutil.rmtree(folder / "stages", ignore_errors=True)
-    for name in ("metrics.jsonl", REPORT, STATUS, ROWS, BATCHES):
+    """Removes what an earlier run of the same config left, so that it begins at the start; its status first: a kill may come
+    before the rest has gone."""
+    for name in (STATUS, REPORT, "metrics.jsonl", ROWS, BATCHES):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
 def _tidy(folder: Path) -> None:

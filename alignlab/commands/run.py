@@ -135,8 +135,7 @@ def _say_finished(report: Path) -> None:
     """That there is nothing to do. Raises MeasureError for a report without a number that was asked for."""
     from alignlab.evaluation.report import refuse_unmeasured
 
-    for lock in report.parent.glob(".*.lock"):  # that its process could not remove
-        remove_free(lock)
+    remove_free(report.parent)  # its locks that its process could not remove
     outdated = state_of(report.parent).outdated
     print(f"this run is finished; {OUTDATED if outdated else 'force=true repeats it'}")
     print(f"report: {report}")

@@ -57,11 +57,6 @@ class DataConfig:
         """Whether its records would be read from the hub."""
         return False
 
-    @property
-    def drops(self) -> bool:
-        """Whether rows that cannot be used are left out and counted, where they are no error."""
-        return getattr(self, "unusable_pairs", "drop") == "drop"
-
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where that is not known."""
         records = self.counted(split)

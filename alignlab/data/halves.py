@@ -85,7 +85,7 @@ def _swapped(record: Record) -> Record:
 def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: Encode) -> dict[str, Split]:
     """Order and sizes after RAHF (arXiv 2312.15997, released code): what fits, shuffled; test from the end, `rm` first."""
     whole = source.split("train")
-    records, too_long = _fitting(whole.records, config, halves.max_prompt, encode)
+    records, too_long = _fitting(source, config, halves.max_prompt, encode)
     left_out = {f"{reason}, {EARLIER}": count for reason, count in (Counter(whole.left_out) + too_long).items()}
     Random(halves.seed).shuffle(records)
     trained = max(len(records) - (halves.test or 0), 0)
@@ -104,14 +104,13 @@ def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: En
     return {**named, "train": named[config.part] if config.part else both, "test": Split(tuple(test), left_out)}
 
 
-def _fitting(
-    records: Sequence[Record], config: DataConfig, max_prompt: int | None, encode: Encode
-) -> tuple[list[Record], Counter[str]]:
-    """Those within the limits, and how many are not, by reason; a record counts once."""
+def _fitting(source: Source, config: DataConfig, max_prompt: int | None, encode: Encode) -> tuple[list[Record], Counter[str]]:
+    """The training records within the limits, and how many are not, by reason; a record counts once."""
+    records = source.split("train").records
     groups = [Group(each.row, tuple(Example(each.prompt, response.text) for response in each.responses)) for each in records]
     kept: list[Record] = []
     left_out: Counter[str] = Counter()
-    for record, members in zip(records, ids_of(groups, encode, config.drops), strict=True):
+    for record, members in zip(records, ids_of(groups, encode, source.drops), strict=True):
         reason = members if isinstance(members, str) else _reason(members, config.max_tokens, max_prompt)
         if reason is None:
             kept.append(record)

@@ -29,7 +29,7 @@ COLUMN = re.compile(r"\{(\w+)\}")
 
 def jsonl(config: JsonlConfig) -> Source:
     """From data.path: a folder with the files of both splits, or one file, of which a seeded share of prompts is held out."""
-    return of_files(config, partial(_rows_as_records, config))
+    return of_files(config, partial(_rows_as_records, config), drops=config.unusable_pairs == "drop")
 
 
 def offers(config: JsonlConfig) -> frozenset[str]:

@@ -89,11 +89,6 @@ class MixtureConfig(DataConfig):
             found[name] = typed(f"data.sources.{name}", config, SOURCES[str(config["name"])].config, whole=False)
         return found
 
-    @property
-    def drops(self) -> bool:
-        """Where all sources do."""
-        return all(source.drops for source in self.tasks().values())
-
     def cache_key(self) -> list[str]:
         """Each source without the places of its files, and the content of those."""
         found: list[str] = []
@@ -129,6 +124,7 @@ def build(config: MixtureConfig) -> Source:
         evaluation_prompts=lambda: list(dict.fromkeys(in_turn([source.prompts() for source in tested.values()]))),
         labels=None if config.tested is None else tested[config.tested].labels,
         mixing=Mixing(tuple(sources), config.weights, config.cap),
+        drops=all(source.drops for source in sources.values()),
     )
 
 

@@ -22,9 +22,11 @@ NO_PAIRS = frozenset({EMPTY, SAME, DIFFER, *NO_TURNS})
 """Why a row of UltraFeedback is left out, and not an error."""
 
 
-def _source(config: HubConfig, readers: Mapping[str, Callable[[], Split]]) -> Source:
+def _source(config: HubConfig, readers: Mapping[str, Callable[[], Split]], drops: bool = True) -> Source:
     """From local files, whose repeated rows are counted, or from the hub."""
-    return of_files(config, lambda name: readers[name]()) if config.path else Source(config.name, readers)
+    if config.path:
+        return of_files(config, lambda name: readers[name](), drops=drops)
+    return Source(config.name, readers, drops=drops)
 
 
 def hh_rlhf(config: HhConfig) -> Source:
@@ -35,6 +37,7 @@ def hh_rlhf(config: HhConfig) -> Source:
             "train": partial(_hh_split, config, config.train, "train", config.limit),
             "test": partial(_hh_split, config, config.test, "test", config.test_limit),
         },
+        drops=config.unusable_pairs == "drop",
     )
 
 

@@ -82,7 +82,8 @@ class Mixing:
 class Source:
     """A data set. Splits are read when they are asked for, once. `evaluation_prompts`: evaluation prompts other than the test
     split's. `labels`: the classes that its texts can have, where that is a closed set, or a number; may read the training
-    split. `mixing`: of a mixture, whose records have tasks."""
+    split. `mixing`: of a mixture, whose records have tasks. `drops`: rows that the tokenizer or a chat template cannot take are
+    left out and counted, and no error."""
 
     name: str
     readers: Mapping[str, Callable[[], Split]]
@@ -90,6 +91,7 @@ class Source:
     evaluation_prompts: Callable[[], list[str]] | None = None
     labels: Callable[[], LabelSet] | None = None
     mixing: Mixing | None = None
+    drops: bool = True
     _read: dict[str, Split] = field(default_factory=dict, compare=False)
 
     def split(self, name: str) -> Split:

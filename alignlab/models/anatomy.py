@@ -35,6 +35,8 @@ CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "context_length", "n_c
 SOURCE_KEYS = ("max_encoder_position_embeddings", *CONTEXT_KEYS)
 TARGET_KEYS = ("max_decoder_position_embeddings", *CONTEXT_KEYS)
 """The same of the two stacks of an encoder-decoder model, which may differ (LED)."""
+LOGIT_BYTES = 48
+"""Of an entry of a row's logits while a token is drawn: as the model gives it, in float32, processed, sorted, in float64."""
 LENGTHS, PREFIXES = ((9, 7), (6, 8)), (3, 4)
 """Tokens of the probe's members, 2 groups of 2, and of what the members of each group have in common."""
 FIRST_END = (True, False, False, True)
@@ -63,6 +65,33 @@ def block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def shape_of(model: PreTrainedModel) -> Shape:
     """Depth and width of a model, with weights or without."""
     return Shape(len(block_list(model)[1]), int(text_config(model.config).hidden_size))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model takes. `weights`: all of them; `cache`: keys and values of one token of one row; `activations`: what
+    one block holds of a token while it is computed; `logits`: of one row while its next token is drawn."""
+
+    weights: int
+    cache: int
+    activations: int
+    logits: int
+
+    @staticmethod
+    def of(model: PreTrainedModel, itemsize: int) -> Footprint:
+        """From a model's config, weights loaded or not; `itemsize` is the size of a number in bytes."""
+        config = model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_attention_heads", None) or 1
+        wide = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+        keyed = getattr(config, "num_key_value_heads", None) or heads
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return Footprint(
+            weights=model.num_parameters() * itemsize,
+            cache=2 * config.num_hidden_layers * keyed * wide * itemsize,
+            # The residual, its norm, queries, keys, values and their mixture; gate, up and their product.
+            activations=(6 * config.hidden_size + 3 * inner) * itemsize,
+            logits=LOGIT_BYTES * config.vocab_size,
+        )
 
 
 def context_of(model: PreTrainedModel) -> int:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
 from alignlab.data.batching import in_order, whole
 from alignlab.errors import ConfigError, ControlError, ModelError
+from alignlab.models.anatomy import Footprint
 from alignlab.models.backbone import Backbone, ends_of
 from alignlab.models.decode import decoding
 from alignlab.models.following import Finite, Follow, Followed
@@ -29,35 +30,6 @@ if TYPE_CHECKING:
 DECODE_ROWS = 256
 """Texts that are generated together, where the budget has room for so many."""
 GIB = 2**30
-LOGIT_BYTES = 48
-"""Of an entry of a row's logits while a token is drawn: as the model gives it, in float32, processed, sorted, in float64."""
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes that a model takes. `weights`: all of them; `cache`: keys and values of one token of one row; `activations`: what
-    one block holds of a token while it is computed; `logits`: of one row while its next token is drawn."""
-
-    weights: int
-    cache: int
-    activations: int
-    logits: int
-
-    @staticmethod
-    def of(model: PreTrainedModel, itemsize: int) -> Footprint:
-        """From a model's config, weights loaded or not; `itemsize` is the size of a number in bytes."""
-        config = model.config.get_text_config(decoder=True)
-        heads = getattr(config, "num_attention_heads", None) or 1
-        wide = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
-        keyed = getattr(config, "num_key_value_heads", None) or heads
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        return Footprint(
-            weights=model.num_parameters() * itemsize,
-            cache=2 * config.num_hidden_layers * keyed * wide * itemsize,
-            # The residual, its norm, queries, keys, values and their mixture; gate, up and their product.
-            activations=(6 * config.hidden_size + 3 * inner) * itemsize,
-            logits=LOGIT_BYTES * config.vocab_size,
-        )
 
 
 @dataclass(frozen=True)

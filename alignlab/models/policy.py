@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.generation.streamers import BaseStreamer
 
 from alignlab.errors import ControlError
-from alignlab.models.anatomy import attention_in, attention_of, check_answer, mixed
+from alignlab.models.anatomy import Footprint, attention_in, attention_of, check_answer, mixed
 from alignlab.models.backbone import Backbone
 from alignlab.models.packing import Layout, described
 from alignlab.models.sampling import Sampling
@@ -113,7 +113,7 @@ class Policy:
     @cached_property
     def budget(self) -> Budget:
         """How many texts fit a pass without gradients."""
-        from alignlab.models.answers import Budget, Footprint
+        from alignlab.models.answers import Budget
 
         return Budget(Footprint.of(self.backbone.model, self.backbone.model.dtype.itemsize), self.pass_gib)
 

@@ -232,7 +232,7 @@ class Inputs:
 
 
 def _looked(plan: Plan, config: RunConfig) -> Looked:
-    from alignlab.estimates import EVALUATION, Paces
+    from alignlab.plan_text import EVALUATION, Paces
 
     paces, needs = Paces(config), [need for need in plan.needs if need]
     account = plan.works[0].account if plan.works else None

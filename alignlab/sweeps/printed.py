@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alignlab.command_line import run_command
 from alignlab.errors import ConfigError
 from alignlab.files import write_whole
 from alignlab.sweeps.jobs import Looked, PlannedJob, steps_computed_once
@@ -65,7 +65,7 @@ def _seen(looked: Looked | None) -> tuple[str, str, str]:
     """Rows, trained parameters and memory of a job, as far as they are known."""
     if looked is None:
         return "", "", ""
-    from alignlab.estimates import amount
+    from alignlab.planning import amount
 
     return looked.rows, f"{looked.trained:,}", amount(looked.memory)
 
@@ -75,7 +75,7 @@ def _time(planned: Sequence[PlannedJob]) -> str:
     pending = [each for each in planned if each.pending and each.looked]
     if not pending:
         return ""
-    from alignlab.estimates import EVALUATION, lasting
+    from alignlab.plan_text import EVALUATION, lasting
 
     known, unknown = 0.0, 0
     made: set[str] = set()
@@ -109,7 +109,7 @@ def show_outcome(
     if submitted:
         console.print(f"`python -m alignlab status {escape(name)}` shows their states", soft_wrap=True)
     for index, error in failures.items():
-        command = " ".join(["python run.py", *map(shlex.quote, planned[index].overrides)])
+        command = run_command(planned[index].overrides)
         console.print(f"failed: {escape(' '.join(planned[index].job.overrides))}", soft_wrap=True)
         console.print(f"  {escape(error)}", soft_wrap=True)
         console.print(f"  again: {escape(command)}", soft_wrap=True)

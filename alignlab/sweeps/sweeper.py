@@ -7,7 +7,6 @@ plug-ins, and a subclass that exists before then no longer fits it.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
-from alignlab.command_line import console, sentence
+from alignlab.command_line import console, run_command, sentence
 from alignlab.errors import ConfigError, MeasureError, SweepError
 from alignlab.evaluation.report import refuse_unmeasured
+from alignlab.files import remove_free
 from alignlab.sweeps.jobs import (
     Composer,
     Inputs,
@@ -89,7 +89,7 @@ class PlannedSweeper(BasicSweeper):
                 f"sweep={name} exists already, with other overrides: {' '.join(ledger.overrides())}; give another name."
             )
         own = [override for override in self.config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-        command = " ".join(["python run.py -m", *map(shlex.quote, [*own, *arguments])])
+        command = run_command(["-m", *own, *arguments])
         ledger.declare(shared, [each.job for each in planned], self._seeds(), command)
         return self._run(name, planned)
 
@@ -134,6 +134,9 @@ class PlannedSweeper(BasicSweeper):
     def _run(self, name: str, planned: Sequence[PlannedJob]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         pending = [index for index, each in enumerate(planned) if each.pending]
+        for each in planned:
+            if not each.pending and each.state.name == "done":
+                remove_free(each.folder)  # its locks that its process could not remove
         pending.sort(key=lambda index: planned[index].state.name == "killed")  # what killed its process may do so again
         failures = {index: each.job.refused for index, each in enumerate(planned) if each.job.refused}
         failures |= {index: why for index, each in enumerate(planned) if (why := _lacking(each))}

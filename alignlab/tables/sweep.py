@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from alignlab.command_line import program
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.evaluation.report import ROWS
 from alignlab.evaluation.statistics import Items, over_seeds, paired
@@ -116,7 +117,7 @@ def read_sweep(runs: Path, name: str) -> Sweep:
     # one job per row, settings and seed: of two that were declared, the later one counts
     latest = {(job.row, tuple(sorted(job.settings.items())), job.seed): job for job in ledger.jobs()}
     if not latest:
-        raise RunFolderError(f"sweep {name} has no jobs; start it again with python run.py.")
+        raise RunFolderError(f"sweep {name} has no jobs; start it again with {program()}.")
     return Sweep(ledger, _told_apart([_job_result(ledger, job) for job in latest.values()]))
 
 

@@ -373,8 +373,7 @@ class StageStore:
 
     def tidy(self) -> None:
         """Removes the locks of dead jobs; those of living ones stay."""
-        for lock in self._folder.glob(f"*{LOCK}"):
-            remove_free(lock)
+        remove_free(self._folder, f"*{LOCK}")
 
     def keep(self, key: str, stage: Path) -> None:
         """Keeps what a finished stage of a run has left, without its checkpoints, in the place of a damaged one; appears whole

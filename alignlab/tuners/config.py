@@ -171,6 +171,7 @@ class LoreftTunerConfig(TunerConfig):
     """A low-rank edit of the output of whole blocks. `rank`: of each; `layers`: the numbers of the blocks, from 1 on, null =
     all."""
 
+    aside = True
     rank: Annotated[int, rank()]
     layers: Annotated[list[int] | None, number(minimum=1)]
 

@@ -227,6 +227,7 @@ class Histories(RuleBasedStateMachine):
         named = self._names([cell])
         (name,) = named
         again = "force" in changed or ("rerun" in changed and self._may_be_outdated(name))
+        earlier = self.finished.get(name)
         if again:
             self._begun_anew(name)
         before = self._known()
@@ -236,7 +237,7 @@ class Histories(RuleBasedStateMachine):
         self._check_code(ended, end)
         self._nothing_twice(named, before, ended, force="force" in changed)
         self._learn([ended])
-        self._ended(cell, ended, before)
+        self._ended(cell, ended, before, earlier=earlier)
 
     def _may_be_outdated(self, name: str) -> bool:
         """Other code has finished it, or the file that says which has been damaged."""
@@ -309,18 +310,21 @@ class Histories(RuleBasedStateMachine):
         kept = {key: value for key, value in self.steps.items() if key[0] != name or key[1][-1] == self.world.version}
         self.steps = kept
 
-    def _ended(self, cell: Cell, ended: Ended, before: Known, *, own: bool | None = None) -> None:
-        """A command that ended well has left what an undisturbed run leaves."""
+    def _ended(self, cell: Cell, ended: Ended, before: Known, *, own: bool | None = None, earlier: str | None = None) -> None:
+        """A command that ended well has left what an undisturbed run leaves, and so has any other where the run says that it is
+        done. `earlier`: the code that had finished what the command was to repeat, which a kill may have come before."""
         name = self._name(cell)
         folder = self.world.runs / name
         done_before = before.finished.get(name)
-        if not (ended.code == 0 if own is None else own):
+        well = ended.code == 0 if own is None else own
+        if not well and state_of(folder).name != "done":
             if done_before is None or name in before.hurt:
                 self._only_this_version(name)
                 self.finished.pop(name, None)
             return
         found, hurt = left(folder), name in before.hurt
-        versions = [done_before] if done_before and not hurt else [*filter(None, [done_before]), self.world.version]
+        of_others = [done_before] if well else [done_before, earlier]
+        versions = [done_before] if done_before and not hurt else [*filter(None, of_others), self.world.version]
         possible = {version: self._undisturbed(cell, self.world.content, version) for version in versions}
         for stage, hashes in found["stages"].items():
             assert hashes != "damaged" or hurt, (name, stage, ended.said)

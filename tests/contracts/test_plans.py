@@ -13,10 +13,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alignlab import planning
+from alignlab import plan_text, planning
 from alignlab.config import parse
 from alignlab.errors import AlignlabError, ConfigError, DataError, ModelError
-from alignlab.plan_text import show
+from alignlab.plan_text import Pace, Paces, show
 from alignlab.sweeps.jobs import planned_stages
 from run import run
 from tests.contracts.test_methods import TRIED, composed
@@ -202,6 +202,29 @@ def test_a_run_begins_with_the_text_of_its_plan_and_leaves_the_time_of_like_runs
     assert re.search(r"^time +about \d.*: fit .* s, evaluation .* s, as like runs took on this machine", like, re.M)
     run(composed(tmp_path, "sft", "plan=true"))
     assert capsys.readouterr().out.startswith("this run is finished; force=true repeats it\nreport: ")
+
+
+def test_of_the_times_of_like_runs_the_latest_of_this_machine_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = parse(composed(tmp_path, "sft"))
+    paces = Paces(config)
+    for machine, seconds in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        monkeypatch.setattr(plan_text, "this_machine", lambda machine=machine: machine)
+        paces.note("fit", seconds)
+    (file,) = tmp_path.rglob("*.jsonl")
+    file.write_text(file.read_text() + '{"machine": "b", "sec')  # cut by a kill
+
+    found = {}
+    for machine in ("a", "b", "c"):
+        monkeypatch.setattr(plan_text, "this_machine", lambda machine=machine: machine)
+        found[machine] = paces.of("fit")
+    file.unlink()
+    file.mkdir()
+    paces.note("fit", 4.0)
+
+    assert found == {"a": Pace(3.0, "a"), "b": Pace(2.0, "b"), "c": Pace(3.0, "a")}
+    assert caplog.messages == ["how long fit took is not kept for the plans of other runs (Is a directory)"]
 
 
 def test_a_plan_estimates_the_memory_of_each_stage(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from alignlab import planning, running
 from alignlab.config import parse
 from alignlab.sweeps.jobs import planned_stages
+from alignlab.tracking.ledger import state_of
 from alignlab.training.stages import TrainStage
 from run import run
 from tests.bits import assert_same_bits
@@ -94,6 +96,21 @@ def test_force_computes_what_another_run_has_done(computed: list[str], tmp_path:
     swept(tmp_path, "third", "sft", "force=true")
 
     assert computed == ["fit", "fit"]
+
+
+def test_a_done_run_that_is_killed_while_it_is_cleared_to_begin_again_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = swept(tmp_path, "first", "sft")
+    assert state_of(folder).name == "done"
+    kill = Mock(side_effect=SystemExit)
+    monkeypatch.setattr(running.shutil, "rmtree", kill)
+
+    with pytest.raises(SystemExit):
+        swept(tmp_path, "first", "sft", "force=true")
+
+    assert kill.call_args.args == (folder / "stages",)
+    assert state_of(folder).name == "missing"
 
 
 CHANGES = {

@@ -21,6 +21,7 @@ from alignlab.command_line import (
     CONF,
     OWN_CONFIGS,
     expand_overrides,
+    run_command,
     sentence,
     share_config_store,
     show_words,
@@ -122,6 +123,9 @@ def test_a_folder_of_ones_own_has_data_experiments_and_rows(tmp_path: Path, monk
     assert words == ["experiment=home/table", "+experiment/home/table=dpo", "seed=1"]
     assert (config.method.name, config.data.pairs) == ("dpo", 48)
     assert os.environ[OWN_CONFIGS] == str(tmp_path / "own")
+    assert run_command(["tuner=red,lora", "data.path=my data"]) == (
+        f"python run.py --config-dir={tmp_path / 'own'} tuner=red,lora 'data.path=my data'"
+    )
 
 
 def test_words_of_hydra_stay_beside_a_folder_of_configs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,7 @@ def test_only_the_lock_of_a_dead_process_is_removed(tmp_path: Path) -> None:
     (tmp_path / "dead.lock").touch()
 
     with alone(tmp_path / "alive.lock", "waits"):
-        for lock in tmp_path.iterdir():
-            remove_free(lock)
+        remove_free(tmp_path, "*.lock")
         left = [lock.name for lock in tmp_path.iterdir()]
 
         assert left == ["alive.lock"]

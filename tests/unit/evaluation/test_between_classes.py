@@ -21,7 +21,8 @@ from alignlab.evaluation.classes import BetweenClasses
 from alignlab.evaluation.statistics import Measurement, rank_correlation
 from alignlab.evaluation.suite import EvaluationContext, held_out
 from alignlab.evaluation.suites import Toy
-from alignlab.models.answers import Budget, Footprint
+from alignlab.models.anatomy import Footprint
+from alignlab.models.answers import Budget
 from alignlab.models.policy import Logprobs, Policy
 from alignlab.records import Batch, Record, Response
 from tests.conftest import CODEC, backbone

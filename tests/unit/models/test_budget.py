@@ -16,7 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from alignlab.models.answers import GIB, Budget, Footprint, scored
+from alignlab.models.anatomy import Footprint
+from alignlab.models.answers import GIB, Budget, scored
 from alignlab.models.backbone import Backbone
 from alignlab.models.sampling import Sampling
 from tests.contracts.table import PAIRS, groups

@@ -90,10 +90,13 @@ def test_the_second_start_runs_only_what_failed(tmp_path: Path, capsys: pytest.C
     mended, third = Task(), Task()
 
     sweep(mended, *words)
+    lock = folder_of(mended.started[0]) / ".curves.png.lock"  # of a process that could not remove it
+    lock.touch()
     sweep(third, *words)
 
     assert [(run.method.fit.learning_rate, run.seed) for run in mended.started] == [(5.0, 0), (5.0, 1)]
     assert third.started == []
+    assert not lock.exists()
     assert said_by(capsys)[-1].endswith(": 0 finished, 0 failed, 4 skipped (done before)")
 
 
