@@ -16,7 +16,7 @@ from alignlab.files import write_whole
 from alignlab.tracking.ledger import CARD, ENVIRONMENT, REPORT, Ledger
 from alignlab.tuners.engines import CONFIG
 
-PEFTS_OWN = frozenset({"LORA", "IA3", "PROMPT_TUNING"})
+PEFTS_OWN = frozenset({"LORA", "IA3", "PREFIX_TUNING", "PROMPT_TUNING"})
 """Types of adapters that PEFT loads without alignlab."""
 NOT_SETTINGS = ("name", "likelihood_rate", "preference_rate")
 """Keys of a method and a tuner that a card leaves out: a stage's rate is the one that was used."""
@@ -26,6 +26,15 @@ AUTO = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
 }
 """By PEFT's type of task, the class of transformers that loads a base."""
+DIAL = (
+    "At strength 0 the base answers, at 1 the adapter as it was trained; between them and beyond 1 its effect is scaled:"
+    " `model.generate(**inputs, custom_generate=alignlab.at_strength(model, 0.5))`. A whole run, with its template, is"
+    ' loaded by `alignlab.load("RUN")`.'
+)
+POSITIONS = (
+    "PEFT counts the vectors as positions. Its forward says what was measured here where `position_ids` are given, lowered by"
+    ' `num_virtual_tokens`; at any strength answers the whole run, loaded by `alignlab.load("RUN")`.'
+)
 OURS = "Apache-2.0"
 """The licence of the embedded models."""
 
@@ -141,11 +150,7 @@ def use(adapter: Adapter) -> str:
     elif model.get("source") == "embedded":
         imports += ["from alignlab.models.config import EMBEDDED"]
         place = f'EMBEDDED / "{model["path"]}"'
-    notes += [
-        "At strength 0 the base answers, at 1 the adapter as it was trained; between them and beyond 1 its effect is scaled:"
-        " `model.generate(**inputs, custom_generate=alignlab.at_strength(model, 0.5))`. A whole run, with its template, is"
-        ' loaded by `alignlab.load("RUN")`.'
-    ]
+    notes += [POSITIONS if kind == "PREFIX_TUNING" else DIAL]
     code = [*imports, "", f"base = {auto}.from_pretrained({place})"]
     code += ['model = PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")']
     return "\n".join(["## Use", "", "```python", *code, "```", "", "\n\n".join(notes)])

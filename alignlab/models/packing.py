@@ -258,9 +258,11 @@ def attend(
     value: Tensor,
     attention_mask: Seen | None,
     scaling: float | None = None,
+    ahead: Sequence[Tensor] | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query, key, value 1,H,N,D (fewer heads for grouped keys) to 1,N,H,D.
+    """transformers' attention interface: query, key, value 1,H,N,D (fewer heads for grouped keys) to 1,N,H,D. `ahead`:
+    P more keys and values that every asker sees, likewise 1,H,P,D.
 
     Raises ModelError for attention that is more than softmax(QK)V, and for a mask that is the model's own.
     """
@@ -274,10 +276,14 @@ def attend(
     query_NHD, key_NHD, value_NHD = (_by_token(states, heads) for states in (query, key, value))
     answers = []
     for chunk, mask_S1QK in zip(segments.chunks, masks, strict=True):
+        key_SHKD, value_SHKD = _picked(key_NHD, chunk.see_SK), _picked(value_NHD, chunk.see_SK)
+        if ahead is not None:
+            key_SHKD, value_SHKD = _behind(ahead[0], key_SHKD), _behind(ahead[1], value_SHKD)
+            mask_S1QK = F.pad(mask_S1QK, (ahead[0].shape[2], 0))  # zeros: seen by all
         answer_SHQD = F.scaled_dot_product_attention(
             _picked(query_NHD, chunk.ask_SQ),
-            _picked(key_NHD, chunk.see_SK),
-            _picked(value_NHD, chunk.see_SK),
+            key_SHKD,
+            value_SHKD,
             attn_mask=mask_S1QK,
             scale=scaling,
         )
@@ -302,6 +308,13 @@ def _by_token(states: Tensor, heads: int) -> Tensor:
     """1,h,N,D to N,H,D; grouped keys and values are repeated for the heads that share them."""
     repeated = states.repeat_interleave(heads // states.shape[1], dim=1)
     return repeated[0].transpose(0, 1)
+
+
+def _behind(ahead_1HPD: Tensor, states_SHKD: Tensor) -> Tensor:
+    """The states of each segment behind P others, which grouped heads share likewise."""
+    segments, heads = states_SHKD.shape[:2]
+    repeated = ahead_1HPD.repeat_interleave(heads // ahead_1HPD.shape[1], dim=1)
+    return torch.cat([repeated.expand(segments, -1, -1, -1), states_SHKD], dim=2)
 
 
 def _picked(states_NHD: Tensor, index: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from alignlab.tuners.config import (
     LoreftTunerConfig,
     LowerLoraConfig,
     PrefixFormConfig,
+    PrefixTunerConfig,
     PromptTunerConfig,
     RedTunerConfig,
     StrengthConfig,
@@ -54,6 +55,7 @@ TUNERS = Registry(
         "ia3": Entry(Ia3Config, deferred(f"{__name__}.ia3.build", first=2), provides=_IN_PLACE),
         "adapter": Entry(AdapterTunerConfig, deferred(f"{__name__}.adapter.build", first=2), provides=_IN_PLACE),
         "loreft": Entry(LoreftTunerConfig, deferred(f"{__name__}.loreft.build", first=2), provides=_IN_PLACE),
+        "prefix": Entry(PrefixTunerConfig, deferred(f"{__name__}.prefix.build", first=2), provides=_IN_PLACE),
         "prompt": Entry(PromptTunerConfig, deferred(f"{__name__}.prompt.build", first=2), provides=_IN_PLACE),
         "red": Entry(RedTunerConfig, deferred(f"{__name__}.red.tuner.build", first=2), provides=_IN_PLACE),
         "token_bank": Entry(

@@ -143,6 +143,16 @@ class PromptTunerConfig(TunerConfig):
 
 
 @dataclass
+class PrefixTunerConfig(TunerConfig):
+    """Learned keys and values beside those of every text, in each block. `length`: how many of each. `init`: vocabulary (what
+    drawn tokens have there) | random."""
+
+    aside = True
+    length: Annotated[int, number(minimum=1, maximum=MOST_VECTORS)]
+    init: Annotated[str, one_of("vocabulary", "random")]
+
+
+@dataclass
 class AdapterTunerConfig(TunerConfig):
     """Bottlenecks of this inner width behind sub-layers. `place`: both (attention and feed-forward) | ffn. `norms`: the layer
     norms of the same blocks are trained too. `drop`: the lowest blocks of each stack, which have none. `targets`: names of

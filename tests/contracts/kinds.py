@@ -60,6 +60,7 @@ TUNER_SETTINGS: dict[str, dict[str, Any]] = {
     "ia3": {"targets": None, "feedforward": None},
     "red": {"edit": "both", "place": "ffn", "targets": None},
     "loreft": {"rank": 3, "layers": None},
+    "prefix": {"length": 3, "init": "vocabulary"},
     "prompt": {"length": 3, "init": "vocabulary"},
 }
 

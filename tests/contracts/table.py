@@ -75,6 +75,8 @@ CASES = (
     Case("blocks", "gpt2", {"side": "top", "count": 2}, per_row=False),
     Case("dera", "llama", {"aligned": None}),
     Case("dera", "gpt2", {"aligned": None}),
+    Case("prefix", "llama", {"length": 5, "init": "vocabulary"}, starts_as_base=False),  # more keys in every block
+    Case("prefix", "gpt2", {"length": 5, "init": "random"}, starts_as_base=False),
     Case("prompt", "llama", {"length": 5, "init": "vocabulary"}, starts_as_base=False),  # vectors in front of every text
     Case("prompt", "gpt2", {"length": 5, "init": "random"}, starts_as_base=False),
 )

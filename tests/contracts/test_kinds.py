@@ -36,6 +36,8 @@ NOT_DEFINED = {
     ("seq2seq", "bitfit"): "a T5 has no biases",
     ("seq2seq", "red-export"): "nor a place for RED's shift",
     **dict.fromkeys([("classifier", "loreft-export"), ("seq2seq", "loreft-export")], "the residual stream has no weight"),
+    **dict.fromkeys([("classifier", "prefix-export"), ("seq2seq", "prefix-export")], "keys beside a text are no weights"),
+    **dict.fromkeys([("classifier", "prefix-start"), ("seq2seq", "prefix-start")], "they are seen from the start"),
     **dict.fromkeys([("classifier", "prompt-export"), ("seq2seq", "prompt-export")], "vectors in a text are no weights"),
     **dict.fromkeys([("classifier", "prompt-start"), ("seq2seq", "prompt-start")], "vectors stand there from the start"),
 }

@@ -82,7 +82,7 @@ def test_every_choice_has_a_config_and_every_config_is_a_choice(group: str) -> N
         (
             "tuner=abc",
             "unknown tuner 'abc'; known: adapter, bitfit, blocks, clm, control, dera, full, ia3, lora, lora_lower,"
-            " loreft, prompt, red, token_bank.",
+            " loreft, prefix, prompt, red, token_bank.",
         ),
     ],
 )

@@ -19,7 +19,7 @@ CONF = Path(__file__).parents[2] / "conf"
 NAMES = "ClmConfig ControlConfig Policy RedConfig Sampling at_class at_strength load"
 CHOICES = {
     "method": "clm coh distill dpo evaluate meet pretrain rahf red reward sft tpt",
-    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower loreft prompt red token_bank",
+    "tuner": "adapter bitfit blocks clm control dera full ia3 lora lora_lower loreft prefix prompt red token_bank",
     "model": "gpt2_large gpt2_medium llama2_7b llama31_8b llama32_3b llama32_3b_instruct llama3_8b_instruct local qwen25_15b"
     " qwen25_7b qwen2_15b_instruct roberta_base roberta_large t5_base tiny tiny_gpt2 tiny_roberta tiny_t5",
     "data": "e2e_nlg glue glue_asked hh_rlhf jsonl mixture squad summaries super_glue text_classification texts toy toy_classes"
