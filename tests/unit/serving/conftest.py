@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from alignlab.evaluation.safe_range import SafeRange
 from alignlab.serving.engine import Engine
 
 KEY = "a key"
+
+
+def held(low: float, high: float) -> SafeRange:
+    """A safe range that rests on no points."""
+    return SafeRange(low, high, "toy/capability", 0.1, ())
 
 
 @contextmanager
