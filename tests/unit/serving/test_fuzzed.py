@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs alignlab[serve]")
 pytest.importorskip("openai", reason="needs alignlab[serve]")
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+schemathesis = pytest.importorskip("schemathesis", reason="needs alignlab[serve_test]")
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis.errors import Unsatisfiable  # noqa: E402

@@ -160,9 +160,9 @@ def test_the_page_asks_for_the_key_where_the_server_has_one(engine: Engine) -> N
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_in_chromium_a_person_writes_keeps_and_downloads(engine: Engine, tmp_path: Path, scheme: str, width: int) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs alignlab[serve_test]")
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("needs chromium and its driver")
+        pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
     for word in (*CHROMIUM, f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900"):
         options.add_argument(word)
@@ -200,7 +200,7 @@ def test_in_chromium_a_person_writes_keeps_and_downloads(engine: Engine, tmp_pat
                 time.sleep(0.1)
             assert answers() == expected
             found("//button[normalize-space()='Keep']")[0].click()
-            found("//td[contains(., 'strength 1.5')]")
+            found("//*[@role='gridcell'][contains(., 'strength 1.5')]")
             found("//button[normalize-space()='Download as CSV']")[0].click()
             file = tmp_path / "downloads" / "comparison.csv"
             until = time.monotonic() + 30
