@@ -143,10 +143,12 @@ def _dial(label: str, start: float, measured: Measured, safe: SafeRange | None, 
     low, high = min(0.0, *points, 0.0), max(1.5, *points, 1.5)
     if safe is None:
         return gr.Slider(low, high, start, step=STEP, label=label)
-    if ends:
-        low, high, start = safe.low, safe.high, safe.clamped(start)
-    held = f"Seen to hold from {safe.low:g} to {safe.high:g}."
-    return gr.Slider(low, high, start, step=STEP, label=label, info=held, interactive=low < high)
+    if ends:  # a slider has room for more than one strength, even where it may not be moved
+        low, high, start = safe.low, max(safe.high, safe.low + STEP), safe.clamped(start)
+    held = (
+        f"Seen to hold from {safe.low:g} to {safe.high:g}." if safe.low < safe.high else f"Seen to hold at {safe.low:g} alone."
+    )
+    return gr.Slider(low, high, start, step=STEP, label=label, info=held, interactive=not ends or safe.low < safe.high)
 
 
 def _mixture(names: Sequence[str]) -> tuple[list[gr.Slider], list[gr.Textbox]]:
@@ -256,11 +258,12 @@ def _curves(adapters: Sequence[str], measured: Mapping[str, Measured], ranges: R
 
 
 def drawn(measured: Measured, present: Sequence[float], safe: SafeRange | None = None, adapter: str = "") -> str:
-    """A drawing per metric, reward and capability first: its value over strength with its interval, or per class; the present
-    strengths are marked where they are, and on the line, and the range that was seen to hold is shaded. `adapter`: whose they
+    """A drawing per metric, reward, capability and that of the safe range first: its value over strength with its interval, or
+    per class; the present strengths are marked where they are, and on the line, and the range is shaded. `adapter`: whose they
     are, where there are several."""
     names = list(dict.fromkeys(row["metric"] for row in measured if row["n"]))
-    order = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    first = [*FIRST, *([] if safe is None else [safe.metric.rpartition("/")[2]])]
+    order = sorted(names, key=lambda name: first.index(name) if name in first else len(first))
     figures = [
         _figure(name, [row for row in measured if row["metric"] == name and row["n"]], present, safe, adapter)
         for name in order[:PANELS]

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_the_safe_range_is_shaded_from_end_to_end_and_each_adapter_has_its_own_c
     marks = [float(x) for x in re.findall(r'line class="present" x1="([\d.]+)"', first)]
     assert marks == pytest.approx([(zero + one) / 2, one + (one - zero) / 2], abs=0.2)
     assert drawn.count('class="safe"') == 3  # of the first adapter's metrics
+    assert re.findall(r"<figcaption>(\w+)", page.drawn(CURVE, [], replace(held(0, 1), metric="fluency/words")))[2] == "words"
     assert page._strengths(("a", "b"), 0.5, 9.0, 1.5, 9.0) == [({"a": 0.5, "b": 9.0}, None), ({"a": 1.5, "b": 9.0}, None)]
 
 
@@ -100,6 +102,8 @@ def test_a_dial_ends_with_the_safe_range_unless_the_server_only_warns() -> None:
 
     assert [(dial.minimum, dial.maximum, dial.value) for dial in (free, ended)] == [(0, 2, 1.5), (0, 1, 1)]
     assert free.info == ended.info == "Seen to hold from 0 to 1."
+    alone = page._dial("Strength", 1.5, CURVE, held(0.0, 0.0), ends=True)
+    assert (alone.info, alone.value, alone.interactive) == ("Seen to hold at 0 alone.", 0, False)
 
 
 def test_classes_are_drawn_by_name_and_without_a_line() -> None:
