@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
     model = given.model or Path(os.environ.get("ALIGNLAB_SHARED", ROOT.parent / "shared")) / "models" / "stories260k"
     seconds: dict[int, list[float]] = {1: [], given.clients: []}
     differing = 0
-    with _served(_policy(model), given.clients, given.new) as address:
+    with listening(_application(_policy(model), given.clients, given.new)) as address:
         _answers(address, given.clients, given.clients, given.new)
         for _ in range(given.rounds):
             texts = []
@@ -78,23 +78,27 @@ def _policy(model: Path) -> Any:
     return policy
 
 
-@contextmanager
-def _served(policy: Any, rows: int, new: int) -> Iterator[str]:
-    """The address of a server that ends with the block. No id ends an answer, so that all have the same length."""
-    import uvicorn
-
+def _application(policy: Any, rows: int, new: int) -> Any:
+    """The server's routes on the policy. No id ends an answer, so that all have the same length."""
     from alignlab.serving.app import application
     from alignlab.serving.engine import Engine, Limits
 
     policy.backbone.codec.ends = ()
     policy.backbone.model.generation_config.eos_token_id = None
-    engine = Engine({"red": policy}, Limits(new, None, rows, rows))
+    return application(Engine({"red": policy}, Limits(new, None, rows, rows)), body_bytes=10_000)
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The address of a server of these routes in a thread of its own, which ends with the block."""
+    import uvicorn
+
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application(engine, body_bytes=10_000), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -105,7 +109,7 @@ def _answers(address: str, clients: int, requests: int, new: int) -> list[str]:
     """The answers to the first requests, by so many clients at a time."""
     from openai import OpenAI
 
-    with OpenAI(base_url=address, api_key="none", max_retries=0) as client, ThreadPoolExecutor(clients) as pool:
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client, ThreadPoolExecutor(clients) as pool:
 
         def answer(number: int) -> str:
             made = client.completions.create(

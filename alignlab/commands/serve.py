@@ -1,4 +1,4 @@
-"""python -m alignlab serve RUN [RUN ...]: finished runs as models of a server that answers as OpenAI's"""
+"""python -m alignlab serve RUN [NAME=RUN+NAME=RUN ...]: finished runs as models of a server that answers as OpenAI's"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import ConfigError
+from alignlab.serving.ranges import OUTSIDE
 from alignlab.tracking.ledger import REPORT, Ledger
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,23 @@ def add_serve(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="run", help="a run folder, or NAME=FOLDER to name its model; else the folder is the name"
+        "runs",
+        nargs="+",
+        metavar="run",
+        help="a run folder, or NAME=FOLDER to name its model, else the folder is the name; NAME=FOLDER+NAME=FOLDER: adapters of"
+        " one backbone as one model NAME+NAME, each with a strength of its own",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; this machine alone by default")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--key-file", type=Path, help=f"a file with the key that requests have to carry; or set {KEY}")
     parser.add_argument("--ui", action="store_true", help=f"the page {PAGE} too, with the dial and the run's curve")
+    parser.add_argument(
+        "--outside",
+        choices=OUTSIDE,
+        default="warn",
+        help="a strength outside a run's safe range is answered with a warning, answered at the nearest end, or refused; a run"
+        " without a range is answered at any",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a run's model brings")
     parser.add_argument("--new-tokens", type=_count, default=512, help="the most tokens of an answer")
@@ -62,16 +74,26 @@ def _serve(given: argparse.Namespace) -> None:
     missing = [name for name in ("fastapi", "uvicorn", "openai", *needed) if find_spec(name) is None]
     if missing:
         raise ConfigError(f"not installed: {', '.join(missing)}; pip install 'alignlab[{extra}]'.")
-    folders = _named(given.runs)
+    models = _named(given.runs)
     key = _key(given.key_file)
     import uvicorn
 
-    from alignlab.finished import load
+    from alignlab.evaluation.safe_range import read_range
+    from alignlab.finished import load, result_of
     from alignlab.serving.app import application
     from alignlab.serving.engine import Engine, Limits
 
-    policies = {name: load(folder, given.device, trust_remote_code=given.trust_remote_code) for name, folder in folders.items()}
-    engine = Engine(policies, Limits(given.new_tokens, given.prompt_tokens, given.rows, given.waiting))
+    policies = {
+        model: load(folders.get(model, folders), given.device, trust_remote_code=given.trust_remote_code)
+        for model, folders in models.items()
+    }
+    ranges = {
+        model: {name: read_range(result_of(folder)) for name, folder in folders.items()} for model, folders in models.items()
+    }
+    for model, each in ranges.items():
+        if policies[model].tuner.controls is None and (without := [name for name, safe in each.items() if safe is None]):
+            log.info("model %s: no safe range was measured for %s; every strength is answered", model, ", ".join(without))
+    engine = Engine(policies, Limits(given.new_tokens, given.prompt_tokens, given.rows, given.waiting), ranges, given.outside)
     alone = given.host in LOOPBACK
     if not alone and key is None:
         log.warning("serving on %s without a key: whoever reaches this machine can ask; set %s or --key-file.", given.host, KEY)
@@ -85,7 +107,8 @@ def _serve(given: argparse.Namespace) -> None:
     if given.ui:
         from alignlab.serving.page import mount
 
-        app = mount(app, engine, PAGE, {name: _measured(folder) for name, folder in folders.items()}, key)
+        measured = {model: {name: _measured(folder) for name, folder in folders.items()} for model, folders in models.items()}
+        app = mount(app, engine, PAGE, measured, key)
     settings = uvicorn.Config(
         app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=given.grace, server_header=False
     )
@@ -105,16 +128,31 @@ def _measured(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _named(runs: Sequence[str]) -> dict[str, Path]:
-    """The folders by the names of their models. Raises ConfigError for a name that stands twice."""
-    found: dict[str, Path] = {}
+def _named(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The folders of each model by the names of its adapters; one alone has the model's name. Raises ConfigError for a name
+    that stands twice, is empty or cannot be printed."""
+    found: dict[str, dict[str, Path]] = {}
     for word in runs:
-        named, equals, folder = word.partition("=")
-        name, path = (named, folder) if equals and not Path(word).exists() else (word.rstrip("/"), word)
-        if not name or name in found:
-            raise ConfigError(f"model {name!r} is named twice or not at all; name each run with NAME=FOLDER.")
-        found[name] = Path(path)
+        parts = [_folder(part) for part in _parts(word)]
+        names = [name for name, _ in parts]
+        model = "+".join(names)
+        if model in found or len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
+            raise ConfigError(f"model {model!r} is named twice or not at all; name each run with NAME=FOLDER.")
+        found[model] = dict(parts)
     return found
+
+
+def _parts(word: str) -> list[str]:
+    """The runs of one model. A plus may also stand in a folder's name."""
+    whole = Path(word).exists() or Path(word.partition("=")[2] or word).exists()
+    parts = [word] if whole else word.split("+")
+    return parts if all("=" in part for part in parts) else [word]
+
+
+def _folder(word: str) -> tuple[str, Path]:
+    """A run's name and its folder."""
+    named, equals, folder = word.partition("=")
+    return (named, Path(folder)) if equals and not Path(word).exists() else (word.rstrip("/"), Path(word))
 
 
 def _key(file: Path | None) -> str | None:

@@ -20,7 +20,15 @@ from alignlab.models.backbone import Backbone, ends_of
 from alignlab.models.decode import decoding
 from alignlab.models.following import Finite, Follow, Followed
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import AskedStrengths, ClassMixture, HasStrength, WeightedPass, as_strength, strengths_of
+from alignlab.models.strength import (
+    AskedStrength,
+    AskedStrengths,
+    ClassMixture,
+    HasStrength,
+    WeightedPass,
+    as_strength,
+    strengths_of,
+)
 from alignlab.records import EncodedGroup
 
 if TYPE_CHECKING:
@@ -188,7 +196,7 @@ def continued(
 def followed(
     policy: Policy,
     prompts: Sequence[tuple[int, ...]],
-    strengths: Sequence[float],
+    strengths: Sequence[AskedStrength],
     controls: Sequence[ClassMixture] | None,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -199,7 +207,7 @@ def followed(
     single prompt do in `Policy.respond`."""
     chosen = None if controls is None else policy.controls.mixtures(controls, len(prompts))
     uniform_BT = torch.cat([_uniform(1, sampling.max_new_tokens, seed) for seed in seeds])
-    batches = _batches(policy, prompts, strengths, chosen, sampling)
+    batches = _batches(policy, prompts, strengths_of(policy.tuner, strengths, len(prompts)), chosen, sampling)
     _answers(policy.backbone, policy.tuner, prompts, batches, sampling, uniform_BT, None, {}, follow)
 
 

@@ -30,6 +30,9 @@ AskedStrength: TypeAlias = "float | Mapping[str, float]"
 AskedStrengths: TypeAlias = "AskedStrength | Sequence[AskedStrength]"
 """One for all prompts, or one for each."""
 
+LARGEST = torch.finfo(torch.float32).max
+"""The largest strength: models compute with it in float32."""
+
 WITHOUT = -1.0
 """The setting of a pass without any class; a class's own setting is its number."""
 
@@ -131,10 +134,10 @@ def as_strength(values: Sequence[float], device: torch.device) -> Strength:
 def checked_strengths(strength: float | Iterable[float], count: int | None = None) -> list[float]:
     """One strength per prompt, `count` of them where it is known.
 
-    Raises ControlError for a list of another length and for anything but finite numbers.
+    Raises ControlError for a list of another length and for anything but finite numbers that float32 holds.
     """
     try:
-        if isinstance(strength, (str, set, frozenset)):
+        if isinstance(strength, (str, set, frozenset, Mapping)):
             raise TypeError
         # A tensor without dimensions says that it can be iterated, and cannot.
         many = isinstance(strength, Iterable) and getattr(strength, "ndim", 1) > 0
@@ -146,6 +149,8 @@ def checked_strengths(strength: float | Iterable[float], count: int | None = Non
         raise ControlError(f"{len(values)} strengths were given for {count} prompts; give one number, or one per prompt.")
     if not all(math.isfinite(value) for value in values):
         raise ControlError(f"strength {values} holds a value that is not finite; give real numbers.")
+    if any(abs(value) > LARGEST for value in values):
+        raise ControlError(f"strength {max(values, key=abs):g} is beyond what float32 holds; ask for less.")
     return values
 
 
@@ -156,6 +161,11 @@ def strengths_of(
     of each. Raises ControlError as `checked_strengths`, and for a name that is missing or unknown."""
     take: Callable[..., list[float]] = getattr(tuner, "numbered", checked_strengths)
     return take(strength, count)
+
+
+def adapters_of(tuner: HasStrength) -> tuple[str, ...]:
+    """The names by which each of several adapters has a strength; none where one number is all."""
+    return tuple(getattr(tuner, "adapters", ()))
 
 
 @dataclass(frozen=True)

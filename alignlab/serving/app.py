@@ -23,14 +23,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from alignlab.errors import AlignlabError
+from alignlab.models.strength import adapters_of
 from alignlab.records import Turn
-from alignlab.serving.engine import Engine, FullError, Piece, Reply, UnknownModelError
+from alignlab.serving.engine import Engine, FullError, Piece, Question, Reply, UnknownModelError
+from alignlab.serving.ranges import Outside
 from alignlab.serving.requests import ChatRequest, CompletionRequest
 from alignlab.serving.requests import Request as Asked
 
 WATCH_SECONDS = 0.25
 """How often a request without streaming looks whether its client is still there."""
 EVENTS = "text/event-stream"
+WARNING = "Alignlab-Warning"
+"""The header with what is to be said of an answer's strength, as in the field `warning` of its body."""
 OPEN = ("/health",)
 """Paths that need no key."""
 
@@ -54,11 +58,32 @@ class Refused(BaseModel):
     error: Refusal
 
 
+class Safe(BaseModel):
+    """The strengths at which an adapter was seen to hold: the metric at most `tolerance` of the backbone's value worse."""
+
+    low: float
+    high: float
+    metric: str
+    tolerance: float
+
+
+class Served(Model):
+    """A model as OpenAI describes it. `classes`: what `control` takes; `adapters`: the names that `strength` takes where there
+    are several; `safe_range`: one, or of several by name, null where none was measured; `outside`: what is done with a strength
+    outside it; `context`: tokens of prompt and answer together."""
+
+    classes: list[str]
+    adapters: list[str]
+    safe_range: Safe | dict[str, Safe | None] | None
+    outside: Outside
+    context: int
+
+
 class ModelList(BaseModel):
     """The models that are served."""
 
     object: str = "list"
-    data: list[Model]
+    data: list[Served]
 
 
 class Health(BaseModel):
@@ -110,8 +135,12 @@ def application(
     app.add_exception_handler(HTTPException, _refuse_request)
     app.get("/health", response_model=Health, responses={503: {"model": Health}})(_health)
     app.get("/v1/models", response_model=ModelList)(_models)
-    app.get("/v1/models/{model:path}", response_model=Model, responses={404: REFUSALS[404]})(_model)
-    streamed: dict[str, Any] = {"content": {EVENTS: {}}}
+    app.get("/v1/models/{model:path}", response_model=Served, responses={404: REFUSALS[404]})(_model)
+    told = {
+        "description": "What is to be said of the strength, where it is outside the safe range.",
+        "schema": {"type": "string"},
+    }
+    streamed: dict[str, Any] = {"content": {EVENTS: {}}, "headers": {WARNING: told}}
     app.post("/v1/completions", response_model=Completion, responses={**REFUSALS, 200: streamed})(_complete)
     app.post("/v1/chat/completions", response_model=ChatCompletion, responses={**REFUSALS, 200: streamed})(_chat)
     return app
@@ -137,11 +166,23 @@ async def _model(request: Request, model: str) -> Response:
 
 
 def _described(request: Request, name: str) -> dict[str, Any]:
-    """A model as OpenAI describes it, with the classes that `control` takes and the tokens of prompt and answer together."""
-    policy = request.app.state.engine.policies[name]
-    classes = [] if policy.tuner.controls is None else list(policy.tuner.controls.names)
-    common = {"id": name, "object": "model", "created": request.app.state.began, "owned_by": "alignlab"}
-    return {**common, "classes": classes, "context": policy.room}
+    """A model, as `Served`."""
+    engine: Engine = request.app.state.engine
+    policy, ranges = engine.policies[name], engine.ranges.get(name, {})
+    adapters = list(adapters_of(policy.tuner))
+    safe = {adapter: None if found is None else Safe(**vars(found)) for adapter, found in ranges.items()}
+    described = Served(
+        id=name,
+        object="model",
+        created=request.app.state.began,
+        owned_by="alignlab",
+        classes=[] if policy.tuner.controls is None else list(policy.tuner.controls.names),
+        adapters=adapters,
+        safe_range=safe if adapters else safe.get(name),
+        outside=engine.outside,
+        context=policy.room,
+    )
+    return described.model_dump()
 
 
 async def _complete(request: Request, asked: CompletionRequest) -> Response:
@@ -178,19 +219,27 @@ async def _answered(request: Request, asked: Asked, content: str | Sequence[Turn
         with suppress(RuntimeError):  # the loop has ended before the engine
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-    common = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
+    common = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model, **_told(question)}
+    headers = {WARNING: common["warning"].encode("ascii", "backslashreplace").decode()} if question.warning else None
     read = len(question.ids)
     reply = engine.ask(question, deliver)
     if asked.stream:
         counted = asked.stream_options is not None and asked.stream_options.include_usage
-        return StreamingResponse(_events(reply, pieces, common, written, read if counted else None), media_type=EVENTS)
+        return StreamingResponse(
+            _events(reply, pieces, common, written, read if counted else None), headers=headers, media_type=EVENTS
+        )
     piece = await _whole(request, reply, pieces)
     if piece is None:
         return Response(status_code=499)  # nobody reads it
     if piece.error:
         return _refused(422 if piece.asked_wrongly else 500, piece.error)
     made = written({**common, "usage": _usage(read, piece)}, piece, False)
-    return JSONResponse(made.model_dump(exclude_none=True))
+    return JSONResponse(made.model_dump(exclude_none=True), headers=headers)
+
+
+def _told(question: Question) -> dict[str, Any]:
+    """What an answer says of a strength outside the safe range: the strength that is answered, and the sentence."""
+    return {} if question.warning is None else {"strength": question.strength, "warning": question.warning}
 
 
 async def _whole(request: Request, reply: Reply, pieces: asyncio.Queue[Piece]) -> Piece | None:

@@ -17,13 +17,13 @@ from alignlab.models.answers import check_prompt, check_writes, ends, followed, 
 from alignlab.models.following import Pieces
 from alignlab.models.policy import Policy
 from alignlab.models.sampling import Sampling
-from alignlab.models.strength import ClassMixture, checked_strengths
+from alignlab.models.strength import AskedStrength, ClassMixture, strengths_of
 from alignlab.records import Turn
+from alignlab.serving.ranges import Outside, Ranges, kept_inside, named
 
 log = logging.getLogger(__name__)
 GATHER_SECONDS = 0.005
 """How long a batch waits for more: clients that were answered together ask again together."""
-LARGEST = torch.finfo(torch.float32).max
 HEAD = 64
 """Numbers of a tensor that are looked at before whole tensors are compared."""
 
@@ -50,16 +50,18 @@ class Limits:
 @dataclass(frozen=True)
 class Question:
     """A prompt as ids, and how it is to be answered. `prompt`: its text where a template wrote it, None for a text that is
-    continued as it stands. `control`: classes; else the strength counts. `streams`: pieces are wanted as they come."""
+    continued as it stands. `strength`: one number, or one by the name of each of several adapters. `control`: classes; else the
+    strength counts. `streams`: pieces are wanted as they come. `warning`: what the asker has to be told about the strength."""
 
     model: str
     ids: tuple[int, ...]
     prompt: str | None
-    strength: float
+    strength: AskedStrength
     control: ClassMixture | None
     sampling: Sampling
     seed: int
     streams: bool
+    warning: str | None = None
 
     def alike(self) -> Any:
         """Questions with equal values are answered in one batch."""
@@ -90,16 +92,23 @@ class Reply:
 
 class Engine:
     """Policies by the names of their models. `ask` queues a question; the thread takes the oldest and all that can be answered
-    with it, up to `limits.rows`. It writes them to their ends, or until they are left, and takes the next ones.
+    with it, up to `limits.rows`. It writes them to their ends, or until they are left, and takes the next ones. `ranges`: the
+    safe ranges of each model; `outside`: what happens to a strength outside.
 
     Raises ModelError for a policy that writes no text.
     """
 
-    def __init__(self, policies: Mapping[str, Policy], limits: Limits) -> None:
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        limits: Limits,
+        ranges: Mapping[str, Ranges] | None = None,
+        outside: Outside = "warn",
+    ) -> None:
         for policy in policies.values():
             check_writes(policy)
         share_weights(list(policies.values()))
-        self.policies, self.limits = policies, limits
+        self.policies, self.limits, self.ranges, self.outside = policies, limits, ranges or {}, outside
         self._changed = threading.Condition()
         self._reading = threading.Lock()  # a tokenizer's settings are its own, and not a thread's
         self._waiting: list[Reply] = []
@@ -128,7 +137,7 @@ class Engine:
         asked: str | Sequence[Turn],
         sampling: Callable[[int], Sampling],
         *,
-        strength: float | None,
+        strength: AskedStrength | None,
         control: ClassMixture | None,
         new_tokens: int | None,
         seed: int,
@@ -144,13 +153,15 @@ class Engine:
         policy = self.policies[model]
         if strength is not None and control is not None:
             raise ControlError("strength and control were both given; a run with classes is asked by one of them.")
-        (strength,) = checked_strengths(1.0 if strength is None else strength, 1)
-        if abs(strength) > LARGEST:
-            raise ControlError(f"strength {strength:g} is beyond what float32 holds; ask for less.")
+        strength, warning = 1.0 if strength is None else strength, None
+        (setting,) = strengths_of(policy.tuner, strength, 1)
         if control is not None:
             policy.controls.mixtures(control, 1)
         else:
-            policy.tuner.passes(strength)
+            policy.tuner.passes(setting)
+            strength, warning = kept_inside(strength, self.ranges.get(model, {}), self.outside)
+            if warning:
+                log.warning("%s: %s", model, warning)
         with self._reading:
             prompt, ids = _read(policy, asked)
         if self.limits.prompt_tokens is not None and len(ids) > self.limits.prompt_tokens:
@@ -163,7 +174,7 @@ class Engine:
         if new_tokens > self.limits.new_tokens:
             raise ConfigError(f"{new_tokens} new tokens were asked for; this server writes {self.limits.new_tokens} at most.")
         check_prompt(policy, prompt or str(asked), ids, new_tokens)
-        return Question(model, ids, prompt, strength, control, sampling(new_tokens), seed, streams)
+        return Question(model, ids, prompt, strength, control, sampling(new_tokens), seed, streams, warning)
 
     def ask(self, question: Question, deliver: Callable[[Piece], None]) -> Reply:
         """Queues a question. Raises FullError where too many wait, or the engine is closing."""
@@ -257,7 +268,7 @@ class _Text:
         if reply.left:
             self._ended = True
         elif ids is None:
-            asked = f"strength={question.strength:g}" if question.control is None else f"control={question.control}"
+            asked = f"strength={named(question.strength)}" if question.control is None else f"control={question.control}"
             said = f"at {asked} the model's numbers are no longer finite; ask for less."
             reply.deliver(Piece(error=said, asked_wrongly=True))
             self._ended = True

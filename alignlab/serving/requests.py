@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
 
 from alignlab.models.sampling import Sampling
 from alignlab.records import Turn
@@ -20,6 +20,15 @@ STOPS = 4
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Tokens = Annotated[int, Field(ge=1, le=LARGEST)]
+Strengths = Annotated[
+    Annotated[FiniteFloat, Tag("number")] | Annotated[dict[str, FiniteFloat], Tag("numbers")],
+    # which of them is wrong, in place of all that it is not
+    Discriminator(lambda given: "numbers" if isinstance(given, dict) else "number"),
+    Field(
+        description="How much of what the run has learned: 0 is the backbone, 1 the trained model. A model of several adapters"
+        " also takes an object with a number for each of them by its name."
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -31,13 +40,14 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """What both kinds of request have. `strength`: how much of the run's tuner, 1 without it; `control`: a class of a run that
+    """What both kinds of request have. `strength`: how much of the run's tuner, 1 without it, or of each of
+    several adapters by its name; `control`: a class of a run that
     has classes, or weights of classes that add up to 1. Without `seed` every answer is drawn anew; temperature 0 is greedy."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    strength: FiniteFloat | None = None
+    strength: Strengths | None = None
     control: str | dict[str, FiniteFloat] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -8,6 +8,7 @@ does so at each strength of the others: z = sum over passes p of the first and q
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,25 +23,26 @@ from alignlab.models.strength import NOTHING, Controls, Strength, WeightedPass, 
 from alignlab.tuners.peft_tuner import PeftTuner, own_weights, weights_hash
 
 MOST = 2**16
-"""Settings that are told apart at a time; the oldest makes room for a new one."""
+"""Settings that are told apart at a time; the one that was not used for the longest makes room for a new one."""
 
 
 class ComposedTuner:
     """Adapters by name. A setting is the number under which a combination of settings, one of each adapter, was noted: 0 and 1
-    are all at 0, and all at 1."""
+    are all at 0, and all at 1. Threads may ask for numbers while another one is at a setting."""
 
     controls: Controls | None = None
     inserted = NOTHING
 
     def __init__(self, parts: Mapping[str, PeftTuner]) -> None:
         self.parts = dict(parts)
+        self.adapters = tuple(parts)
         self.per_row = all(part.per_row for part in parts.values())
         self.starts_as_base = all(part.starts_as_base for part in parts.values())
         self.edits_head = any(part.edits_head for part in parts.values())
         self.one_strength = next((part.one_strength for part in parts.values() if part.one_strength), "")
         self._settings: dict[float, tuple[float, ...]] = {number: (number,) * len(parts) for number in (0.0, 1.0)}
         self._numbers = {settings: number for number, settings in self._settings.items()}
-        self._fresh = itertools.count()
+        self._noting = threading.Lock()
         self.default_passes = self.passes(1.0)
 
     def numbered(self, strength: Any, count: int | None = None) -> list[float]:
@@ -56,7 +58,7 @@ class ComposedTuner:
     def passes(self, strength: Strength) -> tuple[WeightedPass, ...]:
         """The product of all adapters' passes. `strength`: from `numbered`, one or one per row."""
         rows = strength.tolist() if isinstance(strength, Tensor) else [strength]
-        columns = zip(*(self._settings[number] for number in rows), strict=True)
+        columns = zip(*map(self._noted, rows), strict=True)
         each = [torch.tensor(one, device=strength.device) if isinstance(strength, Tensor) else one[0] for one in columns]
         given = [part.passes(one) for part, one in zip(self.parts.values(), each, strict=True)]
         made = []
@@ -71,7 +73,7 @@ class ComposedTuner:
     def at(self, setting: Strength) -> Iterator[None]:
         """Every adapter at its own setting."""
         rows = setting.tolist() if isinstance(setting, Tensor) else [setting]
-        each = zip(*(self._settings[number] for number in rows), strict=True)
+        each = zip(*map(self._noted, rows), strict=True)
         with ExitStack() as stack:
             for part, settings in zip(self.parts.values(), each, strict=True):
                 alike = len(set(settings)) == 1
@@ -98,12 +100,22 @@ class ComposedTuner:
 
     def _number(self, settings: tuple[float, ...]) -> float:
         """The number of a combination, a new one where it is asked for the first time."""
-        if settings not in self._numbers:
-            number = float(2 + next(self._fresh) % MOST)
-            if number in self._settings:
-                del self._numbers[self._settings[number]]
-            self._numbers[settings], self._settings[number] = number, settings
-        return self._numbers[settings]
+        with self._noting:
+            number = self._numbers.get(settings)
+            if number is None:
+                number = float(len(self._settings))
+                if number >= 2 + MOST:
+                    number = next(each for each in self._settings if each >= 2)
+                    del self._numbers[self._settings.pop(number)]
+                self._numbers[settings] = number
+            self._settings[number] = self._settings.pop(number, settings)  # used last
+        return number
+
+    def _noted(self, number: float) -> tuple[float, ...]:
+        """The combination of a number, which thereby counts as used last."""
+        with self._noting:
+            settings = self._settings[number] = self._settings.pop(number)
+        return settings
 
     def _joined(self, settings: Sequence[Strength], rows: int, like: Strength) -> Strength:
         """Settings of all adapters in one pass, as numbers of combinations."""

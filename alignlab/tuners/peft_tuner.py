@@ -424,8 +424,13 @@ class AddingTuner(PeftTuner):
 
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
         """Every adapter at this strength."""
-        value = setting.detach().to(torch.float32) if isinstance(setting, Tensor) else float(setting)
-        return temporarily("strength", value, self.layers)
+        return strengths_at(self.layers, setting)
+
+
+def strengths_at(layers: Sequence[Any], setting: Strength) -> AbstractContextManager[None]:
+    """Layers with a strength at this one, which whoever takes it from a user has checked: a number, or one per row."""
+    value = setting.detach().to(torch.float32) if isinstance(setting, Tensor) else float(setting)
+    return temporarily("strength", value, layers)
 
 
 def _one(given: Strength, why: str) -> float:

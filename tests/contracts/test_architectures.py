@@ -47,9 +47,12 @@ from tests.contracts.architectures import (
     configured,
 )
 from tests.contracts.test_methods import composed
+from tests.fuzzing import part_of
 
 Attach = Callable[[PreTrainedModel], PeftTuner]
 every_one = pytest.mark.parametrize("name", ARCHITECTURES)
+every_eighth = pytest.mark.parametrize("name", part_of([*ARCHITECTURES]))
+"""All of them where they are tried in bulk."""
 
 
 def _text(member: Encoded) -> Encoded:
@@ -252,7 +255,8 @@ def test_switched_off_it_is_the_plain_model(attach: Attach, name: str) -> None:
         torch.testing.assert_close(ours_GM, plain_scores(name), atol=1e-5, rtol=1e-6)
 
 
-@every_one
+@pytest.mark.fuzz
+@every_eighth
 @pytest.mark.parametrize("attach", [lora, red], ids=["lora", "red"])
 def test_saved_and_read_back_the_logits_have_the_same_bits(attach: Attach, name: str, tmp_path: Path) -> None:
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))
@@ -266,7 +270,8 @@ def test_saved_and_read_back_the_logits_have_the_same_bits(attach: Attach, name:
         assert not torch.allclose(scores(name, again.module, 0), plain_scores(name)[0], atol=1e-3)
 
 
-@every_one
+@pytest.mark.fuzz
+@every_eighth
 @pytest.mark.parametrize("attach", [lora, red], ids=["lora", "red"])
 def test_merged_and_read_back_as_a_plain_model_it_answers_the_same(attach: Attach, name: str, tmp_path: Path) -> None:
     made = done_or_refused(attach.__name__, name, lambda: tuned(attach, name))

@@ -53,7 +53,8 @@ COMMANDS = {
     "params": "name",
     "export": "--to --as --strength --dtype --control --trust-remote-code",
     "push": "folder repo --dry-run --to --license --private",
-    "serve": "--host --port --key-file --ui --device --new-tokens --prompt-tokens --rows --waiting --body-bytes --grace",
+    "serve": "--host --port --key-file --ui --outside --device --new-tokens --prompt-tokens --rows --waiting --body-bytes"
+    " --grace",
     "sync": "folder",
     "lm-eval": "words",
     "judge-agreement": "file --model --base-url --limit --verdicts",

@@ -5,10 +5,9 @@ Shapes: B rows of the batch, D width of the edited output.
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,9 +22,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from alignlab.errors import ConfigError, ControlError, ModelError
-from alignlab.models.strength import Strength
+from alignlab.models.strength import Strength, checked_strengths
 from alignlab.tuners.config import EDITS, RedTunerConfig
-from alignlab.tuners.peft_tuner import Float32, LayerModel, PeftTuner, peft_type, per_row, temporarily
+from alignlab.tuners.peft_tuner import Float32, LayerModel, PeftTuner, peft_type, per_row, strengths_at
 from alignlab.tuners.targets import EXPERTS, RED_PLUS_TARGETS, RED_TARGETS, matched
 
 
@@ -255,18 +254,10 @@ def strength(module: nn.Module, value: Strength) -> AbstractContextManager[None]
     layers = [layer for layer in module.modules() if isinstance(layer, RedLayer)]
     if not layers:
         raise ControlError(f"{type(module).__name__} carries no RED edit, so there is no strength to set.")
-    return edits_at(layers, value)
-
-
-def edits_at(layers: Sequence[RedLayer], value: Strength) -> AbstractContextManager[None]:
-    """The same for these layers."""
-    if not isinstance(value, Tensor):
-        if not math.isfinite(value):
-            raise ControlError(f"a strength is a finite number, got {value}.")
-        return temporarily("strength", float(value), layers)
-    if value.dim() != 1 or not bool(value.isfinite().all()):
+    if isinstance(value, Tensor) and value.dim() != 1:
         raise ControlError(f"strengths are finite and of shape (batch,), got shape {tuple(value.shape)}.")
-    return temporarily("strength", value.detach().to(torch.float32), layers)
+    checked_strengths(value)
+    return strengths_at(layers, value)
 
 
 class RedModel(LayerModel):
@@ -318,7 +309,7 @@ class RedTuner(PeftTuner):
 
     def edited(self, setting: Strength) -> AbstractContextManager[None]:
         """Every edit at this strength."""
-        return edits_at(self.layers, setting)
+        return strengths_at(self.layers, setting)
 
 
 def build(config: RedTunerConfig, model: PreTrainedModel) -> RedTuner:

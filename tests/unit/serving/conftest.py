@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from alignlab.evaluation.safe_range import SafeRange
 from alignlab.serving.engine import Engine
+from benchmarks.serving import listening
 
 KEY = "a key"
+
+
+def held(low: float, high: float) -> SafeRange:
+    """A safe range that rests on no points."""
+    return SafeRange(low, high, "toy/capability", 0.1, ())
 
 
 @contextmanager
 def serving(engine: Engine, ui: Any = None, **given: Any) -> Iterator[str]:
     """The address of a server on an engine, which ends with it; with the page where the rows of reports are given for `ui`."""
-    import uvicorn
-
     from alignlab.serving.app import application
 
     given = {"key": KEY, "body_bytes": 10_000, "hosts": ["127.0.0.1"], **given}
@@ -26,13 +29,5 @@ def serving(engine: Engine, ui: Any = None, **given: Any) -> Iterator[str]:
         from alignlab.serving.page import mount
 
         app = mount(app, engine, "/ui", ui, given["key"])
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with listening(app) as address:
+        yield address

@@ -94,9 +94,9 @@ def chat(prompt: str) -> list[Turn]:
 
 
 @contextmanager
-def halted(engine: Engine) -> Iterator[None]:
+def halted(engine: Engine, model: str = "red") -> Iterator[None]:
     """No batch is computed inside; the engine is in the middle of one."""
-    (policy,) = engine.policies.values()
+    policy = engine.policies[model]
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(*_: Any) -> None:
@@ -104,7 +104,7 @@ def halted(engine: Engine) -> Iterator[None]:
         assert go_on.wait(60)
 
     hook = policy.model.register_forward_pre_hook(wait)
-    held = Heard(engine, chat("Tell a story."))
+    held = Heard(engine, chat("Tell a story."), model)
     assert begun.wait(60)
     hook.remove()
     try:

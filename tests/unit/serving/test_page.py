@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,15 @@ from alignlab.serving.engine import Engine, Limits  # noqa: E402
 from tests.conftest import backbone  # noqa: E402
 from tests.contracts.controls import CASES, trained  # noqa: E402
 from tests.unit.conftest import attached  # noqa: E402
-from tests.unit.serving.conftest import KEY, serving  # noqa: E402
+from tests.unit.serving.conftest import KEY, held, serving  # noqa: E402
 
-# Gradio leaves sockets and loops to the collector.
+# Gradio leaves sockets and loops to the collector, which comes while these filters hold.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 MEET = next(case for case in CASES if case.form == "soft_prompt" and case.backbone == "llama")
+STRENGTHS = partial(page._strengths, ())
 PROMPT = "Tell a story about Tom and a kite."
 LIMITS = Limits(new_tokens=40, prompt_tokens=None, rows=8, waiting=16)
 CHROMIUM = [
@@ -47,6 +51,13 @@ def row(metric: str, strength: float, value: float, control: str = "dial") -> di
 
 
 CURVE = [row(metric, strength, strength / 2) for strength in (0.0, 1.0, 2.0) for metric in ("words", "capability", "reward")]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What Gradio leaves is collected with the test that it belongs to."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -71,6 +82,30 @@ def test_reward_and_capability_are_drawn_first_with_the_present_point_on_the_lin
         assert float(present[place]) == pytest.approx(halfway, abs=0.1)
 
 
+def test_the_safe_range_is_shaded_from_end_to_end_and_each_adapter_has_its_own_curve_and_dials() -> None:
+    drawn = page._curves(("a", "b"), {"a": CURVE, "b": CURVE[:3]}, {"a": held(0.0, 1.0), "b": None}, 0.5, 9.0, 1.5, 9.0)
+
+    assert re.findall(r"<figcaption>(\w: \w+)", drawn)[::3] == ["a: reward", "b: reward"]
+    first = drawn.split("</figure>")[0]
+    ((left, wide),) = re.findall(r'class="safe" x="([\d.]+)" y="8" width="([\d.]+)"', first)
+    zero, one, _ = (float(x) for x in re.findall(r'class="measured" cx="([\d.]+)"', first))
+    assert [float(left), float(left) + float(wide)] == pytest.approx([zero, one], abs=0.2)
+    marks = [float(x) for x in re.findall(r'line class="present" x1="([\d.]+)"', first)]
+    assert marks == pytest.approx([(zero + one) / 2, one + (one - zero) / 2], abs=0.2)
+    assert drawn.count('class="safe"') == 3  # of the first adapter's metrics
+    assert re.findall(r"<figcaption>(\w+)", page.drawn(CURVE, [], replace(held(0, 1), metric="fluency/words")))[2] == "words"
+    assert page._strengths(("a", "b"), 0.5, 9.0, 1.5, 9.0) == [({"a": 0.5, "b": 9.0}, None), ({"a": 1.5, "b": 9.0}, None)]
+
+
+def test_a_dial_ends_with_the_safe_range_unless_the_server_only_warns() -> None:
+    free, ended = (page._dial("Strength", 1.5, CURVE, held(0.0, 1.0), ends=ends) for ends in (False, True))
+
+    assert [(dial.minimum, dial.maximum, dial.value) for dial in (free, ended)] == [(0, 2, 1.5), (0, 1, 1)]
+    assert free.info == ended.info == "Seen to hold from 0 to 1."
+    alone = page._dial("Strength", 1.5, CURVE, held(0.0, 0.0), ends=True)
+    assert (alone.info, alone.value, alone.interactive) == ("Seen to hold at 0 alone.", 0, False)
+
+
 def test_classes_are_drawn_by_name_and_without_a_line() -> None:
     drawn = page.drawn([row("reward", 1.0, 0.3, "good"), row("reward", 1.0, 0.1, "<bad>")], [])
 
@@ -86,7 +121,7 @@ def test_weights_are_shares_and_all_at_0_are_refused() -> None:
 
 
 def test_strengths_side_by_side_grow_to_what_the_policy_answers(engine: Engine) -> None:
-    *before, last = page._written(engine, "red", page._strengths, PROMPT, 12, 0, 0, 0.0, 1.5)
+    *before, last = page._written(engine, "red", STRENGTHS, PROMPT, 12, 0, 0, 0.0, 1.5)
 
     expected = attached("red", backbone("llama")).respond(
         [PROMPT] * 2, strength=[0.0, 1.5], sampling=Sampling(12, 0.0, 1.0), seed=0
@@ -97,18 +132,18 @@ def test_strengths_side_by_side_grow_to_what_the_policy_answers(engine: Engine) 
 
 
 def test_breaking_off_frees_the_rows_and_a_mistake_is_said(engine: Engine) -> None:
-    writing = page._written(engine, "red", page._strengths, PROMPT, 40, 0, 0, 0.0, 1.5)
+    writing = page._written(engine, "red", STRENGTHS, PROMPT, 40, 0, 0, 0.0, 1.5)
     next(writing)
 
     writing.close()
 
     assert engine.load == {"running": 0, "waiting": 0}
     with pytest.raises(gradio.Error, match="has room for"):
-        next(page._written(engine, "red", page._strengths, PROMPT * 30, 40, 0, 0, 0.0))
+        next(page._written(engine, "red", STRENGTHS, PROMPT * 30, 40, 0, 0, 0.0))
 
 
 def test_kept_samples_say_how_they_were_made() -> None:
-    kept = page._keep("red", page._strengths, 2, [["", "", "", "", "", ""]], PROMPT, 12, 0.5, 3, 0.0, 1.5, "one", "")
+    kept = page._keep("red", STRENGTHS, 2, [["", "", "", "", "", ""]], PROMPT, 12, 0.5, 3, 0.0, 1.5, "one", "")
 
     assert kept == [["red", PROMPT, "strength 0", 0.5, 3, "one"]]
 
@@ -129,9 +164,9 @@ def test_the_page_asks_for_the_key_where_the_server_has_one(engine: Engine) -> N
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_in_chromium_a_person_writes_keeps_and_downloads(engine: Engine, tmp_path: Path, scheme: str, width: int) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs alignlab[serve_test]")
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("needs chromium and its driver")
+        pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
     for word in (*CHROMIUM, f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900"):
         options.add_argument(word)
@@ -152,7 +187,7 @@ def test_in_chromium_a_person_writes_keeps_and_downloads(engine: Engine, tmp_pat
         return [box.get_property("value").split() for box in boxes]  # a text box has line feeds of its own
 
     try:
-        with serving(engine, key=None, ui={"red": CURVE}) as address:
+        with serving(engine, key=None, ui={"red": {"red": CURVE}}) as address:
             # headless Chromium has no window narrower than 500 pixels
             driver.execute_cdp_cmd(
                 "Emulation.setDeviceMetricsOverride",
@@ -169,7 +204,7 @@ def test_in_chromium_a_person_writes_keeps_and_downloads(engine: Engine, tmp_pat
                 time.sleep(0.1)
             assert answers() == expected
             found("//button[normalize-space()='Keep']")[0].click()
-            found("//td[contains(., 'strength 1.5')]")
+            found("//*[@role='gridcell'][contains(., 'strength 1.5')]")
             found("//button[normalize-space()='Download as CSV']")[0].click()
             file = tmp_path / "downloads" / "comparison.csv"
             until = time.monotonic() + 30

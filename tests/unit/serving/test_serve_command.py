@@ -42,6 +42,7 @@ def test_two_models_of_one_name_and_a_key_that_is_none_are_refused(
     (tmp_path / "key").write_text(" \n")
 
     assert "model 'a' is named twice" in refused(capsys, "a=one", "a=two")
+    assert "model 'a+a' is named twice" in refused(capsys, "a=one+a=two")
     assert "must be ASCII text, and not empty" in refused(capsys, "a", "--key-file", str(tmp_path / "key"))
     assert "cannot be read" in refused(capsys, "a", "--key-file", str(tmp_path / "none"))
     monkeypatch.setenv(serve.KEY, "schl\u00fcssel")
@@ -51,13 +52,17 @@ def test_two_models_of_one_name_and_a_key_that_is_none_are_refused(
 def test_a_run_has_the_name_that_it_is_given_or_its_folder(tmp_path: Path) -> None:
     (tmp_path / "lr=1").mkdir()
 
-    named = serve._named(["red=runs/red/seed-0", "runs/clm/seed-0/", f"{tmp_path}/lr=1"])
+    (tmp_path / "a+b=c").mkdir()
 
-    assert named == {
-        "red": Path("runs/red/seed-0"),
-        "runs/clm/seed-0": Path("runs/clm/seed-0"),
-        f"{tmp_path}/lr=1": tmp_path / "lr=1",
+    alone = serve._named(["red=runs/red/seed-0", "runs/clm/seed-0/", f"{tmp_path}/lr=1", f"plus={tmp_path}/a+b=c"])
+
+    assert alone == {
+        "red": {"red": Path("runs/red/seed-0")},
+        "runs/clm/seed-0": {"runs/clm/seed-0": Path("runs/clm/seed-0")},
+        f"{tmp_path}/lr=1": {f"{tmp_path}/lr=1": tmp_path / "lr=1"},
+        "plus": {"plus": tmp_path / "a+b=c"},
     }
+    assert serve._named(["a=1", "a=1+b=2"]) == {"a": {"a": Path("1")}, "a+b": {"a": Path("1"), "b": Path("2")}}
 
 
 def test_an_address_that_is_taken_is_refused() -> None:

@@ -21,27 +21,33 @@ import httpx  # noqa: E402  what OpenAI's client brings
 from alignlab.models.policy import Policy  # noqa: E402
 from alignlab.models.sampling import Sampling  # noqa: E402
 from alignlab.serving.engine import Engine, Limits  # noqa: E402
+from alignlab.tuners.composed import compose  # noqa: E402
 from tests.conftest import backbone  # noqa: E402
 from tests.contracts.controls import PAIRED, trained  # noqa: E402
 from tests.unit.conftest import attached  # noqa: E402
-from tests.unit.serving.conftest import KEY, serving  # noqa: E402
+from tests.unit.serving.conftest import KEY, held, serving  # noqa: E402
 
 MEET = next(case for case in PAIRED if case.form == "soft_prompt" and case.backbone == "llama")
 PROMPTS = ("Tell a story about Tom and a kite.", "Tell a story.", "Tell a short story about Anna.")
 STRENGTHS = (0.0, 1.5, 0.5, 0.0, 2.0)
-MODELS = ("red", "meet/seed-0")
+MODELS = ("red", "meet/seed-0", "red+lora")
+RANGES = {"red": {"red": held(-1.0, 2.0)}, "red+lora": {"red": held(0.0, 1.5), "lora": None}}
 CLIENTS, REQUESTS = 16, 200
 
 
 def policy(model: str) -> Policy:
     """A policy, the same each time."""
-    return attached("red", backbone("llama")) if model == "red" else trained(MEET, backbone("llama"))
+    if model == "meet/seed-0":
+        return trained(MEET, backbone("llama"))
+    parts = {name: attached(name, backbone("llama")) for name in model.split("+")}
+    return compose(parts) if len(parts) > 1 else parts[model]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """A RED policy and one with two classes."""
-    return Engine({name: policy(name) for name in MODELS}, Limits(new_tokens=40, prompt_tokens=None, rows=8, waiting=16))
+    """A RED policy, one with two classes, and one of two adapters."""
+    limits = Limits(new_tokens=40, prompt_tokens=None, rows=8, waiting=16)
+    return Engine({name: policy(name) for name in MODELS}, limits, RANGES)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +76,19 @@ def alone(prompt: str, model: str = "red", **asked: Any) -> str:
     return text
 
 
-def test_models_are_listed_with_their_classes(client: Any) -> None:
+def test_models_are_listed_with_their_classes_adapters_and_safe_ranges(client: Any) -> None:
     found = {model.id: model for model in client.models.list().data}
 
-    assert set(found) == {"red", "meet/seed-0"}
-    assert found["meet/seed-0"].classes == ["good", "bad"]
+    assert tuple(found) == MODELS
+    assert [model.classes for model in found.values()] == [[], ["good", "bad"], []]
+    assert [model.adapters for model in found.values()] == [[], [], ["red", "lora"]]
+    safe = {"low": -1.0, "high": 2.0, "metric": "toy/capability", "tolerance": 0.1}
+    assert [model.safe_range for model in found.values()] == [
+        safe,
+        None,
+        {"red": {**safe, "low": 0.0, "high": 1.5}, "lora": None},
+    ]
+    assert {model.outside for model in found.values()} == {"warn"}
     assert client.models.retrieve("meet/seed-0") == found["meet/seed-0"]
 
 
@@ -90,6 +104,36 @@ def test_chat_answers_at_a_strength_as_the_policy_does(client: Any) -> None:
 
         assert made.choices[0].message.content == alone(PROMPTS[0], strength=strength)
         assert made.usage.completion_tokens == 12
+
+
+def test_each_of_two_adapters_is_asked_for_by_name(client: Any) -> None:
+    for strength in ({"red": 1.5, "lora": 0.0}, {"lora": 2.0, "red": 0.5}, 0.5):
+        made = client.chat.completions.create(
+            model="red+lora",
+            messages=[{"role": "user", "content": PROMPTS[0]}],
+            max_tokens=12,
+            temperature=0,
+            extra_body={"strength": strength},
+        )
+
+        assert made.choices[0].message.content == alone(PROMPTS[0], model="red+lora", strength=strength)
+        assert "warning" not in made.model_extra
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_strength_outside_the_safe_range_is_warned_of_in_header_and_body(address: str, streams: bool) -> None:
+    asked = {"model": "red", "prompt": PROMPTS[0], "max_tokens": 2, "stream": streams, "strength": 2.5}
+
+    answer = post(address, "completions", asked)
+
+    said = "strength 2.5 is outside the safe range -1 to 2, in which toy/capability was seen to hold"
+    bodies = (
+        [answer.json()] if not streams else [json.loads(line[6:]) for line in answer.text.split("\n\n") if line[6:7] == "{"]
+    )
+    assert answer.status_code == 200
+    assert answer.headers["Alignlab-Warning"].startswith(said)
+    assert {body["warning"] for body in bodies} == {answer.headers["Alignlab-Warning"]}
+    assert {body["strength"] for body in bodies} == {2.5}
 
 
 def test_a_class_and_a_mixture_are_asked_for_by_control(client: Any) -> None:
@@ -151,6 +195,10 @@ def chatting(**more: Any) -> dict[str, Any]:
         (chatting(strenght=1.5), 422, "strenght: Extra inputs are not permitted"),
         (chatting(strength="much"), 422, "strength"),
         (chatting(strength=1e300), 422, "float32"),
+        (chatting(strength=[1.0]), 422, "strength.number: Input should be a valid number"),
+        (chatting(strength={"red": 1.0}), 422, "not a number"),
+        (chatting(model="red+lora", strength={"red": 1.0}), 422, "give one for each of red, lora"),
+        (chatting(model="red+lora", strength={"red": "much", "lora": 1}), 422, "strength.numbers.red: Input should be a valid"),
         (chatting(control={"good": 1.0}), 422, "no classes"),
         (chatting(max_tokens=41), 422, "40 at most"),
         (chatting(stop=""), 422, "stop"),
@@ -172,7 +220,17 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(address: str, body: An
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"\xff", b'{"strength": NaN}', b'{"\\ud800": 1}', b'{"model": "\\ud800"}', b"[" * 5000, b"9" * 5000]
+    "body",
+    [
+        b"{",
+        b"\xff",
+        b'{"strength": NaN}',
+        b'{"strength": {"red": Infinity}}',
+        b'{"\\ud800": 1}',
+        b'{"model": "\\ud800"}',
+        b"[" * 5000,
+        b"9" * 5000,
+    ],
 )
 def test_bodies_that_are_hardly_json_are_refused(address: str, body: bytes) -> None:
     answer = post(address, "completions", content=body, headers={"Content-Type": "application/json"})
@@ -193,9 +251,13 @@ def test_a_page_of_another_name_cannot_ask(address: str) -> None:
     assert httpx.get(f"{address}/health", headers={"Host": "example.com"}).status_code == 400
 
 
-def test_no_route_loads_a_model(address: str) -> None:
-    routes = httpx.get(f"{address}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()["paths"]
+def test_the_schema_says_what_a_strength_is_and_no_route_loads_a_model(address: str) -> None:
+    schema = httpx.get(f"{address}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
 
+    routes = schema["paths"]
+    strength = schema["components"]["schemas"]["ChatRequest"]["properties"]["strength"]
+    forms = [form for each in strength["anyOf"] for form in each.get("oneOf", [each])]
+    assert sorted(form["type"] for form in forms) == ["null", "number", "object"]
     assert sorted(routes) == ["/health", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"]
 
 
