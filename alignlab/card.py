@@ -33,7 +33,8 @@ DIAL = (
 )
 POSITIONS = (
     "PEFT counts the vectors as positions. Its forward says what was measured here where `position_ids` are given, lowered by"
-    ' `num_virtual_tokens`; at any strength answers the whole run, loaded by `alignlab.load("RUN")`.'
+    " `num_virtual_tokens` (of an encoder-decoder model it says something else); at any strength answers the whole run,"
+    ' loaded by `alignlab.load("RUN")`.'
 )
 OURS = "Apache-2.0"
 """The licence of the embedded models."""
