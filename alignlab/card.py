@@ -31,11 +31,17 @@ DIAL = (
     " `model.generate(**inputs, custom_generate=alignlab.at_strength(model, 0.5))`. A whole run, with its template, is"
     ' loaded by `alignlab.load("RUN")`.'
 )
+WITHOUT_DIAL = (
+    "PEFT reads the vectors before a text at their full effect; at any strength answers the whole run, loaded by"
+    ' `alignlab.load("RUN")`.'
+)
 POSITIONS = (
     "PEFT counts the vectors as positions. Its forward says what was measured here where `position_ids` are given, lowered by"
     " `num_virtual_tokens` (of an encoder-decoder model it says something else); at any strength answers the whole run,"
     ' loaded by `alignlab.load("RUN")`.'
 )
+NOTES = {"PREFIX_TUNING": POSITIONS, "PROMPT_TUNING": WITHOUT_DIAL}
+"""By the type of an adapter, what is said of its strength, where it is not DIAL."""
 OURS = "Apache-2.0"
 """The licence of the embedded models."""
 
@@ -151,7 +157,7 @@ def use(adapter: Adapter) -> str:
     elif model.get("source") == "embedded":
         imports += ["from alignlab.models.config import EMBEDDED"]
         place = f'EMBEDDED / "{model["path"]}"'
-    notes += [POSITIONS if kind == "PREFIX_TUNING" else DIAL]
+    notes += [NOTES.get(kind, DIAL)]
     code = [*imports, "", f"base = {auto}.from_pretrained({place})"]
     code += ['model = PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")']
     return "\n".join(["## Use", "", "```python", *code, "```", "", "\n\n".join(notes)])

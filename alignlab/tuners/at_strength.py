@@ -17,6 +17,7 @@ from alignlab.models.decode import CustomGenerate, decoding
 from alignlab.models.policy import Policy
 from alignlab.models.strength import AskedStrengths, ClassMixture, HasStrength, WeightedPass, as_strength, strengths_of
 from alignlab.models.text import Codec
+from alignlab.tuners.ia3 import Ia3Tuner
 from alignlab.tuners.lora import LoraTuner
 from alignlab.tuners.peft_tuner import REGISTERED, PeftTuner
 
@@ -84,7 +85,7 @@ def tuner_in(model: PeftModel | PreTrainedModel) -> HasStrength:
     if not isinstance(model, PeftModel):
         model = cast("PeftModel", _Carrier(model))
     kind = str(model.active_peft_config.peft_type.value)
-    known: dict[str, type[PeftTuner]] = {**dict(sorted(REGISTERED.items())), "LORA": LoraTuner}
+    known: dict[str, type[PeftTuner]] = {**dict(sorted(REGISTERED.items())), "IA3": Ia3Tuner, "LORA": LoraTuner}
     if kind not in known:
         raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(known)}.")
     return known[kind].around(model)

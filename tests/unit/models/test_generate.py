@@ -61,7 +61,7 @@ def loop_by_hand(policy: Policy, strength: float, ids: Tensor, least: int, eos: 
 
 @both_ways
 @every_backbone
-@pytest.mark.parametrize("tuner", ["clm", "lora"])
+@pytest.mark.parametrize("tuner", ["clm", "ia3", "lora"])
 def test_at_one_it_is_generate_itself(tuner: str, kind: str, how: dict[str, Any]) -> None:
     model = module(tuner, kind)
 
@@ -70,7 +70,7 @@ def test_at_one_it_is_generate_itself(tuner: str, kind: str, how: dict[str, Any]
 
 @both_ways
 @every_backbone
-@pytest.mark.parametrize("tuner", ["clm", "lora"])
+@pytest.mark.parametrize("tuner", ["clm", "ia3", "lora"])
 def test_at_zero_it_is_generate_of_the_backbone(tuner: str, kind: str, how: dict[str, Any]) -> None:
     model = module(tuner, kind)
 
@@ -189,7 +189,7 @@ def test_a_policy_lends_its_dial(tuner: str) -> None:
 
 
 @every_backbone
-@pytest.mark.parametrize("tuner", ["clm", "lora"])
+@pytest.mark.parametrize("tuner", ["clm", "ia3", "lora"])
 @pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True}], ids=["searched", "sampled"])
 def test_beams_at_an_end_of_the_dial_are_those_of_generate(tuner: str, kind: str, how: dict[str, Any]) -> None:
     model = module(tuner, kind)
@@ -303,10 +303,16 @@ def test_what_the_dial_cannot_do_is_refused(
         generated(model, strength, **more(model))
 
 
+def test_several_strengths_at_once_are_refused_where_a_tuner_takes_one_per_batch() -> None:
+    with pytest.raises(ControlError, match=r"^this tuner takes one strength per batch, not one per row\.$"):
+        generated(module("ia3"), STRENGTHS)
+
+
 def test_an_adapter_without_a_dial_is_refused(llama: Backbone) -> None:
-    model = peft.get_peft_model(llama.model, peft.IA3Config(task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(llama.model, peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
 
     with pytest.raises(
-        ModelError, match="no dial is known for a IA3 adapter; there is one for ADAPTER, CLM, CONTROL, LOREFT, RED, TPT, LORA"
+        ModelError,
+        match="no dial is known for a LOHA adapter; there is one for ADAPTER, CLM, CONTROL, LOREFT, RED, TPT, IA3, LORA",
     ):
         alignlab.at_strength(model, 0.5)
