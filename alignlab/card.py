@@ -168,7 +168,13 @@ def training(adapter: Adapter) -> str:
     settings, rows = adapter.settings, adapter.report.get("rows", {})
     if not settings:
         return ""
-    lines = [f"| {key} | {value} |" for group in ("method", "tuner") for key, value in _flat(group, settings.get(group, {}))]
+    of_method = {
+        key: value
+        for key, value in settings.get("method", {}).items()
+        if key in rows or not (isinstance(value, Mapping) and "batch" in value)  # a stage that was not asked for
+    }
+    given = {"method": of_method, "tuner": settings.get("tuner", {})}
+    lines = [f"| {key} | {value} |" for group, values in given.items() for key, value in _flat(group, values)]
     read = [f"- {name}: {account['kept']:,} of {account['read']:,} rows kept" for name, account in rows.items()]
     packages = Ledger(adapter.run).found(ENVIRONMENT).get("packages", {})
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)

@@ -152,6 +152,12 @@ class RunConfig(TopConfig):
     plain: Mapping[str, Any]
 
     @property
+    def not_measured(self) -> list[str]:
+        """The suites that are left out, a sentence for each reason."""
+        named = {why: [name for name, its in self.left_out.items() if its == why] for why in self.left_out.values()}
+        return [f"left out: {', '.join(names)} ({why})" for why, names in named.items()]
+
+    @property
     def fingerprint(self) -> str:
         """Eight characters that change with anything that changes the result, the seed aside, and with nothing else: files
         count by their content, wherever they lie."""

@@ -29,7 +29,7 @@ from alignlab.planning import Plan
 from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
-from alignlab.tracking.ledger import STATUS, Ledger
+from alignlab.tracking.ledger import REPORT, STATUS, Ledger
 from alignlab.training.arguments import device_of
 from alignlab.training.collect import COUNTS, PROFILE
 from alignlab.training.stages import DONE, Session
@@ -153,7 +153,8 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     }
     made = write_report(session.ledger, names, rows)
     turned = [row for row in rows if config.control.strengths and row.control == plan.points[-1].control]
-    if safe := measured_range(turned, config.evaluation.safe_range):
+    # A trial measures too little to say at which strengths a run holds.
+    if config.scale is None and (safe := measured_range(turned, config.evaluation.safe_range)):
         write_range(safe, result_of(session.folder))
         log.info("%s", safe.sentence)
     write_cards(session.folder)
@@ -175,6 +176,12 @@ def _profiles(plan: Plan, session: Session) -> list[Path]:
     return drawn
 
 
+def _inside(folder: Path) -> str:
+    """The runs in a folder that is none itself, for a sentence."""
+    found = sorted(each.parent.name for each in folder.glob(f"*/{REPORT}"))
+    return f", such as {folder / found[0]}" if found else ""
+
+
 def load(folder: str | Path | Mapping[str, str | Path], device: str = "auto", *, trust_remote_code: bool = False) -> Policy:
     """The policy of a finished run: `load("runs/.../seed-0").respond(prompts, strength=..., ...)`. Its data is not needed.
 
@@ -192,7 +199,9 @@ def load(folder: str | Path | Mapping[str, str | Path], device: str = "auto", *,
     status = Ledger(folder).read(STATUS)
     if not status or status.get("state") != "done":
         state = status.get("state") if status else "not a run folder"
-        raise RunFolderError(f"{folder} holds no finished run ({state}); give the folder that has report.json in it.")
+        raise RunFolderError(
+            f"{folder} holds no finished run ({state}); give the folder that has report.json in it{_inside(folder)}."
+        )
     plain = config_of(folder)
     parts = parts_of(DictConfig(plain), ("method", "tuner", "model", "trainer"))
     if parts["model"].trust_remote_code and not trust_remote_code:

@@ -85,9 +85,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
     if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
         table.add_row("judge", _judging(plan))
-    for reason in dict.fromkeys(config.left_out.values()):
-        suites = ", ".join(suite for suite, its in config.left_out.items() if its == reason)
-        table.add_row("", f"left out: {suites} ({reason})")
+    for left_out in config.not_measured:
+        table.add_row("", left_out)
     table.add_row("time", _time(plan, shared))
     table.add_row("folder", f"{folder_of(config)} ({_beginning(config)})")
     console.print(table)

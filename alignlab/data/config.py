@@ -106,6 +106,8 @@ class LocalConfig(DataConfig):
     """The fields that are file names or patterns inside the folder."""
     forms: ClassVar[Sequence[str]] = FORMS
     """Endings of the files that are read."""
+    one_file: ClassVar[str] = ""
+    """What a refusal says of giving a single file."""
 
     def check(self, where: str) -> None:
         """Raises ConfigError for a path without its files."""
@@ -134,7 +136,9 @@ class LocalConfig(DataConfig):
         if not found.files:
             keys = " and ".join(f"data.{field}" for field in self.named_by)
             passed = f" (passed over: {', '.join(found.passed_over[:5])})" if found.passed_over else ""
-            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}{passed}; set {keys}.")
+            others = sorted(file.name for file in root.iterdir() if file.is_file())[:5] if root.is_dir() else []
+            there = f" but {', '.join(others)}" if others and not passed else ""
+            raise ConfigError(f"data.path={self.path} holds no file {pattern!r}{passed}{there}; set {keys}{self.one_file}.")
         return list(found.files)
 
 
@@ -293,6 +297,8 @@ class JsonlConfig(FilesConfig):
     {prompt: question}. `answers`: of a conversation, the last answer is trained on, or all. `repeated_prompt`: what happens to
     a prompt that all answers of its row repeat: keep | cut, counted either way. `test_share`: share of the records that is held
     out where `train` and `test` name the same files, drawn with `split_seed`. `unusable_pairs`: error | drop."""
+
+    one_file = ", or data.path to one file, of which a part is held out"
 
     columns: dict[str, str]
     answers: Annotated[str, one_of("last", "all")]

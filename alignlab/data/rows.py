@@ -261,7 +261,9 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
             records += reader.records(row, fields)
         except UnusableRowError as error:
             if dropped is not None and error.reason not in dropped | {SAME}:
-                raise
+                if dropped or "data.unusable_pairs" in str(error):
+                    raise
+                raise DataError(f"{str(error)[:-1]}; data.unusable_pairs=drop leaves such rows out.") from None
             left_out[error.reason] += 1
     for key, column in reader.columns.items():
         if count and column not in reader.seen:

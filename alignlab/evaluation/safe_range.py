@@ -62,7 +62,7 @@ class SafeRange:
         start = next(point for point in self.points if point.strength == 0)
         return (
             f"strengths {self.low:g} to {self.high:g} were seen to hold: {self.metric} is at most {self.tolerance:.0%} worse"
-            f" than the backbone's {start.value:.3g} (n {start.n}), its 95 % interval included"
+            f" than the backbone's {start.value:.3g} (n {start.n}), the 95 % interval of the difference included"
         )
 
 

@@ -184,7 +184,7 @@ class Looked:
 class PlannedJob:
     """A job before it runs. `overrides`: its whole command line; `job`: what the sweep's ledger keeps; `folder`: of its run;
     `stages`: those that train, empty where their steps are not known; `resources`: what it asks a cluster for; `looked`: None
-    where nothing was looked at."""
+    where nothing was looked at. `measured`: what its evaluation measures, and what it leaves out."""
 
     overrides: tuple[str, ...]
     job: Job
@@ -193,6 +193,7 @@ class PlannedJob:
     stages: tuple[PlannedStage, ...] = ()
     resources: Resources = field(default_factory=Resources)
     looked: Looked | None = None
+    measured: str = ""
 
     @property
     def pending(self) -> bool:
@@ -275,7 +276,12 @@ def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str
     state = state_of(folder)
     if state.name == "done" and done is None:
         state = State("missing", outdated=state.outdated)  # force=true or rerun=outdated
-    return PlannedJob(tuple(overrides), job, state, folder, stages or (), resources_of(config))
+    return PlannedJob(tuple(overrides), job, state, folder, stages or (), resources_of(config), measured=_measured(config))
+
+
+def _measured(config: RunConfig) -> str:
+    """What an evaluation measures and what not, for a plan."""
+    return "; ".join([f"evaluation: {', '.join(config.suites) or 'none'}", *config.not_measured])
 
 
 def _planned(

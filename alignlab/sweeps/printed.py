@@ -53,8 +53,9 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
             " nothing",
             soft_wrap=True,
         )
-    if told := _time(planned):
-        console.print(told, soft_wrap=True)
+    for told in dict.fromkeys([*(each.measured for each in planned if each.pending), _time(planned)]):
+        if told:
+            console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 def _named(planned: PlannedJob) -> str:
@@ -88,7 +89,7 @@ def _time(planned: Sequence[PlannedJob]) -> str:
         unknown += any(name not in each.looked.seconds for name, _ in asked)
     lacking = f"; of {unknown} jobs not all is known, since no like run was made here" if unknown else ""
     return (
-        f"time: about {lasting(known)}, one job after the other, as like runs took{lacking}"
+        f"time: {'at least' if unknown else 'about'} {lasting(known)}, one job after the other, as like runs took{lacking}"
         if known
         else ("time: not known, since no like run was made here; a run tells it in its first seconds")
     )

@@ -70,8 +70,11 @@ class SlurmLauncher(SubmititLauncher):
             if len(part) > 1:
                 executor.parameters["map_count"] = len(part)
             jobs = f"{len(part)} jobs" if len(part) > 1 else "1 job"
+            hours = len(part) * (asked.gpus or 0) * self.config.launch.minutes / 60
+            turns = 1 + self.config.launch.retries
+            cost = f"; at most {hours:,.3g} GPU hours in one turn of all, and each has up to {turns} turns" if hours else ""
             made.append(
-                (f"{jobs}: {asked.sentence()}", executor._make_submission_file_text(executor._submitit_command_str, ""))
+                (f"{jobs}: {asked.sentence()}{cost}", executor._make_submission_file_text(executor._submitit_command_str, ""))
             )
         return made
 

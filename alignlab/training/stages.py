@@ -207,7 +207,8 @@ class TrainStage:
             if check is not None:
                 check(codec, groups)
         dealt = f" over {processes.count()} processes" if processes.count() > 1 else ""
-        again = f", more than the {len(groups)} groups, so a step holds some twice" if self.fit.batch > len(groups) else ""
+        beyond = f", more than the {len(groups)} groups, so a step holds some twice (a smaller one makes more steps)"
+        again = beyond if self.fit.batch > len(groups) else ""
         first, end, _ = self._steps(len(groups))
         note = (
             f"batch {self.fit.batch}{again}{dealt}, learning rate {self.fit.rates(end - first)};"

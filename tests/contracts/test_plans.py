@@ -53,7 +53,9 @@ def test_the_steps_of_epochs_are_counted_before_the_data_is_read(case: str, tmp_
 def test_a_batch_beyond_the_rows_is_told(tmp_path: Path) -> None:
     plan = planning.make_plan(parse(composed(tmp_path, "red", "method.fit.batch=800", "data.pairs=20")))
 
-    assert plan.works[0].note.startswith("batch 800, more than the 20 groups, so a step holds some twice, learning rate ")
+    assert plan.works[0].note.startswith(
+        "batch 800, more than the 20 groups, so a step holds some twice (a smaller one makes more steps), learning rate "
+    )
 
 
 def decoding(tmp_path: Path, method: str, *words: str) -> tuple[int, int, int] | None:

@@ -127,7 +127,10 @@ def test_no_path_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("path", "pattern", "sentence"),
-    [("nowhere", "train*", "nowhere does not exist"), (".", "rows*", r"holds no file 'rows\*'; set data.train")],
+    [
+        ("nowhere", "train*", "nowhere does not exist"),
+        (".", "rows*", r"holds no file 'rows\*' but .*\.jsonl; set data.train and data.test, or data.path to one file"),
+    ],
 )
 def test_a_path_without_its_files_is_refused(tmp_path: Path, path: str, pattern: str, sentence: str) -> None:
     folder_of(tmp_path, PAIR)

@@ -393,8 +393,10 @@ def test_a_plan_on_a_cluster_ends_with_the_script_of_each_array(tmp_path: Path, 
     said = capsys.readouterr().out
     arrays = re.findall(r"^an array of (.*)$", said, re.M)
     assert arrays == [
-        "3 jobs: 1 GPU, 32 GB of memory, for a model of 1.54 billion parameters",
-        "3 jobs: 4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters",
+        "3 jobs: 1 GPU, 32 GB of memory, for a model of 1.54 billion parameters; at most 72 GPU hours in one turn of all, and"
+        " each has up to 6 turns",
+        "3 jobs: 4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters; at most 288 GPU hours in one turn of all,"
+        " and each has up to 6 turns",
     ]
     assert said.count("#!/bin/bash") == 2
     assert "#SBATCH --gpus-per-node=4" in said
