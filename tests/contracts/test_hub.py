@@ -36,6 +36,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_a_trial_judges_no_range_of_strengths(tmp_path: Path) -> None:
+    run(composed(tmp_path, "red", *MEASURED, "scale=smoke"))
+
+    assert read_range(tmp_path / "run") is None
+
+
 @pytest.fixture(scope="module")
 def pushed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a dry run writes."""

@@ -268,6 +268,17 @@ def test_a_folder_without_a_finished_run_cannot_be_exported(
     assert not (tmp_path / "plain").exists()
 
 
+def test_a_folder_above_runs_names_one_of_them(
+    tmp_path: Path, own_words: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger(tmp_path / "seed-1").write("report.json", {})
+
+    code = main(["export", str(tmp_path), "--to", str(tmp_path / "plain")])
+
+    assert code == 1
+    assert f"give the folder that has report.json in it, such as {tmp_path / 'seed-1'}." in capsys.readouterr().err
+
+
 def test_hydra_uses_its_store_where_it_would_copy_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConfigStore, "__deepcopy__", None, raising=False)
 
