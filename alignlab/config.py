@@ -13,7 +13,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from alignlab.data.config import DataConfig
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.evaluation import EVALUATIONS, METRICS, SUITES
 from alignlab.evaluation.config import EvaluationConfig
-from alignlab.files import contents, places
+from alignlab.files import contents, places, remove_free
 from alignlab.methods import METHODS
 from alignlab.models import MODELS
 from alignlab.models.config import ModelConfig
@@ -361,6 +361,13 @@ def folder_of(config: RunConfig) -> Path:
     if config.folder:
         return Path(config.folder)
     return Path(config.paths.runs) / f"{config.title}-{config.fingerprint}" / f"seed-{config.seed}"
+
+
+def remove_left_locks(runs: str, folders: Iterable[Path]) -> None:
+    """Removes the locks that processes could not remove: of done runs, and of the store that they share."""
+    for folder in folders:
+        remove_free(folder)
+    remove_free(Path(runs) / STORE / "stages", "*.lock")
 
 
 def finished(config: RunConfig) -> Path | None:

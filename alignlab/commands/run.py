@@ -29,9 +29,9 @@ from alignlab.command_line import (
     show_words,
     take_config_folders,
 )
-from alignlab.config import RunConfig, finished, folder_of, headline_of, parse
+from alignlab.config import RunConfig, finished, folder_of, headline_of, parse, remove_left_locks
 from alignlab.errors import AlignlabError, ConfigError
-from alignlab.files import alone, beating, remove_free
+from alignlab.files import alone, beating
 from alignlab.tracking.ledger import LOCK, state_of, wait_for_other_machine
 from alignlab.training import processes
 
@@ -105,7 +105,7 @@ def _plan(config: RunConfig) -> None:
         raise ConfigError(NO_PLAN)
     done = finished(config)
     if done:
-        _say_finished(done)
+        _say_finished(config, done)
         return
     from alignlab.plan_text import show
     from alignlab.planning import make_plan
@@ -127,15 +127,15 @@ def _once(config: RunConfig) -> float | None:
             done = processes.by_main_process(lambda: finished(config))
             if done is None:
                 return _run(planned)
-    _say_finished(done)
+    _say_finished(config, done)
     return headline_of(done)
 
 
-def _say_finished(report: Path) -> None:
+def _say_finished(config: RunConfig, report: Path) -> None:
     """That there is nothing to do. Raises MeasureError for a report without a number that was asked for."""
     from alignlab.evaluation.report import refuse_unmeasured
 
-    remove_free(report.parent)  # its locks that its process could not remove
+    remove_left_locks(config.paths.runs, [report.parent])
     outdated = state_of(report.parent).outdated
     print(f"this run is finished; {OUTDATED if outdated else 'force=true repeats it'}")
     print(f"report: {report}")

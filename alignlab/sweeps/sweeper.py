@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
 from alignlab.command_line import console, run_command, sentence
+from alignlab.config import remove_left_locks
 from alignlab.errors import ConfigError, MeasureError, SweepError
 from alignlab.evaluation.report import refuse_unmeasured
-from alignlab.files import remove_free
 from alignlab.sweeps.jobs import (
     Composer,
     Inputs,
@@ -134,9 +134,8 @@ class PlannedSweeper(BasicSweeper):
     def _run(self, name: str, planned: Sequence[PlannedJob]) -> list[Sequence[JobReturn]]:
         assert self.launcher is not None
         pending = [index for index, each in enumerate(planned) if each.pending]
-        for each in planned:
-            if not each.pending and each.state.name == "done":
-                remove_free(each.folder)  # its locks that its process could not remove
+        done = (each.folder for each in planned if not each.pending and each.state.name == "done")
+        remove_left_locks(self.config.paths.runs, done)
         pending.sort(key=lambda index: planned[index].state.name == "killed")  # what killed its process may do so again
         failures = {index: each.job.refused for index, each in enumerate(planned) if each.job.refused}
         failures |= {index: why for index, each in enumerate(planned) if (why := _lacking(each))}
