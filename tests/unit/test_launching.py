@@ -194,7 +194,7 @@ def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path
         monkeypatch.setattr(slurm, name, lambda into, _: into.absolute() / "copy")
     config = launcher_config("launch=slurm")
     launcher = SlurmLauncher(**{key: value for key, value in config.items() if key != "_target_"})
-    launch = {"detach": True, "parallel": 3}
+    launch = {"detach": True, "parallel": 3, "minutes": 90, "retries": 2}
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path / "runs")}, "launch": launch})
     launcher.resources = [Resources(1, 32), Resources(4, 128), Resources(1, 32)]
     jobs = [["method=red", f"seed={seed}", "sweep=mine"] for seed in range(3)]
@@ -204,6 +204,8 @@ def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path
     launcher.launch(jobs, 0)
 
     assert [what.partition(",")[0] for what, _ in shown] == ["2 jobs: 1 GPU", "1 job: 4 GPUs"]
+    turns = "GPU hours in one turn of all, and each has up to 3 turns"
+    assert [what.partition("; at most ")[2] for what, _ in shown] == [f"3 {turns}", f"6 {turns}"]
     written = {path.read_text() for path in (tmp_path / "runs").rglob("*.sh")}
     assert {script for _, script in shown} == written
     assert "#SBATCH --array=0-1%2" in shown[0][1]
