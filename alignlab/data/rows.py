@@ -261,9 +261,10 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
             records += reader.records(row, fields)
         except UnusableRowError as error:
             if dropped is not None and error.reason not in dropped | {SAME}:
-                if dropped or "data.unusable_pairs" in str(error):
+                if dropped:
                     raise
-                raise DataError(f"{str(error)[:-1]}; data.unusable_pairs=drop leaves such rows out.") from None
+                sentence = f"{str(error)[:-1]}; set data.unusable_pairs=drop to leave it out."
+                raise UnusableRowError(sentence, error.reason) from None
             left_out[error.reason] += 1
     for key, column in reader.columns.items():
         if count and column not in reader.seen:
@@ -332,16 +333,14 @@ def _dialogues(row: str, *dialogues: str) -> list[str]:
 def _cut(row: str, dialogue: str) -> tuple[str, str]:
     prompt, marker, answer = dialogue.rpartition(MARKER)
     if not marker or not answer.strip():
-        raise UnusableRowError(
-            f"{row}: no answer behind the last {MARKER.strip()!r}; set data.unusable_pairs=drop to leave it out.", EMPTY
-        )
+        raise UnusableRowError(f"{row}: no answer behind the last {MARKER.strip()!r}.", EMPTY)
     clean(dialogue, "a dialogue", row)
     turns = spoken(prompt + marker)
     return Dialogue(prompt + marker, turns) if turns else prompt + marker, answer
 
 
 def _differing(row: str) -> str:
-    return f"{row}: the prompts of chosen and rejected differ; set data.unusable_pairs=drop to leave it out."
+    return f"{row}: the prompts of chosen and rejected differ."
 
 
 def _answer(value: Any, key: str, row: str) -> Answer:

@@ -92,6 +92,12 @@ def test_models_are_listed_with_their_classes_adapters_and_safe_ranges(client: A
     assert client.models.retrieve("meet/seed-0") == found["meet/seed-0"]
 
 
+def chatted(client: Any, model: str, **asked: Any) -> Any:
+    """A greedy chat completion of twelve tokens. `asked`: fields that OpenAI's client does not know."""
+    messages = [{"role": "user", "content": PROMPTS[0]}]
+    return client.chat.completions.create(model=model, messages=messages, max_tokens=12, temperature=0, extra_body=asked)
+
+
 def test_chat_answers_at_a_strength_as_the_policy_does(client: Any) -> None:
     for strength in (0.0, 1.5):
         made = client.chat.completions.create(
@@ -108,13 +114,7 @@ def test_chat_answers_at_a_strength_as_the_policy_does(client: Any) -> None:
 
 def test_each_of_two_adapters_is_asked_for_by_name(client: Any) -> None:
     for strength in ({"red": 1.5, "lora": 0.0}, {"lora": 2.0, "red": 0.5}, 0.5):
-        made = client.chat.completions.create(
-            model="red+lora",
-            messages=[{"role": "user", "content": PROMPTS[0]}],
-            max_tokens=12,
-            temperature=0,
-            extra_body={"strength": strength},
-        )
+        made = chatted(client, "red+lora", strength=strength)
 
         assert made.choices[0].message.content == alone(PROMPTS[0], model="red+lora", strength=strength)
         assert "warning" not in made.model_extra
@@ -138,13 +138,7 @@ def test_a_strength_outside_the_safe_range_is_warned_of_in_header_and_body(addre
 
 def test_a_class_and_a_mixture_are_asked_for_by_control(client: Any) -> None:
     for control in ("bad", {"good": 0.7, "bad": 0.3}):
-        made = client.chat.completions.create(
-            model="meet/seed-0",
-            messages=[{"role": "user", "content": PROMPTS[0]}],
-            max_tokens=12,
-            temperature=0,
-            extra_body={"control": control},
-        )
+        made = chatted(client, "meet/seed-0", control=control)
 
         assert made.choices[0].message.content == alone(PROMPTS[0], model="meet/seed-0", control=control)
 
