@@ -100,6 +100,14 @@ _SUITES: Mapping[str, SuiteEntry] = {
         metrics=("average",),
         shares=frozenset({"average"}),
     ),
+    "lexicon": SuiteEntry(
+        EvaluationConfig,
+        deferred(f"{__name__}.lexicon.Lexicon"),
+        requires=capabilities("generation", where=lambda config: config.lexicon.path, otherwise=OWN_SETTINGS),
+        provides=capabilities("sampled texts"),
+        metrics=("reward", "found"),
+        shares=frozenset({"found"}),
+    ),
     "reward_model": SuiteEntry(
         EvaluationConfig,
         deferred(f"{__name__}.reward_model.RewardModel"),

@@ -69,6 +69,13 @@ class TextConfig:
 
 
 @dataclass
+class LexiconConfig:
+    """The file whose lines `word<tab>score` suite lexicon reads, null = none."""
+
+    path: Annotated[str | None, path()]
+
+
+@dataclass
 class RewardModelConfig:
     """The reward model of suite reward_model: a folder or a name on the hub, null = none. `revision`: of the hub. `template`:
     chat (its tokenizer's own), pair (prompt and answer as two texts) or a text with one {prompt} and one {answer}. `against`:
@@ -133,7 +140,7 @@ class JudgeConfig:
 @dataclass
 class EvaluationConfig:
     """`suites`: which, in order (the first gives the headline). `prompts`: texts sampled per strength. `pairs`: held-out
-    pairs scored. How texts are sampled, from `max_new_tokens` to `beams`: see `Sampling`. The last four: what suites of the
+    pairs scored. How texts are sampled, from `max_new_tokens` to `beams`: see `Sampling`. The last five: what suites of the
     same names need beside the data; each measures where its first value is given. `safe_range`: by what the strengths that hold
     are found."""
 
@@ -156,6 +163,7 @@ class EvaluationConfig:
     judge: JudgeConfig
     reward_model: RewardModelConfig
     text: TextConfig
+    lexicon: LexiconConfig
 
     def cache_key(self) -> list[str]:
         """The content of every file that is named. Raises ConfigError for one that does not exist."""
@@ -170,6 +178,7 @@ class EvaluationConfig:
             "judge.references": self.judge.references,
             "judge.against": against,
             "text.path": self.text.path,
+            "lexicon.path": self.lexicon.path,
         }
         for key, place in named.items():
             if place is not None:

@@ -56,17 +56,21 @@ class TextSuite:
 
 
 def read_text(config: TextConfig) -> str:
-    """The first lines of a file, of one that ends in .gz unpacked. Raises DataError for what is no text, or an empty one."""
-    path = Path(str(config.path))
+    """The first lines of the file. Raises DataError for what is no text, or an empty one."""
+    text = "".join(file_text(str(config.path), "evaluation.text.path").splitlines(keepends=True)[: config.lines])
+    if not text.strip():
+        raise DataError(f"{config.path} holds no text; give evaluation.text.path another file.")
+    return text
+
+
+def file_text(name: str, key: str) -> str:
+    """A file in UTF-8, one that ends in .gz unpacked. Raises DataError for what is neither, naming the config's key."""
+    path = Path(name)
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no text in UTF-8 ({error}); give evaluation.text.path another file.") from error
-    text = "".join(text.splitlines(keepends=True)[: config.lines])
-    if not text.strip():
-        raise DataError(f"{path} holds no text; give evaluation.text.path another file.")
-    return text
+        raise DataError(f"{path} is no text in UTF-8 ({error}); give {key} another file.") from error
 
 
 def windows(ids: Sequence[int], room: int, stride: int) -> list[Request]:

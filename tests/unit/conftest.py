@@ -20,6 +20,7 @@ from alignlab.evaluation.config import (
     EvaluationConfig,
     HarnessConfig,
     JudgeConfig,
+    LexiconConfig,
     RewardModelConfig,
     SafeRangeConfig,
     TextConfig,
@@ -184,6 +185,7 @@ def evaluation_config(**changes: Any) -> EvaluationConfig:
         "judge": judge_config(),
         "reward_model": RewardModelConfig(path=None, revision=None, template="chat", against="strength0", batch=4),
         "text": TextConfig(path=None, lines=None, window=None, stride=None),
+        "lexicon": LexiconConfig(path=None),
     }
     return EvaluationConfig(**{**values, **changes})
 

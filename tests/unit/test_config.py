@@ -286,7 +286,7 @@ def test_suites_that_the_data_cannot_serve_are_left_out_with_the_reason(composed
         "nlg": "needs references, which this run does not have",
         "reward_pairs": "needs response scores, which this run does not have",
         **dict.fromkeys(
-            ("text", "lm_eval", "reward_model", "judge"), "needs settings of its own, which this run does not have"
+            ("text", "lm_eval", "lexicon", "reward_model", "judge"), "needs settings of its own, which this run does not have"
         ),
     }
 

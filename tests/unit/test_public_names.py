@@ -41,6 +41,7 @@ SUITES = {
     "reward_pairs": "accuracy margin reward",
     "text": "bits_per_byte nats_per_token perplexity",
     "lm_eval": "average",
+    "lexicon": "found reward",
     "reward_model": "reward win_rate",
     "judge": "first length_controlled mark ties turn1 turn2 unread win_rate",
 }
