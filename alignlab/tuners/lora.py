@@ -61,11 +61,11 @@ class LoraTuner(PeftTuner):
     @contextmanager
     def edited(self, strength: Strength) -> Iterator[None]:
         """The update times the strength. Raises ControlError for a variant such as DoRA at a strength other than 0 and 1."""
-        variants = [layer for layer in self.layers if getattr(layer, "lora_variant", None)]
-        if variants and strength == 0.0:
+        if not isinstance(strength, Tensor) and strength == 0.0:  # off costs nothing
             with temporarily("_disable_adapters", True, self.layers):
                 yield
             return
+        variants = [layer for layer in self.layers if getattr(layer, "lora_variant", None)]
         if variants:
             kind = type(next(iter(variants[0].lora_variant.values()))).__name__
             raise ControlError(
