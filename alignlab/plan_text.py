@@ -85,13 +85,13 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", f"held-out responses: {plan.held_out_items.account.sentence()}")
     if plan.held_out_labels:
         table.add_row("", f"held-out texts: {plan.held_out_labels.account.sentence()}")
-    if dropped := [each.row for each, _ in plan.dropped()]:
-        more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
-        table.add_row("dropped", Text(f"{', '.join(dropped[:NAMED])}{more}; a run lists each, with its reason, in {DROPPED}"))
     if any("verdicts" in SUITES[suite].provides(config.evaluation) for suite in config.suites):
         table.add_row("judge", _judging(plan))
     for left_out in config.not_measured:
         table.add_row("", left_out)
+    if dropped := [each.row for each, _ in plan.dropped()]:
+        more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
+        table.add_row("dropped", Text(f"{', '.join(dropped[:NAMED])}{more}; a run lists each, with its reason, in {DROPPED}"))
     table.add_row("time", _time(plan, shared))
     table.add_row("folder", f"{folder_of(config)} ({_beginning(config)})")
     console.print(table)
