@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from alignlab.card import Adapter, write_export_card
 from alignlab.errors import ControlError, ModelError
 from alignlab.finished import load, result_of
 from alignlab.models.anatomy import block_list
@@ -28,16 +29,27 @@ from alignlab.tuners.engines import class_lora, control_vector, lora_gguf, plain
 
 MODEL, VECTOR = "model.gguf", "control-vector.gguf"
 """Files that llama.cpp loads."""
+CAST = ("plain", "gguf")
+"""Forms that are written in a dtype of one's choice."""
+MERGED = "What was learned is merged in, at this point: nothing sets another one."
+USE = {
+    "plain": ("transformers", f'`{{auto}}.from_pretrained("FOLDER OF THIS CARD")` loads it, without alignlab. {MERGED}'),
+    "lora": ("peft", f'`PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")` loads it, without alignlab. {MERGED}'),
+    "gguf": ("gguf", f"`llama-cli -m {MODEL} -p PROMPT` runs it. {MERGED}"),
+    "control-vector": ("gguf", f"`llama-cli -m BACKBONE.gguf --control-vector-scaled {VECTOR}:1.5 -p PROMPT` is strength 1.5."),
+}
+"""Of each form, the library that loads it, and how."""
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written. `difference`: the largest one of logits between the run and what was written, read back; `note`: what
-    is not in it, or how it is used; may be empty."""
+    is not in it, or how it is used; may be empty. `written`: the form, the strength or class, and the dtype."""
 
     place: Path
     difference: float
     note: str = ""
+    written: str = ""
 
 
 def export(
@@ -73,7 +85,20 @@ def export(
     for place in places:
         if place.exists() and any(place.iterdir()):
             raise ModelError(f"{place} already holds files; export into a new folder.")
-    return FORMS[form](_Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, places))))
+    wanted = _Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, places)))
+    made = []
+    for (strength, place), each in zip(wanted.places, FORMS[form](wanted), strict=True):
+        written = f"{form}, {_point(form, control, strength)}, {dtype if form in CAST else 'float32'}"
+        with _removed_on_error(place):
+            write_export_card(place, Adapter(result_of(run), run), written, *USE[form])
+        made.append(replace(each, written=written))
+    return made
+
+
+def _point(form: str, control: str | None, strength: float) -> str:
+    if form == "control-vector":
+        return "any strength"
+    return f"strength {strength:g}" if control is None else f"class {control}"
 
 
 @dataclass(frozen=True)
