@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 
 from alignlab.card import Adapter, write_export_card
 from alignlab.errors import ControlError, ModelError
+from alignlab.files import alone
 from alignlab.finished import load, result_of
 from alignlab.models.anatomy import block_list
-from alignlab.models.export import TOLERANCE, export_plain, logits_of, probe
+from alignlab.models.export import TOLERANCE, export_plain, logits_of, probe, whole_folder
 from alignlab.models.gguf import architecture_of, need_gguf, write_model
 from alignlab.models.policy import Policy
 from alignlab.models.strength import checked_strengths
@@ -83,16 +84,32 @@ def export(
         raise ControlError(f"{run} has no classes; leave --control out.")
     places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
     for place in places:
-        if place.exists() and any(place.iterdir()):
-            raise ModelError(f"{place} already holds files; export into a new folder.")
-    wanted = _Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, places)))
+        _refuse_used(place)
     made = []
-    for (strength, place), each in zip(wanted.places, FORMS[form](wanted), strict=True):
-        written = f"{form}, {_point(form, control, strength)}, {dtype if form in CAST else 'float32'}"
-        with _removed_on_error(place):
-            write_export_card(place, Adapter(result_of(run), run), written, *USE[form])
-        made.append(replace(each, written=written))
+    with ExitStack() as whole:
+        scratches = [whole.enter_context(_alone_in(place)) for place in places]
+        written = FORMS[form](_Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, scratches))))
+        for strength, place, scratch, each in zip(asked, places, scratches, written, strict=True):
+            what = f"{form}, {_point(form, control, strength)}, {dtype if form in CAST else 'float32'}"
+            write_export_card(scratch, Adapter(result_of(run), run), what, *USE[form])
+            note = each.note.replace(str(scratch), str(place))
+            made.append(Exported(place / each.place.relative_to(scratch), each.difference, note, what))
     return made
+
+
+@contextmanager
+def _alone_in(place: Path) -> Iterator[Path]:
+    """A folder to write into, which appears as `place` when it is whole; one process at a time."""
+    lock = place.with_name(f".{place.name}.lock")
+    with alone(lock, f"waits for another process that writes {place}", stays=False):
+        _refuse_used(place)
+        with whole_folder(place) as scratch:
+            yield scratch
+
+
+def _refuse_used(place: Path) -> None:
+    if place.exists() and any(place.iterdir()):
+        raise ModelError(f"{place} already holds files; export into a new folder.")
 
 
 def _point(form: str, control: str | None, strength: float) -> str:
