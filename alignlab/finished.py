@@ -26,7 +26,7 @@ from alignlab.files import damage, places
 from alignlab.models.policy import Policy
 from alignlab.plan_text import EVALUATION, Paces
 from alignlab.planning import Plan
-from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
+from alignlab.plots import cost_among, draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import REPORT, STATUS, Ledger
@@ -157,6 +157,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     measured = [row for row in turned if row.n]
     if config.control.figure and measured:
         figures.append(draw_dial(measured, session.folder / "dial.png"))
+        if cost_among(measured) is None:
+            log.info(
+                "dial.png shows no cost of a strength, since none was measured: evaluation.text.path=FILE, a text, measures one"
+            )
     session.tracker.results([row.plain for row in made.rows], figures)
     return made
 
