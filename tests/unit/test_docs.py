@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from alignlab.evaluation import METRICS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [
@@ -65,3 +67,11 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert bare == set()
     assert [link for link in links if link and not (page.parent / link).exists()] == []
     assert [path for path in [*paths, *short] if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("suite", ["toy", "preference", "fluency", "text", "lexicon"])
+def test_each_metric_that_a_first_table_shows_is_defined_in_a_line(suite: str) -> None:
+    page = (ROOT / "alignlab" / "evaluation" / "README.md").read_text()
+    defined = re.findall(r"`([a-z0-9_]+/[a-z0-9_]+)`", "".join(re.findall(r"^\| (`.*?) \| .+ \|$", page, re.MULTILINE)))
+
+    assert [name for name in defined if name.startswith(f"{suite}/")] == [f"{suite}/{metric}" for metric in METRICS[suite]]
