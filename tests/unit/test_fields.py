@@ -159,8 +159,8 @@ SEVERAL = {
         ({"folder": "a\0"}, "s.folder='a\\x00' is no path: names have at most 255 bytes, a path 4095, and no NUL."),
         (
             {"folder": "None/hh"},
-            "s.folder=None/hh lies in a folder that is not set; set s.folder, or what it is made of, such as paths.data=FOLDER or"
-            " paths.models=FOLDER.",
+            "s.folder=None/hh lies in a folder that is not set; set s.folder, or what it is made of, such as paths.data=FOLDER"
+            " or paths.models=FOLDER.",
         ),
         ({"folder": "é" * 128}, f"s.folder='{'é' * 12}...{'é' * 13}' is no path"),
         (
