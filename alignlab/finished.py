@@ -144,12 +144,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         **{group: getattr(config, group).name for group in ("method", "tuner", "model", "data")},
         "seed": config.seed,
         "parameters": {"learned": plan.learned, "all": plan.parameters},
-        "rows": {
-            **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
-            **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
-            **({"held_out_items": asdict(plan.held_out_items.account)} if plan.held_out_items else {}),
-            **({"held_out_labels": asdict(plan.held_out_labels.account)} if plan.held_out_labels else {}),
-        },
+        "rows": {name: account.counts() for name, account in plan.accounts.items()},
     }
     made = write_report(session.ledger, names, rows)
     turned = [row for row in rows if config.control.strengths and row.control == plan.points[-1].control]
