@@ -83,9 +83,9 @@ class Registry(Mapping[str, Entry]):
         return len(self._entries)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that look most like the given one, best first."""
-    return get_close_matches(name, list(known), n=count, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The known names that look most like the given one, best first. `cutoff`: how much they must, up to 1."""
+    return get_close_matches(name, list(known), n=count, cutoff=cutoff)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
