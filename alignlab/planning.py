@@ -18,7 +18,7 @@ from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.mixture import MixtureConfig
 from alignlab.data.source import LeftOut, Source
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluation import SUITES, Point
+from alignlab.evaluation import SUITES, Point, look
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.models.anatomy import Footprint, check_answer, context_of, expected, shape_of
@@ -150,6 +150,7 @@ class _Parts:
 
 def make_plan(config: RunConfig) -> Plan:
     """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
+    look(config.suites, config.evaluation)
     parts = _build(config)
     source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
     limits = _limits(config, source, context_of(skeletal), tuner.inserted.tokens)

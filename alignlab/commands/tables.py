@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RUNS = "runs"
 """The folder that `table` reads if nothing is named."""
 FOLDER_ONLY, SWEEP_ONLY = ("means", "against", "where"), ("metrics", "strength", "baseline", "form", "to", "results")
+SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv"}
 FOLDER_METRICS = ("toy/reward", "toy/capability")
 """Metrics of a figure of a folder if none are given."""
 
@@ -60,7 +61,7 @@ def _table_of_folder(given: argparse.Namespace) -> None:
 
 
 def _table_of_sweep(given: argparse.Namespace) -> None:
-    from alignlab.tables.render import format_for, latex, long_csv, markdown, published_for, sections_of
+    from alignlab.tables.render import latex, long_csv, markdown, published_for, sections_of
     from alignlab.tables.sweep import read_sweep, results_csv, table_of
 
     sweep = read_sweep(given.runs, given.name)
@@ -71,7 +72,7 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
     table = table_of(sweep, _selection(given))
     experiments = given.experiments or experiments_with(given.name)
     published = published_for(given.name, experiments)
-    form = format_for(given.form, given.to)
+    form = _form_of(given.form, given.to)
     if form == "csv":
         text = long_csv(table, published)
     else:
@@ -80,6 +81,15 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
         _write(given.to, text)
     else:
         print(text, end="")
+
+
+def _form_of(form: str | None, to: Path | None) -> str:
+    """md, latex or csv: as given, or by the suffix of the file. Raises ConfigError for any other suffix."""
+    if form or to is None:
+        return form or "md"
+    if to.suffix not in SUFFIXES:
+        raise ConfigError(f"--to {to} does not say its form; let it end in {', '.join(SUFFIXES)}, or give --form.")
+    return SUFFIXES[to.suffix]
 
 
 def add_plot(commands: Any) -> None:

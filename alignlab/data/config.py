@@ -59,7 +59,10 @@ class DataConfig:
 
     def expected(self, split: str) -> int | None:
         """About how many records a training split has, for estimates; None where that is not known."""
-        records = self.counted(split)
+        return self.drawn(split, self.counted(split))
+
+    def drawn(self, split: str, records: int | None) -> int | None:
+        """How many of so many records a training split has at most, behind the limit and in its half; None of None."""
         if records is None:
             return None
         records = records if self.limit is None else min(records, self.limit)

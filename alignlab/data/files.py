@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from alignlab.errors import DataError, UnusableRowError
+from alignlab.registry import nearest
 
 Row = tuple[str, "dict[str, Any] | UnusableRowError"]
 """(file:number, fields), or why the row cannot be used. `number`: the line of JSON lines, else the row, from 1."""
@@ -32,6 +33,8 @@ STRAY = re.compile("[\udc80-\udcff]")
 """A byte that is no UTF-8, as Python reads it with errors="surrogateescape"."""
 ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How a file begins that is one array of objects."""
+MISSPELT = 0.75
+"""How much the name of a column looks like the one that is missing, to be taken for it."""
 SAVED = ("state.json", "dataset_info.json")
 """What tells a folder of `datasets.Dataset.save_to_disk`."""
 
@@ -107,10 +110,14 @@ def plain(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
     yield f"{file.name}:{first}", "".join(lines)
 
 
-def names(columns: Iterable[str]) -> str:
-    """Columns listed in one line, long ones shortened."""
-    listed = [" ".join(str(column).split())[:40] or "''" for column in columns]
-    return ", ".join(listed[:20]) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "") or "no column"
+def names(columns: Iterable[str], *wanted: str) -> str:
+    """Columns listed in one line, long ones shortened; and the one that may be a column that is wanted, misspelt."""
+    every = [str(column) for column in columns]
+    listed = [" ".join(column.split())[:40] or "''" for column in every]
+    near = ((column, nearest(column, wanted, 1, MISSPELT)) for column in every if column not in wanted)
+    hint = next((f" (did you mean {close[0]!r} by {column!r}?)" for column, close in near if close), "")
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return f"{', '.join(listed[:20])}{more}{hint}" or "no column"
 
 
 def _rows_of(file: Path) -> Iterator[Row]:

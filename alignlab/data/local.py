@@ -86,7 +86,7 @@ def written(frame: str, fields: Mapping[str, str], row: str) -> str:
     for column in COLUMN.findall(frame):
         if column not in fields:
             raise DataError(
-                f"{row}: has no column {column!r}, which the frame asks for (it has {names(fields)}); mend the frame."
+                f"{row}: has no column {column!r}, which the frame asks for (it has {names(fields, column)}); mend the frame."
             )
     return COLUMN.sub(lambda found: fields[found[1]], frame)
 
@@ -305,7 +305,7 @@ def _whole_texts(config: TextsConfig) -> Iterator[tuple[str, str]]:
             continue
         for row, fields in read([file]):
             if config.text not in fields:
-                raise ConfigError(f"{row}: has no column {config.text!r} (it has {names(fields)}); set data.text.")
+                raise ConfigError(f"{row}: has no column {config.text!r} (it has {names(fields, config.text)}); set data.text.")
             yield row, _cell_text(fields[config.text], config.text, row) or ""
 
 

@@ -82,7 +82,7 @@ def _records(rows: Rows, config: QuestionsConfig, split: str) -> Split:
         missing = next((column for column in task.columns if column not in fields), None)
         if missing is not None:
             raise DataError(
-                f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields)}); look at the file."
+                f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields, missing)}); look at the file."
             )
         answers = _answers(fields, task, row)
         if not answers:

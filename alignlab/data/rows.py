@@ -38,6 +38,8 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 FRAME = "Human: {prompt}\n\nAssistant: "
 """How a plain text names the speakers of several turns."""
 SAME, EMPTY, DIFFER = "both answers are the same", "an answer is empty", "prompts of the pair differ"
+ONE_SIDE, NO_MESSAGE = "an answer of the pair is missing", "a message without role or content"
+ANSWERS = ("chosen", "rejected", "response", "messages")
 NO_TURNS = (
     "no answer of an assistant",
     "a message of another role",
@@ -71,7 +73,11 @@ class Reader:
     def records(self, row: str, fields: Mapping[str, Any]) -> tuple[Record, ...]:
         """The record of a row; several under `answers=all`. Raises UnusableRowError for a row that says nothing usable."""
         self.seen.update(dict.fromkeys(fields))
-        if any(self._value(fields, key) is not None for key in ("chosen", "rejected")):
+        lacking = [key for key in ("chosen", "rejected") if self._value(fields, key) is None]
+        if len(lacking) == 1:
+            found = names(fields, *self._places(lacking[0]))
+            raise UnusableRowError(f"{row}: has one answer of a pair and no {lacking[0]!r}; the line has {found}.", ONE_SIDE)
+        if not lacking:
             return self._pairs(row, fields)
         if self._value(fields, "response") is not None:
             before, text = _answer(self._take(fields, "response"), "response", row)
@@ -81,7 +87,7 @@ class Reader:
             return (Record(row, prompt, (self._response(row, fields, text),)),)
         if self._value(fields, "messages") is not None:
             return self._conversation(row, fields)
-        found = names(fields)
+        found = names(fields, *(place for key in ANSWERS for place in self._places(key)))
         raise UnusableRowError(
             f"{row}: needs 'chosen' and 'rejected', or 'response', or 'messages'; the line has {found}. Name other columns with"
             " data.columns={prompt: ..., chosen: ..., rejected: ...}.",
@@ -97,16 +103,17 @@ class Reader:
         several = isinstance(value, list) and bool(value) and all(isinstance(each, (str, list)) for each in value)
         others = [_answer(each, "rejected", row) for each in (value if several else [value])]
         if any(turns != before for turns, _ in others):
-            raise UnusableRowError(_differing(row), DIFFER)
+            raise UnusableRowError(f"{row}: the prompts of chosen and rejected differ.", DIFFER)
         turns = _joined(row, self._opening(row, fields, before), before)
         texts = [text for _, text in others]
         if any(turn.role != "system" for turn in turns):
-            prompt = self._prompt(row, turns)
-            better, *texts = (_filled(text, key, row) for text, key in zip((better, *texts), _sides(texts), strict=True))
+            prompt, sides = self._prompt(row, turns), ("chosen", *["rejected"] * len(texts))
+            better, *texts = (_filled(text, key, row) for text, key in zip((better, *texts), sides, strict=True))
         elif MARKER not in better:
+            found = names(fields, *self._places("prompt"))
             raise UnusableRowError(
-                f"{row}: needs a 'prompt', or dialogues with {MARKER.strip()!r}; the line has {names(fields)}. Name others"
-                " with data.columns={prompt: ...}.",
+                f"{row}: needs a 'prompt', or dialogues with {MARKER.strip()!r}; the line has {found}. Name others with"
+                " data.columns={prompt: ...}.",
                 "no prompt in it",
             )
         else:
@@ -268,7 +275,7 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
             lost.append(LeftOut(row, error.reason))
     for key, column in reader.columns.items():
         if count and column not in reader.seen:
-            raise DataError(f"data.columns.{key}={column}: no row has this column; there are {names(reader.seen)}.")
+            raise DataError(f"data.columns.{key}={column}: no row has this column; there are {names(reader.seen, column)}.")
     origin = Origin(
         used=tuple(c for c in reader.seen if c in reader.used), unused=tuple(c for c in reader.seen if c not in reader.used)
     )
@@ -301,7 +308,7 @@ def text(fields: Mapping[str, Any], key: str, row: str) -> str:
     """A field that has to be a text with something in it; raises DataError otherwise."""
     value = fields.get(key)
     if not isinstance(value, str):
-        raise DataError(f"{row}: {key!r} must be a text but is {type(value).__name__}; the line has {names(fields)}.")
+        raise DataError(f"{row}: {key!r} must be a text but is {type(value).__name__}; the line has {names(fields, key)}.")
     return _filled(value, key, row)
 
 
@@ -318,15 +325,11 @@ def _repeats(answer: str, asked: str) -> bool:
     return " " in asked and said.startswith(asked) and not (asked[-1].isalnum() and beyond[:1].isalnum())
 
 
-def _sides(others: Sequence[str]) -> list[str]:
-    return ["chosen", *["rejected"] * len(others)]
-
-
 def _dialogues(row: str, *dialogues: str) -> list[str]:
     """The prompt that dialogues have in common, up to and with the last marker, and the answer of each behind it."""
     prompts, answers = zip(*(_cut(row, dialogue) for dialogue in dialogues), strict=True)
     if len(set(prompts)) > 1:
-        raise UnusableRowError(_differing(row), DIFFER)
+        raise UnusableRowError(f"{row}: the prompts of chosen and rejected differ.", DIFFER)
     return [prompts[0], *answers]
 
 
@@ -337,10 +340,6 @@ def _cut(row: str, dialogue: str) -> tuple[str, str]:
     clean(dialogue, "a dialogue", row)
     turns = spoken(prompt + marker)
     return Dialogue(prompt + marker, turns) if turns else prompt + marker, answer
-
-
-def _differing(row: str) -> str:
-    return f"{row}: the prompts of chosen and rejected differ."
 
 
 def _answer(value: Any, key: str, row: str) -> Answer:
@@ -360,18 +359,19 @@ def _turns(value: Any, key: str, row: str) -> tuple[Turn, ...]:
     if isinstance(value, dict) and value and all(isinstance(held, list) for held in value.values()):
         value = [dict(zip(value, each)) for each in zip(*value.values())]
     messages = [value] if isinstance(value, dict) else value
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise _other_form(value, key, row)
     turns = []
     for message in messages:
-        if not isinstance(message, dict):
-            raise _other_form(value, key, row)
         speaker = message.get("role", message.get("from"))
         said = message.get("content", message.get("value"))
         if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
             said = "".join(str(part.get("text") or "") for part in said)
         if not isinstance(speaker, str) or not isinstance(said, str):
-            raise _other_form(value, key, row)
+            found = names(message, "role", "content", "from", "value")
+            raise UnusableRowError(
+                f"{row}: a message of {key!r} must have 'role' and 'content', both texts; it has {found}.", NO_MESSAGE
+            )
         if speaker.lower() not in SPEAKERS:
             raise UnusableRowError(
                 f"{row}: {key!r} has a message of {speaker[:40]!r}; known are {', '.join(SPEAKERS)}.",

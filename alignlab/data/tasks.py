@@ -148,7 +148,7 @@ def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
         missing = next((column for column in wanted if column not in fields), None)
         if missing is not None:
             raise DataError(
-                f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields)}); look at the file."
+                f"{row}: has no column {missing!r} of task {config.task} (it has {names(fields, missing)}); look at the file."
             )
         texts = ["" if fields[column] is None else str(fields[column]) for column in task.texts]
         told = _told(fields["label"], config, task, labels, row)

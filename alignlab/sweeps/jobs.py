@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.command_line import ROW, sentence
-from alignlab.config import NO_INFLUENCE, RunConfig, finished, folder_of, parse
+from alignlab.config import GROUPS, NO_INFLUENCE, RunConfig, finished, folder_of, parse
+from alignlab.data.halves import HALVES
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.sweeps.cluster import Resources, resources_of
 from alignlab.tracking.ledger import State, state_of
@@ -38,6 +39,8 @@ _NAME = re.compile(r"[^\s${}\[\]():,'\"]+")
 """The text between the signs of interpolations: a key, a part of one, or a word that is no key."""
 LONGEST_NAME = 100
 """Characters of overrides in a sweep's name; longer ones are hashed."""
+OF_ROWS = ("epochs", "least_score")
+"""Fractional numbers of a method that decide its rows or steps."""
 READ_BY_ALL = ("model", "tuner", "data", "control", "trainer", "seed")
 """Config groups that any stage may read. The key of a stage's result (training/stage_key.py) says exactly what the stage reads,
 but needs encoded rows. Two stages that are equal here have the same key; others may have it, too."""
@@ -169,11 +172,12 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a plan tells of a job whose data and model are here. `rows`: kept of read in its first stage; `trained`: parameters
-    of the stage that trains most; `memory`: bytes of the stage that takes most, estimated; `seconds`: of a step of each stage,
-    and of the whole evaluation, as far as like runs tell them."""
+    """What a plan tells of a job whose data and model are here. `rows`: kept of read in its first stage; `steps`: of each stage
+    that trains; `trained`: parameters of the stage that trains most; `memory`: bytes of the stage that takes most, estimated;
+    `seconds`: of a step of each stage, and of the whole evaluation, as far as like runs tell them."""
 
     rows: str
+    steps: Mapping[str, int]
     trained: int
     memory: int
     seconds: Mapping[str, float]
@@ -183,14 +187,16 @@ class Looked:
 @dataclass(frozen=True)
 class PlannedJob:
     """A job before it runs. `overrides`: its whole command line; `job`: what the sweep's ledger keeps; `folder`: of its run;
-    `stages`: those that train, empty where their steps are not known; `resources`: what it asks a cluster for; `looked`: None
-    where nothing was looked at. `measured`: what its evaluation measures, and what it leaves out."""
+    `stages`: those that train, None where their steps are not known; `estimated`: whether the steps are those of all records,
+    of which some may be left out; `resources`: what it asks a cluster for; `looked`: None where nothing was looked at.
+    `measured`: what its evaluation measures, and what it leaves out."""
 
     overrides: tuple[str, ...]
     job: Job
     state: State
     folder: Path = Path()
-    stages: tuple[PlannedStage, ...] = ()
+    stages: tuple[PlannedStage, ...] | None = ()
+    estimated: bool = False
     resources: Resources = field(default_factory=Resources)
     looked: Looked | None = None
     measured: str = ""
@@ -203,8 +209,8 @@ class PlannedJob:
 
 class Inputs:
     """Looks at the data and the model of jobs as a run does before it loads weights. Of jobs that differ in their seed and in
-    fractional numbers of method and tuner (rates, say), the first answers for all. Those whose model or data would come from
-    the hub are not looked at, so that a plan downloads nothing."""
+    fractional numbers of method and tuner that no row depends on (rates, say), the first answers for all. Those whose model or
+    data would come from the hub are not looked at, so that a plan downloads nothing."""
 
     def __init__(self) -> None:
         self._seen: dict[str, AlignlabError | Plan] = {}
@@ -240,6 +246,7 @@ def _looked(plan: Plan, config: RunConfig) -> Looked:
     found = {name: paces.of(name) for name in (*config.method.fits(), *([EVALUATION] if config.suites else []))}
     return Looked(
         rows=f"{account.kept:,} of {account.read:,}" if account else "",
+        steps={stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains},
         trained=max((need.trained for need in needs), default=0),
         memory=max((need.total for need in needs), default=0),
         seconds={name: pace.seconds for name, pace in found.items() if pace},
@@ -247,9 +254,29 @@ def _looked(plan: Plan, config: RunConfig) -> Looked:
     )
 
 
+class Records:
+    """How many records splits have before any row is left out, where their files are here: read, but not encoded."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int | None] = {}
+
+    def of(self, config: RunConfig, split: str) -> int | None:
+        """Of a split; None where the hub has it, and where a run would refuse it."""
+        if config.data.from_hub:
+            return None
+        read = "train" if split in HALVES else split
+        key = (json.dumps(config.plain["data"], sort_keys=True), read)
+        if key not in self._counts:
+            try:
+                self._counts[key] = len(GROUPS["data"][config.data.name].build(config.data).split(read).records)
+            except AlignlabError:
+                self._counts[key] = None
+        return self._counts[key]
+
+
 def _without_fractions(plain: Any) -> Any:
     if isinstance(plain, dict):
-        return {key: _without_fractions(value) for key, value in plain.items()}
+        return {key: value if key in OF_ROWS else _without_fractions(value) for key, value in plain.items()}
     return "a fraction" if isinstance(plain, float) else plain
 
 
@@ -257,12 +284,16 @@ def plan_jobs(
     commands: Sequence[Sequence[str]], shared: Collection[str], composer: Composer, inputs: Inputs | None = None
 ) -> list[PlannedJob]:
     """Every job of a sweep, in order. `shared`: the overrides that all jobs have. `inputs`: looks at those of the jobs
-    that have to run; None = they are looked at when the jobs run."""
-    return [_planned(tuple(overrides), shared, composer, inputs) for overrides in commands]
+    that have to run; None = they are looked at when the jobs run, and only the records of their files are counted."""
+    records = Records()
+    return [_planned(tuple(overrides), shared, composer, records, inputs) for overrides in commands]
 
 
-def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str] = ()) -> PlannedJob:
-    """One job, from its config and its command line. Raises RunFolderError for a folder that another config made."""
+def plan_job(
+    config: RunConfig, overrides: Sequence[str], shared: Collection[str] = (), records: Records | None = None
+) -> PlannedJob:
+    """One job, from its config and its command line. `records`: counts those that no config tells. Raises RunFolderError for a
+    folder that another config made."""
     done = finished(config)
     folder = folder_of(config)
     stages = planned_stages(config)
@@ -276,7 +307,22 @@ def plan_job(config: RunConfig, overrides: Sequence[str], shared: Collection[str
     state = state_of(folder)
     if state.name == "done" and done is None:
         state = State("missing", outdated=state.outdated)  # force=true or rerun=outdated
-    return PlannedJob(tuple(overrides), job, state, folder, stages or (), resources_of(config), measured=_measured(config))
+    estimated = stages is None
+    if estimated and records and state.name != "done":
+        stages = planned_stages(config, partial(records.of, config))
+    return PlannedJob(tuple(overrides), job, state, folder, stages, estimated, resources_of(config), measured=_measured(config))
+
+
+def _with_looked(planned: PlannedJob, looked: Looked | None, config: RunConfig) -> PlannedJob:
+    """The job with what was found, and with the steps of the rows that are kept."""
+    if looked is None:
+        return planned
+    contents, fits = _contents(config), config.method.fits()
+    stages = tuple(
+        PlannedStage(name, steps, contents.get(name, ""), fits[name].learning_rate) for name, steps in looked.steps.items()
+    )
+    job = replace(planned.job, steps=sum(stage.steps for stage in stages))
+    return replace(planned, job=job, stages=stages, estimated=False, looked=looked)
 
 
 def _measured(config: RunConfig) -> str:
@@ -285,14 +331,14 @@ def _measured(config: RunConfig) -> str:
 
 
 def _planned(
-    overrides: tuple[str, ...], shared: Collection[str], composer: Composer, inputs: Inputs | None = None
+    overrides: tuple[str, ...], shared: Collection[str], composer: Composer, records: Records, inputs: Inputs | None
 ) -> PlannedJob:
     """One job; a job whose config cannot run is refused with the error as its reason."""
     try:
         config = parse(composer(overrides))
-        planned = plan_job(config, overrides, shared)
+        planned = plan_job(config, overrides, shared, records)
         if inputs and planned.pending:
-            planned = replace(planned, looked=inputs.look_at(config))
+            planned = _with_looked(planned, inputs.look_at(config), config)
         return planned
     except Exception as error:
         why = sentence(error)
@@ -312,13 +358,16 @@ def _own(overrides: Sequence[str], shared: Collection[str]) -> dict[str, Any]:
     return {"overrides": own, "row": row.partition("=")[2], "settings": {key.lstrip("+"): value for key, _, value in swept}}
 
 
-def planned_stages(config: RunConfig) -> tuple[PlannedStage, ...] | None:
-    """The stages that train, in order; None where their steps depend on data whose size no config says."""
+def planned_stages(config: RunConfig, counted: Callable[[str], int | None] | None = None) -> tuple[PlannedStage, ...] | None:
+    """The stages that train, in order; None where their steps depend on data whose size no config says, and `counted`, from a
+    split to its records, neither."""
     contents = _contents(config)
     stages: list[PlannedStage] = []
     for name, fit in config.method.fits().items():
         split, per_record = config.method.reads(name)
         records = config.data.expected(split)
+        if records is None and fit.steps is None and counted:
+            records = config.data.drawn(split, counted(split))
         if records is None and fit.steps is None:
             return None
         steps = fit.total_steps((records or 0) * per_record)

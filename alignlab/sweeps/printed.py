@@ -42,12 +42,8 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
     for title in (WORDS[0], "", WORDS[1], *(NUMBERS if looked else ()), "run"):
         table.add_column(title)
     for each in planned[:LISTED]:
-        stages = (
-            "" if each.job.refused else ", ".join(f"{stage.name} {stage.steps:,} at {stage.rate:g}" for stage in each.stages)
-        )
-        steps = stages or ("" if each.job.refused else "?" if each.job.steps is None else f"{each.job.steps:,}")
         seen = _seen(each.looked) if looked else ()
-        table.add_row(*map(Text, (_short(each), _action(each), steps, *seen, each.job.folder)))
+        table.add_row(*map(Text, (_short(each), _action(each), _of_stages(each), *seen, each.job.folder)))
     _print_unbroken(table, console)
     for each in planned[:LISTED]:
         if each.job.refused:
@@ -64,6 +60,16 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
     for told in dict.fromkeys([*(each.measured for each in planned if each.pending), _time(planned)]):
         if told:
             console.print(told, soft_wrap=True, markup=False, highlight=False)
+
+
+def _of_stages(planned: PlannedJob) -> str:
+    """Steps and learning rate of each stage that trains."""
+    if planned.job.refused:
+        return ""
+    if planned.stages is None:
+        return "?"
+    about = "about " if planned.estimated else ""
+    return ", ".join(f"{stage.name} {about}{stage.steps:,} at {stage.rate:g}" for stage in planned.stages) or "0"
 
 
 def _named(planned: PlannedJob) -> str:
@@ -110,8 +116,8 @@ def _time(planned: Sequence[PlannedJob]) -> str:
     made: set[str] = set()
     for each in pending:
         assert each.looked is not None
-        asked = [(stage.name, stage.steps) for stage in each.stages if not stage.content or stage.content not in made]
-        made |= {stage.content for stage in each.stages}
+        asked = [(stage.name, stage.steps) for stage in each.stages or () if not stage.content or stage.content not in made]
+        made |= {stage.content for stage in each.stages or ()}
         asked += [(EVALUATION, 1)] if each.looked.evaluated else []
         known += sum(times * each.looked.seconds[name] for name, times in asked if name in each.looked.seconds)
         unknown += any(name not in each.looked.seconds for name, _ in asked)
@@ -181,11 +187,15 @@ def _action(planned: PlannedJob) -> str:
 def _steps(planned: Sequence[PlannedJob]) -> str:
     """The optimiser steps of the pending jobs. A shared stage may be in the store already, so they are an upper bound."""
     pending = [each for each in planned if each.pending]
-    unknown = sum(each.job.steps is None for each in pending)
-    steps, shared = steps_computed_once(each.stages for each in pending)
-    text = f"{'at most ' if shared else ''}{steps:,} optimiser steps to make"
+    unknown = sum(each.stages is None for each in pending)
+    steps, shared = steps_computed_once(each.stages or () for each in pending)
+    estimated = any(each.estimated and each.stages for each in pending)
+    most = "about " if estimated else "at most " if shared else ""
+    text = f"{most}{steps:,} optimiser steps to make"
     if unknown:
-        text += f", and {unknown} jobs whose data is not counted yet"
+        beside = f"{text}, and those of {unknown} job{'s'[: unknown - 1]}" if unknown < len(pending) else "optimiser steps"
+        text = f"{beside} are counted when they run, since their data is not here"
+    text += ", if no row is left out" if estimated else ""
     once = [f"{name} {_times(times)} for {jobs} jobs" for name, (times, jobs) in shared.items() if times < jobs]
     return text + (f"; shared stages: {', '.join(once)}" if once else "")
 

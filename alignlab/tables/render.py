@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import DataError
 from alignlab.evaluation.statistics import CONFIDENCE, RESAMPLES
 from alignlab.tables.sweep import Aggregate, Difference, Table, TableRow, aggregate, count_states, difference, own_interval
 
@@ -28,7 +28,7 @@ NOT_KNOWN, NOT_RUN = "not known", "not run"
 NOTHING = "-"
 LONGEST_TITLE = 12
 """Characters of the baseline's name in titles of columns."""
-SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv"}
+TRIAL = "A trial (scale=smoke), cut to seconds: its numbers say only that every job goes through."
 TEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -212,12 +212,15 @@ class Section:
 
 
 def sections_of(table: Table, published: Published | None, experiments: Path) -> list[Section]:
-    """One section per suite with our results, and one with the published numbers."""
+    """One section per suite with our results, and one with the published numbers. A trial is compared with none of them."""
+    if published and table.sweep.trial:
+        published = replace(published, same_scale=False)
     matches = match_published(table, published)
     suites = list(dict.fromkeys(metric.partition("/")[0] for metric in table.metrics)) or [""]
     sections = [_suite(table, suite, published, matches) for suite in suites]
     compared = any(name.endswith(_minus(table)) for section in sections for name in section.cells.columns)
-    sections[-1] = replace(sections[-1], notes=_reading(table)[: 2 if compared else 1])
+    trial = (f"{TRIAL} No difference from published numbers is formed.",) if table.sweep.trial else ()
+    sections[-1] = replace(sections[-1], notes=(*trial, *_reading(table)[: 2 if compared else 1]))
     return [*sections, *_published(table, published, matches, experiments)]
 
 
@@ -232,7 +235,8 @@ def _suite(table: Table, suite: str, published: Published | None, matches: Match
     rows = [row for row in table.rows if row.strength is None or not metrics or any(map(row.measured, metrics))]
     cells = pd.DataFrame([_cells(table, row, metrics, published, matches.get(row.key)) for row in rows]).fillna(NOTHING)
     empty = [name for name in cells.columns if (cells[name] == NOTHING).all() and name.endswith(_minus(table))]
-    return Section(suite or "jobs", cells.drop(columns=empty))
+    mark = " (trial)" if table.sweep.trial else ""
+    return Section(f"{suite or 'jobs'}{mark}", cells.drop(columns=empty))
 
 
 def _reading(table: Table) -> tuple[str, ...]:
@@ -315,10 +319,13 @@ def _minus_published(found: Aggregate | None, printed: str, times: float, interv
 
 
 def _published(table: Table, published: Published | None, matches: Matches, experiments: Path) -> list[Section]:
-    """Every published row, with our row that is compared with it."""
-    file = f"experiments/{path_for(table.sweep.name, experiments).relative_to(experiments).as_posix()}"  # no path of a machine
+    """Every published row, with our row that is compared with it. No section for a sweep that is no table of a paper."""
+    path = path_for(table.sweep.name, experiments).relative_to(experiments)
+    file = f"experiments/{path.as_posix()}"  # no path of a machine
     if published is None:
-        return [Section("published", pd.DataFrame(), (f"Published numbers: {NOT_KNOWN}; there is no {file}.",))]
+        known = any((experiments / path.parts[0]).rglob(FILE))  # of other tables of the paper
+        said = (f"Published numbers: {NOT_KNOWN}; there is no {file}.",)
+        return [Section("published", pd.DataFrame(), said)] if known else []
     ours: dict[str, list[TableRow]] = {}
     for row in table.all_rows:
         if paper_row := matches.get(row.key):
@@ -329,7 +336,8 @@ def _published(table: Table, published: Published | None, matches: Matches, expe
         compared = {"ours": own or NOT_RUN} if published.same_scale else {}
         cells.append({"row": paper_row, **compared, **{name: value or NOT_KNOWN for name, value in printed.items()}})
     if not published.same_scale:
-        notes = ["This sweep is at the toy scale: another model, other data and other metrics, so no difference is formed."]
+        toy = "This sweep is at the toy scale: another model, other data and other metrics, so no difference is formed."
+        notes = [TRIAL if table.sweep.trial else toy]
     else:
         notes = [
             "A difference is formed only where a column has the name of one of our metrics, or stands for it in columns.csv."
@@ -342,7 +350,7 @@ def _published(table: Table, published: Published | None, matches: Matches, expe
         notes += [f"No published row was found for: {named}."] if unmatched else []
         told = {name: meant.differs or meant.reason for name, meant in published.stands_for.items()}
         notes += [f"{name}: {words}" for name, words in told.items() if words]
-    title = "published" if published.same_scale else "published (paper's scale, other metric)"
+    title = "published" if published.same_scale else f"published (paper's scale{'' if table.sweep.trial else ', other metric'})"
     return [Section(title, pd.DataFrame(cells), (*notes, f"Source: {file}."))]
 
 
@@ -352,15 +360,6 @@ def _named(row: TableRow) -> str:
 
 def _at(label: str, point: str) -> str:
     return f"{label} at {point}" if point else label
-
-
-def format_for(form: str | None, to: Path | None) -> str:
-    """md, latex or csv: as given, or by the suffix of the file. Raises ConfigError for any other suffix."""
-    if form or to is None:
-        return form or "md"
-    if to.suffix not in SUFFIXES:
-        raise ConfigError(f"--to {to} does not say its form; let it end in {', '.join(SUFFIXES)}, or give --form.")
-    return SUFFIXES[to.suffix]
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
@@ -375,6 +374,8 @@ def latex(title: str, sections: Sequence[Section]) -> str:
 
 def long_csv(table: Table, published: Published | None) -> str:
     """One line per row and metric, with everything known of it; an empty cell means not known, never zero."""
+    if published and table.sweep.trial:
+        published = replace(published, same_scale=False)
     matches = match_published(table, published)
     numbers = []
     for row in table.rows:

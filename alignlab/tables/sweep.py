@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from alignlab.command_line import program
+from alignlab.command_line import SMOKE, program
 from alignlab.errors import ConfigError, RunFolderError
 from alignlab.evaluation.report import ROWS
 from alignlab.evaluation.statistics import Items, over_seeds, paired
@@ -91,6 +91,11 @@ class Sweep:
         return self.ledger.name
 
     @property
+    def trial(self) -> bool:
+        """Whether any of its jobs was cut by scale=smoke."""
+        return any(SMOKE in (*self.ledger.overrides(), *job.spec.overrides) for job in self.jobs)
+
+    @property
     def settings(self) -> list[str]:
         """The swept keys in which its jobs differ, without rows and seeds."""
         names = dict.fromkeys(name for job in self.jobs for name in job.spec.settings)
@@ -153,19 +158,11 @@ def count_states(jobs: Sequence[JobResult]) -> str:
 
 
 def _job_result(sweep: SweepLedger, spec: Job) -> JobResult:
-    folder = sweep.run_folder(spec)
+    folder, state = sweep.run_folder(spec), sweep.state(spec)
     ledger = Ledger(folder)
-    state = sweep.state(spec)
     report = ledger.found("report.json") if state.name == "done" else {}
-    return JobResult(
-        spec=spec,
-        state=state,
-        extra=sweep.is_extra(spec),
-        folder=folder,
-        report=report,
-        config=ledger.found("config.json"),
-        environment=ledger.found("env.json"),
-    )
+    extra = sweep.is_extra(spec)
+    return JobResult(spec, state, extra, folder, report, ledger.found("config.json"), ledger.found("env.json"))
 
 
 @dataclass(frozen=True)

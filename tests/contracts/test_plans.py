@@ -326,3 +326,12 @@ def test_a_run_that_drops_nothing_has_no_list_of_it(tmp_path: Path) -> None:
         list_dropped(plan, session)
 
     assert not (session.folder / "dropped.csv").exists()
+
+
+def test_files_of_the_evaluation_are_read_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("good\n")
+
+    with pytest.raises(DataError, match="line 1: 'good' is no word with a score"):
+        run(composed(tmp_path, "red", f"evaluation.lexicon.path={tmp_path}/words.txt", "evaluation.suites=[lexicon]"))
+
+    assert not (tmp_path / "run").exists()

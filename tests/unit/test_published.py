@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from alignlab.errors import DataError
 from alignlab.evaluation import METRICS
-from alignlab.tables.render import Published, match_published, published_for, sections_of
+from alignlab.plots.report import page_of
+from alignlab.tables.render import Published, latex, long_csv, markdown, match_published, published_for, sections_of
 from alignlab.tables.sweep import Selection, Table, read_sweep, table_of
+from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import MadeSweep, number
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -146,10 +151,45 @@ def test_a_row_that_was_measured_but_not_asked_for_is_not_told_as_not_run(tmp_pa
 
 
 def test_a_table_without_a_file_says_that_its_numbers_are_not_known(tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "x/other", "row,reward\nred,0.25\n")
     table = ours(tmp_path, "x/t", ("red", "tiny", (1.0,)))
 
-    assert published_for("x/t", tmp_path) is None
-    assert sections_of(table, None, tmp_path)[-1].notes[0].startswith("Published numbers: not known")
+    assert published_for("x/t", experiments) is None
+    assert sections_of(table, None, experiments)[-1].notes == (
+        "Published numbers: not known; there is no experiments/x/t/published.csv.",
+    )
+
+
+def test_a_sweep_that_is_no_table_of_a_paper_says_nothing_of_published_numbers(tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "x/other", "row,reward\nred,0.25\n")
+
+    for name in ("mine/t", "red-vs-lora"):
+        table = ours(tmp_path, name, ("red", "tiny", (1.0,)))
+        assert [section.title for section in sections_of(table, None, experiments)] == ["toy"]
+
+
+@pytest.mark.parametrize("given", ["whole sweep", "job"])
+def test_a_trial_is_marked_and_never_compared_with_published_numbers(given: str, tmp_path: Path) -> None:
+    experiments = paper(tmp_path, "x/t", "row,reward\nred,0.25\n")
+    ours(tmp_path, "x/t", ("red", "tiny", (1.0,)))
+    ledger = SweepLedger(tmp_path, "x/t")
+    (job,) = ledger.jobs()
+    if given == "job":
+        job = replace(job, overrides=(*job.overrides, "scale=smoke"))
+    ledger.declare(["scale=smoke"] if given == "whole sweep" else [], [job])
+    read_again = read_sweep(tmp_path, "x/t")
+    table, published = table_of(replace(read_again, jobs=read_again.jobs[-1:]), Selection()), read("x/t", experiments)
+
+    sections = sections_of(table, published, experiments)
+
+    assert [section.title for section in sections] == ["toy (trial)", "published (paper's scale)"]
+    assert not [name for name in sections[0].cells.columns if "published" in name]
+    assert sections[0].notes[0].startswith("A trial (scale=smoke), cut to seconds")
+    assert sections[1].cells.values.tolist() == [["red", "0.25"]]
+    for text in (markdown("x/t", sections), latex("x/t", sections), page_of(table, published, experiments)):
+        assert "toy (trial)" in text
+        assert "No difference from published numbers is formed." in text
+    assert pd.read_csv(StringIO(long_csv(table, published)))[["published", "minus_published"]].isna().all(axis=None)
 
 
 def test_a_file_that_is_no_published_table_is_refused(tmp_path: Path) -> None:

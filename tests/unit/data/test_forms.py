@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_rows_of_two_kinds_are_each_read_for_what_they_are(tmp_path: Path) -> No
 UNUSABLE: dict[str, tuple[str, str]] = {
     "empty answer": (json.dumps({"prompt": "p", "chosen": "c", "rejected": " "}), "an answer is empty"),
     "empty prompt": (json.dumps({"prompt": "", "chosen": "c", "rejected": "r"}), "a prompt is empty"),
-    "one side": (json.dumps({"prompt": "p", "chosen": "c"}), "a column of another form"),
+    "one side": (json.dumps({"prompt": "p", "chosen": "c"}), "an answer of the pair is missing"),
+    "no content": (json.dumps({"messages": [user("a"), {"role": "assistant"}]}), "a message without role or content"),
     "nothing": (json.dumps({"prompt": "p"}), "no answer in it"),
     "no prompt": (json.dumps({"chosen": "c", "rejected": "r"}), "no prompt in it"),
     "number": (json.dumps({"prompt": "p", "response": 3}), "a column of another form"),
@@ -263,6 +265,33 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_row_which_can_be_dropped(tmp_
 
     assert splits[0].lost == (LeftOut(row, "a byte that is no UTF-8"),)
     assert sorted(record.prompt for split in splits for record in split.records) == ["p ü", "p \ud7ff"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "choosen": "c", "rejected": "r"}, "no 'chosen'; the line has prompt, choosen, rejected (did you mean"),
+        ({"prompt": "p", "chosen": "c", "reject": "r"}, "(did you mean 'rejected' by 'reject'?)"),
+        (
+            {"promt": "p", "chosen": "c", "rejected": "r"},
+            "promt, chosen, rejected (did you mean 'prompt' by 'promt'?)",
+        ),
+        ({"prompt": "p", "respnse": "r"}, "(did you mean 'response' by 'respnse'?)"),
+        ({"message": [user("a"), assistant("b")]}, "(did you mean 'messages' by 'message'?)"),
+        ({"messages": [user("a"), {"rolle": "assistant", "content": "b"}]}, "(did you mean 'role' by 'rolle'?)"),
+        ({"messages": [user("a"), {"from": "gpt", "valeu": "b"}]}, "(did you mean 'value' by 'valeu'?)"),
+    ],
+)
+def test_a_misspelt_column_or_key_is_named_beside_the_one_that_is_missing(
+    tmp_path: Path, row: dict[str, object], said: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(said)):
+        split_of(tmp_path, row)
+
+
+def test_a_column_that_is_only_called_otherwise_is_not_taken_for_a_misspelt_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the line has question, answer\. Name other columns"):
+        split_of(tmp_path, {"question": "p", "answer": "r"})
 
 
 def test_equal_answers_are_left_out_and_counted_and_repetitions_named(tmp_path: Path) -> None:

@@ -61,10 +61,10 @@ def test_a_split_without_unusable_pairs_has_nothing_left_out() -> None:
 def test_a_row_without_the_two_dialogues_is_refused_or_left_out() -> None:
     rows = [("row 1", {"chosen": START + " yes"}), ("row 2", GOOD)]
 
-    with pytest.raises(DataError, match="row 1: 'rejected' must be a text"):
+    with pytest.raises(DataError, match="row 1: has one answer of a pair and no 'rejected'; the line has chosen"):
         pairs(rows, "error")
 
-    assert pairs(rows, "drop").left_out == {"a column of another form": 1}
+    assert pairs(rows, "drop").left_out == {"an answer of the pair is missing": 1}
 
 
 def test_an_empty_answer_is_left_out_and_counted() -> None:

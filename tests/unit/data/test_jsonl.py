@@ -57,7 +57,7 @@ def test_dialogues_without_a_prompt_are_cut_at_their_last_answer(tmp_path: Path)
     [
         (
             {"prompt": "p", "chosen": "c"},
-            "train.jsonl:2: 'rejected' must be a text or a list of turns .* but is NoneType",
+            "train.jsonl:2: has one answer of a pair and no 'rejected'; the line has prompt, chosen; set data",
         ),
         ({"prompt": "p", "chosen": "c", "rejected": ""}, "train.jsonl:2: 'rejected' is empty"),
         (

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from alignlab.config import RunConfig
-from alignlab.sweeps.jobs import planned_stages, steps_computed_once
-from tests.unit.sweeps.configs import config_of
+from alignlab.sweeps.jobs import PlannedJob, PlannedStage, planned_stages, steps_computed_once
+from alignlab.sweeps.printed import show_plan
+from alignlab.tracking.ledger import State
+from alignlab.tracking.sweeps import Job
+from tests.unit.sweeps.configs import Task, config_of, sweep
+
+
+def local_pairs(folder: Path, count: int) -> list[str]:
+    """Writes so many pairs, of which one is 40 words long; returns the overrides that read them."""
+    answers = ["one two three.", *["Yes."] * (count - 2), "word " * 40][:count]
+    rows = [json.dumps({"prompt": "Tell a story.", "chosen": answer, "rejected": "No."}) for answer in answers]
+    for name, some in (("train", rows), ("test", rows[:1])):
+        (folder / f"{name}.jsonl").write_text("\n".join(some), encoding="utf-8")
+    return ["data=jsonl", f"data.path={folder}", "data.train=train.jsonl", "data.test=test.jsonl"]
+
 
 EPOCHS = ["method.fit.steps=null", "method.fit.batch=8"]
 
@@ -48,9 +63,8 @@ def test_the_steps_of_a_job_are_counted_before_its_data_is_read(words: list[str]
     assert steps(config_of(*words)) == count
 
 
-def test_the_steps_of_a_job_on_local_files_are_known_only_where_they_are_given(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
-    local = ["method=red", "data=jsonl", f"data.path={tmp_path}", "data.test=train.jsonl"]
+def test_the_config_of_a_job_on_local_files_tells_its_steps_only_where_they_are_given(tmp_path: Path) -> None:
+    local = ["method=red", *local_pairs(tmp_path, 1)]
 
     assert steps(config_of(*local, *EPOCHS, "method.fit.epochs=1")) is None
     assert steps(config_of(*local, *EPOCHS, "method.fit.epochs=1", "data.limit=8")) is None
@@ -58,6 +72,41 @@ def test_the_steps_of_a_job_on_local_files_are_known_only_where_they_are_given(t
 
 
 RAHF = ("method=rahf", "method.instruct.steps=30", "method.fit.steps=7")
+
+
+def test_the_steps_of_local_files_are_about_those_of_all_records_and_in_a_plan_those_of_the_rows_that_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["method=sft", *local_pairs(tmp_path, 9), *EPOCHS, "method.fit.epochs=2.0,4.0", "evaluation=off", "tuner=red"]
+    tight = ("data.max_tokens=60", "data.too_long=drop", "method.fit.learning_rate=0.01", f"paths.runs={tmp_path / 'runs'}")
+
+    sweep(Task(), *words, *tight, "plan=true")
+    planned = capsys.readouterr().out
+    sweep(Task(), *words, *tight)
+    began = capsys.readouterr().out.splitlines()[0]
+
+    assert "2 jobs (2 to run); 6 optimiser steps to make\n" in planned  # 8 of 9 rows, 8 at a time: 2 and 4
+    assert planned.count("8 of 9") == 2
+    assert "fit 2 at 0.01" in planned
+    assert "fit 4 at 0.01" in planned
+    # ceil(2 x 9 / 8) = 3 and ceil(4 x 9 / 8) = 5
+    assert began.endswith("2 jobs (2 to run); about 8 optimiser steps to make, if no row is left out")
+
+
+def test_the_steps_of_data_that_is_not_here_are_left_open() -> None:
+    job = Job((), "", {}, 0, "", "", None)
+    unknown = PlannedJob((), job, State("missing"), stages=None)
+    known = PlannedJob((), job, State("missing"), stages=(PlannedStage("fit", 7, ""),))
+    console = Console(record=True, width=40)
+
+    show_plan("a", [unknown, unknown], console, whole=False)
+    show_plan("b", [unknown, known], console, whole=False)
+
+    assert console.export_text().splitlines() == [
+        "sweep a: 2 jobs (2 to run); optimiser steps are counted when they run, since their data is not here",
+        "sweep b: 2 jobs (2 to run); 7 optimiser steps to make, and those of 1 job are counted when they run, since their data"
+        " is not here",
+    ]
 
 
 def test_a_stage_in_common_counts_once() -> None:
