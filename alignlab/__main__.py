@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from alignlab.commands.runs import add_export, add_push, add_status, add_sync
 from alignlab.commands.serve import add_serve
 from alignlab.commands.tables import add_plot, add_report, add_table
 from alignlab.files import package_version
+from alignlab.registry import unknown
 
 COMMANDS = (
     add_run,
@@ -33,7 +35,7 @@ COMMANDS = (
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 after an error that the user can correct."""
+    """Returns the exit status: 0, 1 after an error that the user can correct, or 2 for a command that there is not."""
     words = sys.argv[1:] if words is None else words
     if words and words[0] == "run":  # what follows is Hydra's
         start(words[1:])
@@ -46,6 +48,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if asks_for_completion(words):
         start(words, list(commands.choices))
         return 0
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        told = unknown("command", words[0], commands.choices)
+        if "=" in words[0]:
+            told = f"{words[0]!r} is no command; `alignlab run {shlex.join(words)}` starts a run."
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     given = parser.parse_args(words)
     show_words(logging.INFO)
     try:

@@ -211,16 +211,20 @@ def expand_overrides(overrides: Sequence[str], *folders: Path) -> list[str]:
     for scale in scales:
         if scale not in SCALES:
             raise ConfigError(f"scale={scale!r} is not known; choose paper, toy for the embedded world, or smoke for seconds.")
-    rest = [override for override in overrides if not override.startswith(SCALE)]
+    smoke = [SMOKE] if SMOKE.removeprefix(SCALE) in scales else []  # stays in its place: argparse takes none behind --cfg job
     scale = next((scale for scale in reversed(scales) if scale in SCALES[:2]), SCALES[0])
-    asked = any(_is_experiment(override) for override in rest)
+    asked = any(_is_experiment(override) for override in overrides)
     if scale == TOY and not asked:
         raise ConfigError("scale=toy chooses the version of an experiment for the embedded world; add experiment=NAME.")
     files = experiments_in(folders or experiment_folders()) if asked else {}
     expanded: list[str] = []
-    for override in rest:
-        expanded += _experiment(override, scale, files) if _is_experiment(override) else [_opened(override)]
-    return [*expanded, SMOKE] if SMOKE.removeprefix(SCALE) in scales else expanded
+    for override in overrides:
+        if override.startswith(SCALE):
+            expanded += smoke
+            smoke = []
+        else:
+            expanded += _experiment(override, scale, files) if _is_experiment(override) else [_opened(override)]
+    return expanded
 
 
 def _opened(override: str) -> str:
@@ -294,6 +298,11 @@ def swept_keys(config: Path) -> dict[str, Any]:
 def asks_for_help(words: Sequence[str]) -> bool:
     """Whether the words ask for the help, and not for Hydra's."""
     return any(word in ("-h", "--help") for word in words)
+
+
+def asks_for_config(words: Sequence[str]) -> bool:
+    """Whether the words ask Hydra to show the config."""
+    return any(word in ("-c", "--cfg") or word.startswith("--cfg=") for word in words)
 
 
 def asks_for_completion(words: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from rich.text import Text
 from alignlab.config import STORE, RunConfig, folder_of
 from alignlab.evaluation import SUITES
 from alignlab.evaluation.judging import Question, cost, read_questions
+from alignlab.memory import misfit
 from alignlab.planning import Plan
 from alignlab.tracking.ledger import DROPPED, Ledger, now, state_of
 from alignlab.training import processes
@@ -64,6 +65,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("", work.account.sentence())
         if need:
             table.add_row("", need.sentence())
+            if too_much := misfit(need, config):
+                table.add_row("", too_much)
         for task, weight in (work.weights or {}).items():
             table.add_row("", _task(work, task, weight))
     if plan.fed:

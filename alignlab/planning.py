@@ -21,65 +21,26 @@ from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import SUITES, Point, look
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
+from alignlab.memory import TrainingNeed, training_need
 from alignlab.models.anatomy import Footprint, check_answer, context_of, expected, shape_of
-from alignlab.models.answers import DECODE_ROWS, GIB, Budget, Need
+from alignlab.models.answers import DECODE_ROWS, Budget, Need
 from alignlab.models.backbone import check_weights, load_codec, skeleton
 from alignlab.models.config import Shape
 from alignlab.models.kinds import KINDS
 from alignlab.models.packing import described
-from alignlab.models.policy import CHUNK_TOKENS
 from alignlab.models.strength import Inserted
 from alignlab.models.text import Codec
 from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
-from alignlab.training import processes
 from alignlab.training.arguments import device_of
-from alignlab.training.stages import Method, Stage, TrainStage, Work
-from alignlab.training.trainable import BACKBONE, TUNER, check_parts, named_parts, own_parts
+from alignlab.training.stages import Method, Work
+from alignlab.training.trainable import check_parts
 from alignlab.tuners.config import FormConfig, StrengthConfig
-from alignlab.tuners.lora import Update
-from alignlab.tuners.tuner import Tuner
 
 LEAST_TOKENS = 4
 """Of a row of text: BOS, at least one token of a prompt and one of a response, EOS."""
 SHOWN = 240
 """Characters of a prompt, and of a response, that a plan shows."""
-FLOAT32 = 4
-"""Bytes of a number."""
-MOMENTS = 2
-"""Numbers that AdamW keeps of each one it trains."""
-LOGITS = 3
-"""What there is of a chunk of logits at once, in float32: they, their logarithms and the gradient."""
-
-
-@dataclass(frozen=True)
-class TrainingNeed:
-    """Bytes that a stage takes on each device, estimated. `trained`: numbers that it trains; `groups`, `tokens`: groups in a
-    pass, and the tokens of one at most."""
-
-    trained: int
-    groups: int
-    tokens: int
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.moments + self.activations
-
-    def sentence(self) -> str:
-        """For a plan."""
-        named = {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimiser": self.moments,
-            f"activations of {self.groups} x {self.tokens} tokens": self.activations,
-        }
-        parts = " + ".join(f"{name} {amount(taken)}" for name, taken in named.items())
-        return f"trains {self.trained:,} parameters; memory {amount(self.total)}, estimated: {parts}"
 
 
 @dataclass(frozen=True)
@@ -334,70 +295,6 @@ def _decoding(config: RunConfig, lengths: Sequence[int], skeletal: PreTrainedMod
     longest, new = max(lengths), config.evaluation.max_new_tokens
     texts = budget.texts(longest, new, rows_each, min(DECODE_ROWS, len(lengths)))
     return budget.need(texts, longest, new, rows_each), budget.footprint.weights
-
-
-def training_need(stage: Stage, work: Work, config: RunConfig, model: PreTrainedModel, tuner: Tuner) -> TrainingNeed | None:
-    """What a stage that trains takes; None for another. `model`: without weights, `tuner` in it.
-
-    Parameters, their gradients and AdamW's two moments are counted; activations are those of the largest pass, every block's
-    inputs and outputs without attention's, or one number per token, block and width where blocks are computed again. A model
-    for comparison counts as further weights. Under `fsdp` all but activations is shared out.
-    """
-    if not isinstance(stage, TrainStage):
-        return None
-    itemsize = getattr(torch, config.model.dtype).itemsize
-    added = sum(parameter.numel() for parameter in tuner.parameters()) if tuner.adds_parameters else 0
-    weights = (model.num_parameters() - added) * itemsize + added * FLOAT32
-    trained = gradients = 0
-    for part in own_parts(stage.trains, named_parts(model, tuner)):
-        if part.settings.learning_rate == 0:
-            continue
-        own = sum(parameter.numel() for parameter in part.parameters)
-        if stage.update is not None and part.name == BACKBONE:
-            own = _of_update(stage, model)
-            weights += own * FLOAT32
-            size = FLOAT32
-        elif part.settings.dtype:
-            size = getattr(torch, part.settings.dtype).itemsize
-            weights += own * (size - itemsize)
-        else:
-            size = FLOAT32 if tuner.adds_parameters and part.name.partition(".")[0] == TUNER else itemsize
-        trained, gradients = trained + own, gradients + own * size
-    weights += model.num_parameters() * itemsize if stage.second is not None else 0
-    groups = config.trainer.micro(stage.fit.batch, processes.count())
-    members = len(work.groups[0].members)
-    tokens = members * max(group.length for group in work.groups)
-    among = processes.count() if config.trainer.extra.get("fsdp") else 1
-    activations = _activations(config, model, groups * tokens, 2 if config.trainer.extra.get("bf16") else max(itemsize, 2))
-    taken = (weights // among, gradients // among, MOMENTS * gradients // among)
-    return TrainingNeed(trained, groups, tokens, *taken, activations)
-
-
-def _activations(config: RunConfig, model: PreTrainedModel, tokens: int, itemsize: int) -> int:
-    """Bytes that are kept of so many tokens until their gradient is computed."""
-    footprint, text = Footprint.of(model, itemsize), model.config.get_text_config(decoder=True)
-    blocks = shape_of(model).blocks * (2 if model.config.is_encoder_decoder else 1)
-    kept = blocks * footprint.activations
-    if config.trainer.gradient_checkpointing:
-        kept = blocks * text.hidden_size * itemsize + footprint.activations
-    return int(tokens * kept + min(tokens, CHUNK_TOKENS) * text.vocab_size * FLOAT32 * LOGITS)
-
-
-def _of_update(stage: TrainStage, model: PreTrainedModel) -> int:
-    """Parameters of the LoRA that a backbone is trained by."""
-    assert stage.update is not None
-    update = Update(model, stage.update)
-    count = sum(parameter.numel() for parameter in update.parameters())
-    update.remove()
-    return count
-
-
-def amount(taken: int) -> str:
-    """Bytes to three digits: 3 KiB, 71.2 MiB, 1.5 GiB."""
-    for size, name in ((GIB, "GiB"), (2**20, "MiB")):
-        if taken >= size:
-            return f"{taken / size:.3g} {name}"
-    return f"{taken / 2**10:.3g} KiB"
 
 
 def _limits(config: RunConfig, source: Source, context: int, taken: int) -> Limits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from alignlab.command_line import (
@@ -14,12 +14,15 @@ from alignlab.command_line import (
     SCALE,
     SCALES,
     TOY,
+    asks_for_config,
     expand_overrides,
     experiment_folders,
     experiments_in,
     own_configs,
     program,
     rows_of,
+    run_command,
+    swept_keys,
 )
 from alignlab.errors import ConfigError
 
@@ -60,6 +63,26 @@ def usage() -> str:
         f'eval "$({name} -sc install=bash)" completes words in this shell (zsh and fish likewise). --hydra-help: Hydra.',
     ]
     return "\n".join(lines) + "\n"
+
+
+def note_on_config(words: Sequence[str]) -> str:
+    """A line beside the config of an experiment that sweeps: the keys that its jobs set, and the command that shows the config
+    of the first; "" for any other, and where the words give all of them."""
+    name = next((word.removeprefix(EXPERIMENT) for word in words if word.startswith(EXPERIMENT)), "")
+    file = experiments_in(experiment_folders()).get(name)
+    given = {word.partition("=")[0].lstrip("+") for word in words}
+    left = [key for key in (swept_keys(file) if file else {}) if key.lstrip("+") not in given]
+    if not left:
+        return ""
+    from alignlab.commands.params import first_values
+
+    first = [f"{key}={values[0]}" for key, values in first_values(name).items() if key in left and values]
+    option = next((place for place, word in enumerate(words) if asks_for_config([word])), len(words))
+    command = run_command([*words[:option], *first, *words[option:]])
+    return (
+        f"note: {EXPERIMENT}{name} is a sweep: its jobs set {', '.join(left)}, which this config does not show; that of the"
+        f" first: {command}\n"
+    )
 
 
 def choices(group: str) -> list[str]:

@@ -75,7 +75,7 @@ def rows_of(name: str) -> Iterator[tuple[str, str, RunConfig]]:
 
     from alignlab.config import parse
 
-    lists = [[f"{key}={value}" for value in values] for key, values in _swept(name).items()]
+    lists = [[f"{key}={value}" for value in values] for key, values in first_values(name).items()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for cell in product(*lists):
             config = parse(compose("run", [f"experiment={name}", *cell, "tracking=off"]))
@@ -83,7 +83,7 @@ def rows_of(name: str) -> Iterator[tuple[str, str, RunConfig]]:
             yield chosen, config.model.name, config
 
 
-def _swept(name: str) -> Mapping[str, list[str]]:
+def first_values(name: str) -> Mapping[str, list[str]]:
     """From each swept key to its values: all rows and backbones, and of every other key the first."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -21,6 +21,7 @@ from alignlab.command_line import (
     CONF,
     NO_PLAN,
     asks_for_completion,
+    asks_for_config,
     asks_for_help,
     console,
     expand_overrides,
@@ -67,6 +68,10 @@ def start(words: Sequence[str], commands: Sequence[str] = ()) -> None:
             if complete(commands):
                 return
         sys.argv[1:] = expand_overrides(rest)
+        if asks_for_config(rest):
+            from alignlab.commands.help import note_on_config
+
+            print(note_on_config(sys.argv[1:]), file=sys.stderr, end="")
         main()
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop.args[0] if stop.args else 'the same command begins anew'}", file=sys.stderr)

@@ -29,6 +29,7 @@ from alignlab.tracking.sweeps import Job, relative
 from alignlab.tuners.config import StrengthConfig
 
 if TYPE_CHECKING:
+    from alignlab.memory import TrainingNeed
     from alignlab.planning import Plan
 
 Load = Callable[[list[str]], DictConfig]
@@ -173,13 +174,12 @@ class PlannedStage:
 @dataclass(frozen=True)
 class Looked:
     """What a plan tells of a job whose data and model are here. `rows`: kept of read in its first stage; `steps`: of each stage
-    that trains; `trained`: parameters of the stage that trains most; `memory`: bytes of the stage that takes most, estimated;
-    `seconds`: of a step of each stage, and of the whole evaluation, as far as like runs tell them."""
+    that trains; `need`: the memory of the stage that takes most; `seconds`: of a step of each stage, and of the whole
+    evaluation, as far as like runs tell them."""
 
     rows: str
     steps: Mapping[str, int]
-    trained: int
-    memory: int
+    need: TrainingNeed | None
     seconds: Mapping[str, float]
     evaluated: bool
 
@@ -188,7 +188,8 @@ class Looked:
 class PlannedJob:
     """A job before it runs. `overrides`: its whole command line; `job`: what the sweep's ledger keeps; `folder`: of its run;
     `stages`: those that train, None where their steps are not known; `estimated`: whether the steps are those of all records,
-    of which some may be left out; `resources`: what it asks a cluster for; `looked`: None where nothing was looked at.
+    of which some may be left out; `resources`: what it asks a cluster for; `looked`: None where nothing was looked at;
+    `need`: the memory of the stage that takes most, None where it is not known; `misfit`: why that does not fit a GPU, if so.
     `measured`: what its evaluation measures, and what it leaves out."""
 
     overrides: tuple[str, ...]
@@ -199,6 +200,8 @@ class PlannedJob:
     estimated: bool = False
     resources: Resources = field(default_factory=Resources)
     looked: Looked | None = None
+    need: TrainingNeed | None = None
+    misfit: str = ""
     measured: str = ""
 
     @property
@@ -214,6 +217,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._seen: dict[str, AlignlabError | Plan] = {}
+        self._needs: dict[str, TrainingNeed | None] = {}
         self.first: Plan | None = None
         """The plan of the first job that was looked at."""
 
@@ -221,9 +225,7 @@ class Inputs:
         """What there is; None where nothing was looked at. Raises what the run would raise before training."""
         if config.model.source == "hub" or config.data.from_hub:
             return None
-        told = {group: _without_fractions(config.plain[group]) for group in ("method", "tuner")}
-        plain = {key: told.get(key, value) for key, value in config.plain.items() if key not in NO_INFLUENCE}
-        key = json.dumps(plain, sort_keys=True)
+        key = _alike(config)
         if key not in self._seen:
             from alignlab.planning import make_plan
 
@@ -237,6 +239,24 @@ class Inputs:
         self.first = self.first or found
         return _looked(found, config)
 
+    def need_of(self, config: RunConfig, looked: Looked | None) -> TrainingNeed | None:
+        """The memory of a job: as its rows tell it, else as the config of its model does."""
+        if looked:
+            return looked.need
+        key = _alike(config)
+        if key not in self._needs:
+            from alignlab.memory import need_of_config
+
+            self._needs[key] = need_of_config(config)
+        return self._needs[key]
+
+
+def _alike(config: RunConfig) -> str:
+    """Equal for two jobs only if the first answers for the other."""
+    told = {group: _without_fractions(config.plain[group]) for group in ("method", "tuner")}
+    plain = {key: told.get(key, value) for key, value in config.plain.items() if key not in NO_INFLUENCE}
+    return json.dumps(plain, sort_keys=True)
+
 
 def _looked(plan: Plan, config: RunConfig) -> Looked:
     from alignlab.plan_text import EVALUATION, Paces
@@ -247,8 +267,7 @@ def _looked(plan: Plan, config: RunConfig) -> Looked:
     return Looked(
         rows=f"{account.kept:,} of {account.read:,}" if account else "",
         steps={stage.name: work.steps for stage, work in zip(plan.method.stages, plan.works, strict=True) if stage.trains},
-        trained=max((need.trained for need in needs), default=0),
-        memory=max((need.total for need in needs), default=0),
+        need=max(needs, key=lambda need: need.total, default=None),
         seconds={name: pace.seconds for name, pace in found.items() if pace},
         evaluated=bool(config.suites),
     )
@@ -313,8 +332,13 @@ def plan_job(
     return PlannedJob(tuple(overrides), job, state, folder, stages, estimated, resources_of(config), measured=_measured(config))
 
 
-def _with_looked(planned: PlannedJob, looked: Looked | None, config: RunConfig) -> PlannedJob:
-    """The job with what was found, and with the steps of the rows that are kept."""
+def _with_inputs(planned: PlannedJob, config: RunConfig, inputs: Inputs) -> PlannedJob:
+    """The job with what was found, with the steps of the rows that are kept, and with the memory that it takes."""
+    from alignlab.memory import misfit
+
+    looked = inputs.look_at(config)
+    need = inputs.need_of(config, looked)
+    planned = replace(planned, looked=looked, need=need, misfit=misfit(need, config, planned.resources.gpus) if need else "")
     if looked is None:
         return planned
     contents, fits = _contents(config), config.method.fits()
@@ -322,7 +346,7 @@ def _with_looked(planned: PlannedJob, looked: Looked | None, config: RunConfig) 
         PlannedStage(name, steps, contents.get(name, ""), fits[name].learning_rate) for name, steps in looked.steps.items()
     )
     job = replace(planned.job, steps=sum(stage.steps for stage in stages))
-    return replace(planned, job=job, stages=stages, estimated=False, looked=looked)
+    return replace(planned, job=job, stages=stages, estimated=False)
 
 
 def _measured(config: RunConfig) -> str:
@@ -338,7 +362,7 @@ def _planned(
         config = parse(composer(overrides))
         planned = plan_job(config, overrides, shared, records)
         if inputs and planned.pending:
-            planned = _with_looked(planned, inputs.look_at(config), config)
+            planned = _with_inputs(planned, config, inputs)
         return planned
     except Exception as error:
         why = sentence(error)

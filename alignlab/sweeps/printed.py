@@ -15,7 +15,7 @@ from rich.text import Text
 from alignlab.command_line import run_command
 from alignlab.errors import ConfigError
 from alignlab.files import write_whole
-from alignlab.sweeps.jobs import Looked, PlannedJob, steps_computed_once
+from alignlab.sweeps.jobs import PlannedJob, steps_computed_once
 from alignlab.tables import experiments_with
 
 REPORT = "report.html"
@@ -37,12 +37,12 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
     console.print(f"sweep {escape(name)}: {len(planned)} jobs ({summary}); {_steps(planned)}", soft_wrap=True)
     if not whole:
         return
-    looked = any(each.looked for each in planned[:LISTED])
+    looked = any(each.looked or each.need for each in planned[:LISTED])
     table = Table(box=None, padding=(0, GAP, 0, 0), show_edge=False)
     for title in (WORDS[0], "", WORDS[1], *(NUMBERS if looked else ()), "run"):
         table.add_column(title)
     for each in planned[:LISTED]:
-        seen = _seen(each.looked) if looked else ()
+        seen = _seen(each) if looked else ()
         table.add_row(*map(Text, (_short(each), _action(each), _of_stages(each), *seen, each.job.folder)))
     _print_unbroken(table, console)
     for each in planned[:LISTED]:
@@ -50,13 +50,15 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
             console.print(f"refused: {_named(each)}: {each.job.refused}", markup=False, highlight=False, soft_wrap=True)
     if len(planned) > LISTED:
         console.print(f"... and {len(planned) - LISTED} more")
-    unseen = sum(each.pending and each.looked is None for each in planned)
-    if unseen:
-        console.print(
-            f"of {unseen} jobs rows and memory are told when they run: their model or data is on the hub, and a plan downloads"
-            " nothing",
-            soft_wrap=True,
-        )
+    for told in _not_seen(planned):
+        console.print(told, soft_wrap=True)
+    too_much: dict[str, list[str]] = {}
+    for each in planned:
+        if each.misfit:
+            too_much.setdefault(each.misfit, []).append(_named(each))
+    for why, jobs in too_much.items():
+        more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        console.print(f"{jobs[0]}{more}: {why}", markup=False, highlight=False, soft_wrap=True)
     for told in dict.fromkeys([*(each.measured for each in planned if each.pending), _time(planned)]):
         if told:
             console.print(told, soft_wrap=True, markup=False, highlight=False)
@@ -96,13 +98,27 @@ def _print_unbroken(table: Table, console: Console) -> None:
     console.width = width
 
 
-def _seen(looked: Looked | None) -> tuple[str, str, str]:
+def _seen(planned: PlannedJob) -> tuple[str, str, str]:
     """Rows, trained parameters and memory of a job, as far as they are known."""
-    if looked is None:
-        return "", "", ""
-    from alignlab.planning import amount
+    from alignlab.memory import amount
 
-    return looked.rows, f"{looked.trained:,}", amount(looked.memory)
+    rows, need = planned.looked.rows if planned.looked else "", planned.need
+    if need is None:
+        return (rows, "0", amount(0)) if planned.looked else ("", "", "")
+    return rows, f"{need.trained:,}", f"{amount(need.total)}{'' if need.groups else ' + activations'}"
+
+
+def _not_seen(planned: Sequence[PlannedJob]) -> list[str]:
+    """What a plan does not tell of jobs whose model or data is on the hub."""
+    unseen = [each for each in planned if each.pending and each.looked is None]
+    shaped = sum(each.need is not None for each in unseen)
+    why = "their model or data is on the hub, and a plan downloads nothing"
+    told = []
+    if shaped:
+        told.append(f"of {shaped} jobs memory is estimated from their model's config, and rows are told when they run: {why}")
+    if len(unseen) > shaped:
+        told.append(f"of {len(unseen) - shaped} jobs rows and memory are told when they run: {why}")
+    return told
 
 
 def _time(planned: Sequence[PlannedJob]) -> str:

@@ -27,7 +27,7 @@ from alignlab.command_line import (
     show_words,
     take_config_folders,
 )
-from alignlab.commands.help import complete
+from alignlab.commands.help import complete, note_on_config
 from alignlab.config import parse
 from alignlab.errors import AlignlabError, ConfigError, DivergedError
 from alignlab.tracking.ledger import Ledger
@@ -162,6 +162,30 @@ def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) ->
     assert "name: dpo" in done.stdout
     assert not HEAVY.search(done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_an_experiment_that_sweeps_says_what_its_jobs_set(tmp_path: Path) -> None:
+    shown = run_py(tmp_path, "experiment=clm/table1", "scale=smoke", "seed=0", "--cfg", "job")
+    found = re.search(r"^note: (.*); that of the first: python \S*run\.py (.*)$", shown.stderr, re.M)
+    assert found
+
+    alone = run_py(tmp_path, *found[2].split())
+
+    assert shown.stdout.startswith("model:\n  name: tiny\n")
+    assert found[1].startswith("experiment=clm/table1 is a sweep: its jobs set +experiment/clm/table1, model, which this")
+    assert alone.stdout.startswith("model:\n  name: llama32_3b\n")
+    assert "scale: smoke\n" in alone.stdout
+    assert "note:" not in alone.stderr
+    assert note_on_config(["method=dpo", "--cfg", "job"]) == ""
+
+
+def test_a_command_that_there_is_not_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["statsu"]) == 2
+    assert main(["method=dpo", "plan=true"]) == 2
+
+    typo, forgotten = capsys.readouterr().err.splitlines()
+    assert typo.startswith("error: unknown command 'statsu'; did you mean status? known: export, ")
+    assert forgotten == "error: 'method=dpo' is no command; `alignlab run method=dpo plan=true` starts a run."
 
 
 @pytest.mark.parametrize(

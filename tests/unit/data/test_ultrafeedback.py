@@ -57,9 +57,17 @@ def test_empty_and_equal_answers_are_left_out_and_counted() -> None:
     assert split.left_out == {"an answer is empty": 1, "both answers are the same": 1}
 
 
-@pytest.mark.parametrize("answer", [None, [], [{"role": "assistant"}], 3])
-def test_an_answer_of_another_form_is_refused_with_its_row(answer: object) -> None:
-    with pytest.raises(DataError, match="row 7: 'chosen' must be a text or a list of turns"):
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "has one answer of a pair and no 'chosen'"),
+        ([], "'chosen' must be a text or a list of turns"),
+        ([{"role": "assistant"}], "a message of 'chosen' must have 'role' and 'content'"),
+        (3, "'chosen' must be a text or a list of turns"),
+    ],
+)
+def test_an_answer_of_another_form_is_refused_with_its_row(answer: object, said: str) -> None:
+    with pytest.raises(DataError, match=f"row 7: {said}"):
         pairs([("row 7", {"prompt": "q", "chosen": answer, "rejected": "no"})], FRAME)
 
 

@@ -361,9 +361,13 @@ def test_a_plan_does_not_look_at_what_it_would_have_to_download(
 ) -> None:
     monkeypatch.setattr(planning, "make_plan", lambda _: pytest.fail("it has looked"))
 
-    sweep(Task(), "method=sft", "data=hh_rlhf,toy", "model=llama2_7b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
+    sweep(Task(), "method=sft", "model=llama3_8b_instruct,llama31_8b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
 
-    assert "2 jobs (2 to run)" in said_by(capsys)[0]
+    said = capsys.readouterr().out
+    assert "2 jobs (2 to run)" in said
+    assert "of 1 jobs memory is estimated from their model's config, and rows are told when they run: their model" in said
+    assert "of 1 jobs rows and memory are told when they run: their model" in said
+    assert "GiB + activations" in said
 
 
 def test_a_sweep_ends_with_its_table_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,10 +397,10 @@ def test_a_plan_on_a_cluster_ends_with_the_script_of_each_array(tmp_path: Path, 
     said = capsys.readouterr().out
     arrays = re.findall(r"^an array of (.*)$", said, re.M)
     assert arrays == [
-        "3 jobs: 1 GPU, 32 GB of memory, for a model of 1.54 billion parameters; at most 72 GPU hours in one turn of all, and"
-        " each has up to 6 turns",
-        "3 jobs: 4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters; at most 288 GPU hours in one turn of all,"
-        " and each has up to 6 turns",
+        "3 jobs: 1 GPU, 8 CPU cores for each process, 32 GB of memory, for a model of 1.54 billion parameters; at most 72 GPU"
+        " hours in one turn of all, and each has up to 6 turns",
+        "3 jobs: 4 GPUs, 8 CPU cores for each process, 128 GB of memory, for a model of 8.03 billion parameters; at most 288 GPU"
+        " hours in one turn of all, and each has up to 6 turns",
     ]
     assert re.search(r"^evaluation: preference, fluency; left out: .*judge \(needs settings of its own", said, re.M)
     assert said.count("#!/bin/bash") == 2
