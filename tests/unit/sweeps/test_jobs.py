@@ -126,7 +126,7 @@ def test_no_word_and_no_number_of_a_plan_is_broken(width: int) -> None:
     words = ("+experiment/real/rows=dpo-lora", "++method.prefer.beta=0.1", "seed=0")
     folder = "dpo-lora-local-hh_rlhf-cd9d288e-with-a-long-name/seed-0"
     stages = (PlannedStage("sft", 1_200, "", 1e-5), PlannedStage("prefer", 92, "", 2e-4))
-    looked = Looked("735 of 800", 4_884_480, 4_800_000_000, {}, evaluated=False)
+    looked = Looked("735 of 800", {}, 4_884_480, 4_800_000_000, {}, evaluated=False)
     job = Job(words, "dpo-lora", {}, 0, "cd9d288e", folder, 92)
     console = Console(record=True, width=width)
 
