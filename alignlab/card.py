@@ -1,4 +1,5 @@
-"""The card of an adapter: README.md beside it, filled from the files of its run. Each section is a function of SECTIONS."""
+"""The card of an adapter, or of an export: README.md beside it, filled from the files of its run. Each section is a function of
+SECTIONS."""
 
 from __future__ import annotations
 
@@ -90,6 +91,16 @@ def write_card(folder: Path, run: Path) -> Path:
     return folder / CARD
 
 
+def write_export_card(folder: Path, adapter: Adapter, written: str, library: str, use: str) -> Path:
+    """Writes the card of an export of the run. `written`: its form, strength and dtype; `library`: what loads it; `use`: how,
+    {auto} standing for the class of transformers."""
+    head = yaml.safe_dump(_head(adapter) | {"library_name": library}, sort_keys=False, allow_unicode=True)
+    told = f"{_title(adapter)}\n\nAn export ({written}) of the run that is told here: {_about(adapter)}"
+    parts = [told, f"## Use\n\n{use.format(auto=_auto(adapter))}", strengths(adapter), training(adapter), results(adapter)]
+    write_whole(folder / CARD, f"---\n{head}---\n" + "\n\n".join(filter(None, parts)) + "\n")
+    return folder / CARD
+
+
 def card_of(adapter: Adapter) -> str:
     """The whole card: what the hub reads, and the sections that have anything to say."""
     head = yaml.safe_dump(_head(adapter), sort_keys=False, allow_unicode=True)
@@ -131,21 +142,30 @@ def licence_of(adapter: Adapter) -> str | None:
 
 def about(adapter: Adapter) -> str:
     """What it is."""
+    return f"{_title(adapter)}\n\nAn adapter {_about(adapter)}"
+
+
+def _title(adapter: Adapter) -> str:
+    return "# " + "-".join(adapter.chosen(group) for group in ("method", "tuner", "model", "data"))
+
+
+def _about(adapter: Adapter) -> str:
     parameters = adapter.report.get("parameters", {})
     size = f" It has {parameters['learned']:,} parameters; the base has {parameters['all']:,}." if parameters else ""
     licence = licence_of(adapter)
     law = f"licence {licence}" if licence else "whose licence is not known here: see its own card"
     what = f"`{adapter.chosen('tuner')}`, trained by `{adapter.chosen('method')}` on data `{adapter.chosen('data')}`"
-    title = "-".join(adapter.chosen(group) for group in ("method", "tuner", "model", "data"))
-    return (
-        f"# {title}\n\nAn adapter {what}, with seed {adapter.settings.get('seed')}.{size} Its base is `{adapter.base}`, {law}."
-    )
+    return f"{what}, with seed {adapter.settings.get('seed')}.{size} Its base is `{adapter.base}`, {law}."
+
+
+def _auto(adapter: Adapter) -> str:
+    return AUTO.get(str(adapter.config.get("task_type") or "CAUSAL_LM"), "AutoModel")
 
 
 def use(adapter: Adapter) -> str:
     """How it is loaded, and its strength set."""
     kind, model = str(adapter.config.get("peft_type")), adapter.settings.get("model", {})
-    auto = AUTO.get(str(adapter.config.get("task_type") or "CAUSAL_LM"), "AutoModel")
+    auto = _auto(adapter)
     imports = ["from peft import PeftModel", f"from transformers import {auto}"]
     place = f'"{adapter.base}"'
     notes: list[str] = []

@@ -15,10 +15,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from alignlab.card import Adapter, write_export_card
 from alignlab.errors import ControlError, ModelError
+from alignlab.files import alone
 from alignlab.finished import load, result_of
 from alignlab.models.anatomy import block_list
-from alignlab.models.export import TOLERANCE, export_plain, logits_of, probe
+from alignlab.models.export import TOLERANCE, export_plain, logits_of, probe, whole_folder
 from alignlab.models.gguf import architecture_of, need_gguf, write_model
 from alignlab.models.policy import Policy
 from alignlab.models.strength import checked_strengths
@@ -28,16 +30,27 @@ from alignlab.tuners.engines import class_lora, control_vector, lora_gguf, plain
 
 MODEL, VECTOR = "model.gguf", "control-vector.gguf"
 """Files that llama.cpp loads."""
+CAST = ("plain", "gguf")
+"""Forms that are written in a dtype of one's choice."""
+MERGED = "What was learned is merged in, at this point: nothing sets another one."
+USE = {
+    "plain": ("transformers", f'`{{auto}}.from_pretrained("FOLDER OF THIS CARD")` loads it, without alignlab. {MERGED}'),
+    "lora": ("peft", f'`PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")` loads it, without alignlab. {MERGED}'),
+    "gguf": ("gguf", f"`llama-cli -m {MODEL} -p PROMPT` runs it. {MERGED}"),
+    "control-vector": ("gguf", f"`llama-cli -m BACKBONE.gguf --control-vector-scaled {VECTOR}:1.5 -p PROMPT` is strength 1.5."),
+}
+"""Of each form, the library that loads it, and how."""
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written. `difference`: the largest one of logits between the run and what was written, read back; `note`: what
-    is not in it, or how it is used; may be empty."""
+    is not in it, or how it is used; may be empty. `written`: the form, the strength or class, and the dtype."""
 
     place: Path
     difference: float
     note: str = ""
+    written: str = ""
 
 
 def export(
@@ -71,9 +84,38 @@ def export(
         raise ControlError(f"{run} has no classes; leave --control out.")
     places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
     for place in places:
-        if place.exists() and any(place.iterdir()):
-            raise ModelError(f"{place} already holds files; export into a new folder.")
-    return FORMS[form](_Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, places))))
+        _refuse_used(place)
+    made = []
+    with ExitStack() as whole:
+        scratches = [whole.enter_context(_alone_in(place)) for place in places]
+        written = FORMS[form](_Wanted(run, policy, getattr(torch, dtype), control, list(zip(asked, scratches))))
+        for strength, place, scratch, each in zip(asked, places, scratches, written, strict=True):
+            what = f"{form}, {_point(form, control, strength)}, {dtype if form in CAST else 'float32'}"
+            write_export_card(scratch, Adapter(result_of(run), run), what, *USE[form])
+            note = each.note.replace(str(scratch), str(place))
+            made.append(Exported(place / each.place.relative_to(scratch), each.difference, note, what))
+    return made
+
+
+@contextmanager
+def _alone_in(place: Path) -> Iterator[Path]:
+    """A folder to write into, which appears as `place` when it is whole; one process at a time."""
+    lock = place.with_name(f".{place.name}.lock")
+    with alone(lock, f"waits for another process that writes {place}", stays=False):
+        _refuse_used(place)
+        with whole_folder(place) as scratch:
+            yield scratch
+
+
+def _refuse_used(place: Path) -> None:
+    if place.exists() and any(place.iterdir()):
+        raise ModelError(f"{place} already holds files; export into a new folder.")
+
+
+def _point(form: str, control: str | None, strength: float) -> str:
+    if form == "control-vector":
+        return "any strength"
+    return f"strength {strength:g}" if control is None else f"class {control}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from alignlab.files import damage, places
 from alignlab.models.policy import Policy
 from alignlab.plan_text import EVALUATION, Paces
 from alignlab.planning import Plan
-from alignlab.plots import draw_counts, draw_curves, draw_dial, draw_profile
+from alignlab.plots import cost_among, draw_counts, draw_curves, draw_dial, draw_profile
 from alignlab.records import LabelSet
 from alignlab.running import CONTROL, LABELS, build_policy, evaluation_key
 from alignlab.tracking.ledger import REPORT, STATUS, Ledger
@@ -144,12 +144,7 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
         **{group: getattr(config, group).name for group in ("method", "tuner", "model", "data")},
         "seed": config.seed,
         "parameters": {"learned": plan.learned, "all": plan.parameters},
-        "rows": {
-            **{stage.name: asdict(work.account) for stage, work in zip(plan.method.stages, plan.works, strict=True)},
-            **({"held_out": asdict(plan.held_out.account)} if plan.held_out else {}),
-            **({"held_out_items": asdict(plan.held_out_items.account)} if plan.held_out_items else {}),
-            **({"held_out_labels": asdict(plan.held_out_labels.account)} if plan.held_out_labels else {}),
-        },
+        "rows": {name: account.counts() for name, account in plan.accounts.items()},
     }
     made = write_report(session.ledger, names, rows)
     turned = [row for row in rows if config.control.strengths and row.control == plan.points[-1].control]
@@ -162,6 +157,10 @@ def report(plan: Plan, rows: list[Row], session: Session) -> Report:
     measured = [row for row in turned if row.n]
     if config.control.figure and measured:
         figures.append(draw_dial(measured, session.folder / "dial.png"))
+        if cost_among(measured) is None:
+            log.info(
+                "dial.png shows no cost of a strength, since none was measured: evaluation.text.path=FILE, a text, measures one"
+            )
     session.tracker.results([row.plain for row in made.rows], figures)
     return made
 

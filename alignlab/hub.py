@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from alignlab.card import AUTO, Adapter, licence_of, results, training
+from alignlab.card import AUTO, NOTES, Adapter, licence_of, results, training
 from alignlab.command_line import CONF
 from alignlab.config import found_place
 from alignlab.errors import ModelError, RunFolderError
@@ -24,6 +24,7 @@ from alignlab.evaluation.safe_range import SafeRange, read_range
 from alignlab.finished import config_of, result_of
 from alignlab.models.export import whole_folder
 from alignlab.tracking.ledger import REPORT, Ledger, state_of
+from alignlab.tuners.at_strength import turns
 from alignlab.tuners.engines import CONFIG, TENSORS
 
 PICTURES = ("dial.png", "curves.png")
@@ -117,9 +118,10 @@ def _fill(run: Path, adapter: Path, folder: Path, repo: str, license: str | None
             if place.is_file():
                 shutil.copyfile(place, folder / name)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    (folder / "custom_generate").mkdir()
-    (folder / "custom_generate" / "generate.py").write_text(GENERATE, encoding="utf-8")
-    (folder / "custom_generate" / "requirements.txt").write_text("alignlab\n", encoding="utf-8")
+    if turns(str(described.get("peft_type"))):
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate" / "generate.py").write_text(GENERATE, encoding="utf-8")
+        (folder / "custom_generate" / "requirements.txt").write_text("alignlab\n", encoding="utf-8")
     license = license or licence_of(Adapter(adapter, run))
     (folder / "README.md").write_text(_card(run, config, folder, repo, trained is not None, license), encoding="utf-8")
 
@@ -145,7 +147,7 @@ def _card(run: Path, config: Mapping[str, Any], folder: Path, repo: str, own_bas
         f"# {repo.rpartition('/')[2]}",
         f"An adapter by alignlab: {what}. It learned {counted.get('learned', 0):,} of {counted.get('all', 0):,} parameters.",
         _use(config, adapter, repo, own_base),
-        _strength(read_range(folder), adapter.config.get("classes")),
+        _strength(read_range(folder), adapter),
         dial,
         results(adapter),
         training(adapter),
@@ -165,7 +167,8 @@ def _use(config: Mapping[str, Any], adapter: Adapter, repo: str, own_base: bool)
     load = f'"{repo}", subfolder="{BASE}"' if own_base else place
     classes = adapter.config.get("classes")
     asked = f'control="{classes[0]}"' if classes else "strength=1.0"
-    generated = f'model.generate(**inputs, custom_generate="{repo}", trust_remote_code=True, {asked}, max_new_tokens=64)'
+    own = f'custom_generate="{repo}", trust_remote_code=True, {asked}, ' if turns(str(adapter.config.get("peft_type"))) else ""
+    generated = f"model.generate(**inputs, {own}max_new_tokens=64)"
     template = config["model"]["template"]
     written = str(template.get("format") or "{prompt}")
     lines = [
@@ -192,11 +195,14 @@ def _use(config: Mapping[str, Any], adapter: Adapter, repo: str, own_base: bool)
     return "\n".join(["## Use", "", *lines, "", how])
 
 
-def _strength(safe: SafeRange | None, classes: Sequence[str] | None) -> str:
+def _strength(safe: SafeRange | None, adapter: Adapter) -> str:
     """What the strength or the class does, and where it was seen to hold."""
-    if classes:
+    kind = str(adapter.config.get("peft_type"))
+    if classes := adapter.config.get("classes"):
         return f"## Classes\n\nIt has {', '.join(classes)} in place of a strength; `none` is the model without any."
     turn = "0 is the base, 1 the trained model; other numbers lie between and beyond."
+    if not turns(kind):
+        turn += f" {NOTES[kind]}"
     if safe is None:
         return f"## Strength\n\n{turn} No range of strengths was measured to hold."
     points = "\n".join(

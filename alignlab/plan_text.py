@@ -23,13 +23,15 @@ from alignlab.evaluation import SUITES
 from alignlab.evaluation.judging import Question, cost, read_questions
 from alignlab.memory import misfit
 from alignlab.planning import Plan
-from alignlab.tracking.ledger import Ledger, now, state_of
+from alignlab.tracking.ledger import DROPPED, Ledger, now, state_of
 from alignlab.training import processes
 from alignlab.training.stages import TrainStage, Work
 from alignlab.tuners.config import FormConfig
 
 log = logging.getLogger(__name__)
 
+NAMED = 3
+"""Rows that are dropped, of which a plan tells the names."""
 EVALUATION = "evaluation"
 """In the place of a stage's name: all of a run's evaluation."""
 FOLDER = "paces"
@@ -90,6 +92,9 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("judge", _judging(plan))
     for left_out in config.not_measured:
         table.add_row("", left_out)
+    if dropped := [each.row for each, _ in plan.dropped()]:
+        more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
+        table.add_row("dropped", Text(f"{', '.join(dropped[:NAMED])}{more}; a run lists each, with its reason, in {DROPPED}"))
     table.add_row("time", _time(plan, shared))
     table.add_row("folder", f"{folder_of(config)} ({_beginning(config)})")
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +13,12 @@ from transformers import PreTrainedModel
 
 from alignlab.config import GROUPS, RunConfig
 from alignlab.data.classes import LABELLED, Classes, classed, find
-from alignlab.data.encode import Limits, labelled, pair
+from alignlab.data.encode import Account, Limits, labelled, pair
 from alignlab.data.halves import with_halves, with_validation
 from alignlab.data.mixture import MixtureConfig
-from alignlab.data.source import Source
+from alignlab.data.source import LeftOut, Source
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluation import SUITES, Point
+from alignlab.evaluation import SUITES, Point, look
 from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.suite import HeldOut, Validated, held_out, validated
 from alignlab.memory import TrainingNeed, training_need
@@ -74,6 +75,23 @@ class Plan:
     fed: str = ""
     needs: tuple[TrainingNeed | None, ...] = ()
 
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """The accounts of what the stages and the suites read, as a report names them."""
+        held = {"held_out": self.held_out, "held_out_items": self.held_out_items, "held_out_labels": self.held_out_labels}
+        stages = {stage.name: work.account for stage, work in zip(self.method.stages, self.works, strict=True)}
+        return stages | {name: each.account for name, each in held.items() if each}
+
+    def dropped(self) -> list[tuple[LeftOut, list[str]]]:
+        """Every row that is dropped, once for each reason, and the accounts that count it."""
+        found: dict[tuple[LeftOut, int], list[str]] = {}
+        for name, account in self.accounts.items():
+            seen = Counter[LeftOut]()
+            for row in account.lost:
+                found.setdefault((row, seen[row]), []).append(name)  # files of two folders may have one name
+                seen[row] += 1
+        return [(row, names) for (row, _), names in found.items()]
+
 
 @dataclass(frozen=True)
 class _Parts:
@@ -93,6 +111,7 @@ class _Parts:
 
 def make_plan(config: RunConfig) -> Plan:
     """Builds the parts without weights, then encodes the rows of every stage and suite. Raises ConfigError and DataError."""
+    look(config.suites, config.evaluation)
     parts = _build(config)
     source, codec, skeletal, tuner = parts.source, parts.codec, parts.skeletal, parts.tuner
     limits = _limits(config, source, context_of(skeletal), tuner.inserted.tokens)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from reprlib import repr as brief
 from types import NoneType, UnionType
 from typing import Annotated, Any
@@ -350,6 +350,11 @@ def _check_path(key: str, value: str, allowed: Allowed) -> None:
     if "\0" in value or len(value.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
         raise ConfigError(
             f"{key}={brief(value)} is no path: names have at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}, and no NUL."
+        )
+    if parts[:1] == ("None",) and len(parts) > 1 and not Path("None").exists():  # what null is inside a longer text
+        raise ConfigError(
+            f"{key}={value} lies in a folder that is not set; set {key}, or what it is made of, such as paths.data=FOLDER or"
+            " paths.models=FOLDER."
         )
     if allowed.relative and (PurePath(value).is_absolute() or any("**" in part and part != "**" for part in parts)):
         raise ConfigError(f"{key}={value!r} must be a pattern of file names below a folder, such as *.jsonl or **/*.csv.")

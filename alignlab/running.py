@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import secrets
@@ -27,7 +29,7 @@ from alignlab.plan_text import Paces
 from alignlab.planning import Plan
 from alignlab.records import LabelSet
 from alignlab.tracking import Identity, NoTracker, Tracker
-from alignlab.tracking.ledger import QUEUED, REPORT, STATUS, Ledger, state_of
+from alignlab.tracking.ledger import DROPPED, QUEUED, REPORT, STATUS, Ledger, state_of
 from alignlab.training import processes
 from alignlab.training.arguments import device_of
 from alignlab.training.config import TrainerConfig
@@ -168,6 +170,24 @@ def policy_of(plan: Plan, session: Session) -> Policy:
         trainer=config.trainer,
         labels=plan.labels,
     )
+
+
+def list_dropped(plan: Plan, session: Session) -> None:
+    """Writes a table of the dropped rows into the run's folder, by the main process; none where no row is dropped."""
+    dropped = plan.dropped()
+    if not processes.is_main_process():
+        return
+    if not dropped:
+        (session.folder / DROPPED).unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("file", "row", "reason", "dropped_from"))
+    for each, counted_by in dropped:
+        file, _, row = each.row.rpartition(":")
+        table.writerow((file, row, each.reason, " ".join(counted_by)))
+    named = text.getvalue().encode(errors="backslashreplace").decode()  # the name of a file may be no text
+    write_whole(session.folder / DROPPED, named)
 
 
 def _beginning(plan: Plan) -> dict[str, Any]:
@@ -330,7 +350,7 @@ def _leave(session: Session) -> None:
 def _forget(folder: Path) -> None:
     """Removes what an earlier run of the same config left, so that it begins at the start; its status first: a kill may come
     before the rest has gone."""
-    for name in (STATUS, REPORT, "metrics.jsonl", ROWS, BATCHES):
+    for name in (STATUS, REPORT, "metrics.jsonl", ROWS, BATCHES, DROPPED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "stages", ignore_errors=True)
 

@@ -161,12 +161,13 @@ def _run(planned: Plan) -> float | None:
     from alignlab.evaluation.report import show as show_report
     from alignlab.finished import evaluate, report
     from alignlab.plan_text import show
-    from alignlab.running import found, open_session, policy_of, run_stages, stage_keys
+    from alignlab.running import found, list_dropped, open_session, policy_of, run_stages, stage_keys
 
     _freeze_libraries()
     keys = stage_keys(planned)
     show(planned, found(planned, keys), console())
     with open_session(planned.config) as session:
+        list_dropped(planned, session)
         policy = policy_of(planned, session)
         run_stages(planned, keys, policy, session)
         processes.disband()

@@ -164,7 +164,7 @@ def _export(given: argparse.Namespace) -> None:
         given.strength,
         trust_remote_code=given.trust_remote_code,
     ):
-        print(f"exported to {made.place}; largest difference of logits {made.difference:.3g}")
+        print(f"exported to {made.place}: {made.written}; largest difference of logits {made.difference:.3g}")
         if made.note:
             print(f"  {made.note}")
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from alignlab.data.config import ClassesConfig
 from alignlab.data.encode import LIKED
-from alignlab.data.source import Source, Split
+from alignlab.data.source import LeftOut, Source, Split, counted
 from alignlab.errors import DataError
 from alignlab.records import ACROSS, NO_CLASS, Record, Response
 
@@ -61,23 +61,22 @@ def labelled(source: Source, split: str, classes: Classes) -> Split:
 
     Raises DataError where a class of the training split has no response.
     """
-    left_out: Counter[str] = Counter(source.split(split).left_out)
+    lost = list(source.split(split).lost)
     items: list[Record] = []
     for record in source.split(split).records:
         for number, response in enumerate(record.responses):
-            name = classes.of(response)
+            name, row = classes.of(response), f"{record.row}/{number}"
             if name in classes.names:
-                item = replace(record, row=f"{record.row}/{number}", responses=(replace(response, label=name),))
-                items.append(item)
+                items.append(replace(record, row=row, responses=(replace(response, label=name),)))
             else:
-                left_out[name] += 1
+                lost.append(LeftOut(row, name))
     conflicting = _conflicting(items)
-    left_out[_CONFLICT] += len(conflicting)
+    lost += [LeftOut(item.row, _CONFLICT) for item in items if item.row in conflicting]
     kept = tuple(item for item in items if item.row not in conflicting)
     if split == "train":
-        _refuse_empty(classes, kept, left_out)
+        _refuse_empty(classes, kept, counted(lost))
     notes = source.split(split).notes
-    return Split(kept, {reason: count for reason, count in left_out.items() if count}, notes=notes)
+    return Split(kept, tuple(lost), notes=notes)
 
 
 def _pairs(config: ClassesConfig, _responses: Sequence[Response]) -> Classes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from alignlab.data.source import Split
+from alignlab.data.source import LeftOut, Split, counted
 from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Encoded, EncodedGroup, Example, Group, Record, Response, View
 
@@ -124,7 +124,7 @@ class Account:
     """How many rows of a split were kept, dropped and changed under one view, and why. `read` counts records, the others
     groups; `made`: how many, where the view makes several of a record. `cut` (prompts), `shortened` (responses), `ended`
     (responses cut to fit, their EOS with the end), `moved` and `notes` (what was changed in rows, or is remarkable in them)
-    count among the kept."""
+    count among the kept. `lost`: the rows that `dropped` counts."""
 
     read: int
     kept: int
@@ -135,6 +135,11 @@ class Account:
     made: int | None = None
     ended: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)
+    lost: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
+
+    def counts(self) -> dict[str, Any]:
+        """Its numbers, from which the sentence can be made again."""
+        return {key: value for key, value in vars(self).items() if key != "lost"}
 
     def sentence(self) -> str:
         """One line for the plan and the log."""
@@ -150,20 +155,20 @@ class Account:
 
 def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) -> tuple[list[EncodedGroup], Account]:
     """Every record of a split, as ids. Raises DataError, with the row, under `too_long: error` and where nothing is left."""
-    dropped = Counter(split.left_out)
+    lost = list(split.lost)
     reason_of = getattr(view, "left_out", None)
     groups: list[Group] = []
     tasks: list[str | None] = []
     for record in split.records:
         seen = view(record)
         if not seen:
-            dropped[reason_of(record) if reason_of else NOTHING] += 1
+            lost.append(LeftOut(record.row, reason_of(record) if reason_of else NOTHING))
         groups += seen
         tasks += [record.task] * len(seen)
     encoded: list[EncodedGroup] = []
     for group, task, members in zip(groups, tasks, ids_of(groups, encode_examples, limits.drops), strict=True):
         if isinstance(members, str):
-            dropped[members] += 1
+            lost.append(LeftOut(group.row, members))
         else:
             encoded.append(EncodedGroup(group.row, members, task=task))
 
@@ -173,15 +178,16 @@ def encode(split: Split, view: View, encode_examples: Encode, limits: Limits) ->
         opening = _opening(whole, limits.response_tokens)
         fitted, reason = _fit(opening, limits.of(whole.task))
         if fitted is None:
-            dropped[reason] += 1
+            lost.append(LeftOut(whole.row, reason))
             continue
         shortened += opening is not whole
         cut += fitted.members[0].start < opening.members[0].start
         ended += fitted.response_tokens < opening.response_tokens
         kept.append(fitted)
     moved = sum(any(member.moved for member in group.members) for group in kept)
-    made = len(groups) if len(groups) > split.read - sum(split.left_out.values()) else None
-    account = Account(split.read, len(kept), dict(dropped), cut, moved, shortened, made, ended, dict(split.notes))
+    made = len(groups) if len(groups) > split.read - len(split.lost) else None
+    notes = dict(split.notes)
+    account = Account(split.read, len(kept), counted(lost), cut, moved, shortened, made, ended, notes, tuple(lost))
     if not kept:
         raise DataError(f"no row is left to work on ({account.sentence()}); check the data, data.max_tokens and data.too_long.")
     return kept, account

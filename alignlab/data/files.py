@@ -29,6 +29,8 @@ FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", "")
 PLAIN = ".txt"
 """Ending of plain text, which has no rows."""
 BACKUP = re.compile(r"^\.|~$|^#.*#$|\.(bak|orig|old|tmp|temp|swp|part|crdownload)$|\.(bak|orig|old|tmp)\.", re.IGNORECASE)
+STRAY = re.compile("[\udc80-\udcff]")
+"""A byte that is no UTF-8, as Python reads it with errors="surrogateescape"."""
 ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How a file begins that is one array of objects."""
 MISSPELT = 0.75
@@ -96,6 +98,8 @@ def plain(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
     try:
         with _opened(file) as opened:
             for number, line in enumerate(opened, start=1):
+                if stray := _stray(line):
+                    raise _no_text(f"{file.name}:{number}", stray)
                 if separator is not None and line.strip() == separator:
                     yield f"{file.name}:{first}", "".join(lines)
                     first, lines = number + 1, []
@@ -171,12 +175,25 @@ def _rank(forms: Sequence[str], path: Path) -> tuple[int, bool, str]:
 
 
 def _opened(file: Path, newline: str | None = None) -> IO[str]:
-    """The file as text: UTF-8 with or without a byte order mark, or UTF-16 with one."""
+    """The file as text: UTF-8 with or without a byte order mark, a byte that is none as `_stray` finds it, or UTF-16 with
+    one."""
     opener: Callable[..., IO[str]] = OPENERS.get(file.suffix, open)
     with opener(file, "rb") as raw:
         start = raw.read(2)
-    encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # type: ignore[comparison-overlap]
-    return opener(file, "rt", encoding=encoding, newline=newline)
+    if start in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[comparison-overlap]
+        return opener(file, "rt", encoding="utf-16", newline=newline)
+    return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _stray(text: str) -> str:
+    """The first byte of a text that is no UTF-8, and its column; empty where there is none."""
+    found = None if text.isascii() else STRAY.search(text)
+    return f"the byte 0x{ord(found[0]) - 0xDC00:02x} at column {found.start() + 1}" if found else ""
+
+
+def _no_text(row: str, stray: str) -> UnusableRowError:
+    sentence = f"{row}: holds {stray}, which is no UTF-8; mend or remove the row, or write the file again as UTF-8."
+    return UnusableRowError(sentence, "a byte that is no UTF-8")
 
 
 def _json(file: Path) -> Iterator[Row]:
@@ -185,9 +202,10 @@ def _json(file: Path) -> Iterator[Row]:
         first = next((line for line in text if line.strip()), "")
     if first and (_form(file) == ".json" or ARRAY.match(first)):
         with _opened(file) as text:
-            value = _loaded(text.read(), file.name)
+            whole = text.read()
+        value = _loaded(whole, file.name)
         if not isinstance(value, UnusableRowError):
-            yield from _array(value, file.name)
+            yield from _array(value, file.name, bool(_stray(whole)))
             return
         if not isinstance(_loaded(first, ""), dict):
             raise DataError(str(value))
@@ -197,7 +215,8 @@ def _json(file: Path) -> Iterator[Row]:
                 yield f"{file.name}:{number}", _parsed(line, f"{file.name}:{number}")
 
 
-def _array(value: Any, name: str) -> Iterator[Row]:
+def _array(value: Any, name: str, strays: bool) -> Iterator[Row]:
+    """The objects of an array. `strays`: bytes that are no UTF-8 are somewhere in it."""
     if isinstance(value, dict):
         lists = [held for held in value.values() if isinstance(held, list) and held and isinstance(held[0], dict)]
         value = lists[0] if len(value) == 1 and lists else [value]
@@ -205,10 +224,13 @@ def _array(value: Any, name: str) -> Iterator[Row]:
         raise DataError(f"{name}: must hold JSON objects but is {type(value).__name__}.")
     for number, fields in enumerate(value, start=1):
         row = f"{name}:{number}"
-        yield row, fields if isinstance(fields, dict) else _no_object(fields, row)
+        stray = _stray(json.dumps(fields, ensure_ascii=False)) if strays else ""
+        yield row, _no_text(row, stray) if stray else fields if isinstance(fields, dict) else _no_object(fields, row)
 
 
 def _parsed(line: str, row: str) -> dict[str, Any] | UnusableRowError:
+    if stray := _stray(line):
+        return _no_text(row, stray)
     value = _loaded(line, row)
     return value if isinstance(value, (dict, UnusableRowError)) else _no_object(value, row)
 
@@ -251,6 +273,8 @@ def _cells(file: Path, form: str) -> Iterator[Row]:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             columns = next(reader, [])
+            if stray := _stray(delimiter.join(columns)):
+                raise DataError(f"{file.name}: its first line holds {stray}, which is no UTF-8; write the file again as UTF-8.")
             if len(set(columns)) < len(columns):
                 raise DataError(f"{file.name}: a column stands twice among {names(columns)}; rename one.")
             number = 0
@@ -259,7 +283,9 @@ def _cells(file: Path, form: str) -> Iterator[Row]:
                     continue
                 number += 1
                 row = f"{file.name}:{number}"
-                if len(cells) == len(columns):
+                if stray := _stray(delimiter.join(cells)):
+                    yield row, _no_text(row, f"{stray} of the row that ends in line {reader.line_num}")
+                elif len(cells) == len(columns):
                     yield row, {column: _cell(cell) for column, cell in zip(columns, cells, strict=True)}
                 else:
                     sentence = f"{row}: has {len(cells)} cells, but the table has {len(columns)} columns; mend the row."

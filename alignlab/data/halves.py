@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -10,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Annotated
 
 from alignlab.data.encode import Encode, ids_of
-from alignlab.data.source import Source, Split
+from alignlab.data.source import LeftOut, Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Encoded, Example, Group, Record
 from alignlab.registry import number, random_seed, text
@@ -86,37 +85,37 @@ def _halved(source: Source, config: DataConfig, halves: HalvesConfig, encode: En
     """Order and sizes after RAHF (arXiv 2312.15997, released code): what fits, shuffled; test from the end, `rm` first."""
     whole = source.split("train")
     records, too_long = _fitting(source, config, halves.max_prompt, encode)
-    left_out = {f"{reason}, {EARLIER}": count for reason, count in (Counter(whole.left_out) + too_long).items()}
+    lost = tuple(LeftOut(each.row, f"{each.reason}, {EARLIER}") for each in (*whole.lost, *too_long))
     Random(halves.seed).shuffle(records)
     trained = max(len(records) - (halves.test or 0), 0)
     train, test = records[:trained], records[trained:]
     if trained < len(HALVES):
-        lost = sum(left_out.values())
+        every = len(records) + len(lost)
         raise DataError(
-            f"data={source.name}: of {len(records) + lost} training records {lost} were left out and {len(test)} went to the"
+            f"data={source.name}: of {every} training records {len(lost)} were left out and {len(test)} went to the"
             f" test split, which leaves {trained} for two halves; give more data, or change data.halves or data.max_tokens."
         )
     middle = (trained + 1) // 2
     notes = {f"{note}, {EARLIER}": count for note, count in whole.notes.items()}
-    parts = (Split(tuple(part), left_out, notes=notes) for part in (train[:middle], train[middle:], train))
+    parts = (Split(tuple(part), lost, notes=notes) for part in (train[:middle], train[middle:], train))
     first, second, both = (flipped(part, config.flipped) for part in parts)
     named = dict(zip(HALVES, (first, second), strict=True))
-    return {**named, "train": named[config.part] if config.part else both, "test": Split(tuple(test), left_out)}
+    return {**named, "train": named[config.part] if config.part else both, "test": Split(tuple(test), lost)}
 
 
-def _fitting(source: Source, config: DataConfig, max_prompt: int | None, encode: Encode) -> tuple[list[Record], Counter[str]]:
-    """The training records within the limits, and how many are not, by reason; a record counts once."""
+def _fitting(source: Source, config: DataConfig, max_prompt: int | None, encode: Encode) -> tuple[list[Record], list[LeftOut]]:
+    """The training records within the limits, and those that are not, each once."""
     records = source.split("train").records
     groups = [Group(each.row, tuple(Example(each.prompt, response.text) for response in each.responses)) for each in records]
     kept: list[Record] = []
-    left_out: Counter[str] = Counter()
+    lost: list[LeftOut] = []
     for record, members in zip(records, ids_of(groups, encode, source.drops), strict=True):
         reason = members if isinstance(members, str) else _reason(members, config.max_tokens, max_prompt)
         if reason is None:
             kept.append(record)
         else:
-            left_out[reason] += 1
-    return kept, left_out
+            lost.append(LeftOut(record.row, reason))
+    return kept, lost
 
 
 def _reason(members: Sequence[Encoded], max_tokens: int | None, max_prompt: int | None) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,7 +16,7 @@ from alignlab.data.config import JsonlConfig, LocalConfig, TextClassificationCon
 from alignlab.data.files import PLAIN, clean, find, form_of, names, plain, read, rows
 from alignlab.data.halves import held_out_rows
 from alignlab.data.rows import Reader, split_of
-from alignlab.data.source import Origin, Source, Split
+from alignlab.data.source import LeftOut, Origin, Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.files import content_keys
 from alignlab.records import LabelSet, Record, Response
@@ -129,9 +128,9 @@ def _rows_as_records(config: JsonlConfig, name: str) -> Split:
         )
     if name == "test":  # what was left out of the file is told of the training split
         return Split(tuple(test[: config.test_limit]), rows=_rows_in(test[: config.test_limit]), origin=whole.origin)
-    kept, lost = train[: config.limit], sum(whole.left_out.values())
+    kept = train[: config.limit]
     notes = {f"{note} (in the whole file)": count for note, count in whole.notes.items()}
-    return Split(tuple(kept), whole.left_out, rows=_rows_in(kept) + lost, notes=notes, origin=whole.origin)
+    return Split(tuple(kept), whole.lost, rows=_rows_in(kept) + len(whole.lost), notes=notes, origin=whole.origin)
 
 
 def _rows_in(records: Sequence[Record]) -> int:
@@ -183,14 +182,14 @@ def _texts(config: TextClassificationConfig, split: str) -> Split:
         held_out = math.ceil(config.test_share * len(lines))
         lines = lines[:held_out] if split == "test" else lines[held_out:]
     limit = config.limit if split == "train" else config.test_limit
-    left_out: Counter[str] = Counter()
+    lost: list[LeftOut] = []
     records = []
     columns: dict[str, None] = {}
     for row, fields in lines[:limit]:
         columns.update(dict.fromkeys(fields))
         record = _labelled_text(config, row, fields)
         if record is None:
-            left_out["a column is empty"] += 1
+            lost.append(LeftOut(row, "a column is empty"))
         else:
             records.append(record)
     if not records:
@@ -199,7 +198,7 @@ def _texts(config: TextClassificationConfig, split: str) -> Split:
         _refuse_other_labels(records, _classes(config))
     used = tuple(column for column in columns if column in _wanted(config))
     origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
-    return Split(tuple(records), dict(left_out), origin=origin)
+    return Split(tuple(records), tuple(lost), origin=origin)
 
 
 def _labels(config: TextClassificationConfig) -> LabelSet:
@@ -277,25 +276,25 @@ def _refuse_other_than_a_number(label: str, row: str) -> None:
 
 def _pieces(config: TextsConfig) -> Split:
     """Of each text so many words a piece, with the white space between them."""
-    left_out: Counter[str] = Counter()
+    lost: list[LeftOut] = []
     records: list[Record] = []
     for row, text in _whole_texts(config):
         words = [found[0] for found in re.finditer(r"\S+\s*", text)]
         for place in range(0, len(words), config.words):
             if len(records) == config.limit:
-                return Split(tuple(records), dict(left_out))
+                return Split(tuple(records), tuple(lost))
             first, *others = words[place : place + config.words]
             if not others:
-                left_out["a text or its rest is one word"] += 1
+                lost.append(LeftOut(row, "a text or its rest is one word"))
                 continue
             bare = first.rstrip()
             response = Response(first[len(bare) :] + "".join(others).rstrip())
             records.append(Record(f"{row}/{place // config.words}", bare, (response,)))
         if not words:
-            left_out["a text is empty"] += 1
+            lost.append(LeftOut(row, "a text is empty"))
     if not records:
         raise DataError(f"data.path={config.path}: no text has two words; look at the files.")
-    return Split(tuple(records), dict(left_out))
+    return Split(tuple(records), tuple(lost))
 
 
 def _whole_texts(config: TextsConfig) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from alignlab.data.config import DataConfig
 from alignlab.data.halves import flipped
-from alignlab.data.source import Mixing, Source, Split, check_weights
+from alignlab.data.source import LeftOut, Mixing, Source, Split, check_weights
 from alignlab.errors import ConfigError, DataError
 from alignlab.files import contents, places
 from alignlab.registry import cut, number, typed, unknown
@@ -154,6 +154,6 @@ def _merged(sources: Mapping[str, Source], split: str, flips: Mapping[str, float
     records = [
         [replace(record, row=f"{name}/{record.row}", task=name) for record in part.records] for name, part in read.items()
     ]
-    left_out = {f"{name}: {reason}": count for name, part in read.items() for reason, count in part.left_out.items()}
+    lost = tuple(LeftOut(f"{name}/{each.row}", f"{name}: {each.reason}") for name, part in read.items() for each in part.lost)
     notes = {f"{name}: {note}": count for name, part in read.items() for note, count in part.notes.items()}
-    return Split(tuple(in_turn(records)), left_out, rows=sum(part.read for part in read.values()), notes=notes)
+    return Split(tuple(in_turn(records)), lost, rows=sum(part.read for part in read.values()), notes=notes)

@@ -12,7 +12,7 @@ from alignlab.data.config import FramedConfig, HhConfig, HubConfig, SummariesCon
 from alignlab.data.files import Row, clean, read, rows
 from alignlab.data.local import of_files
 from alignlab.data.rows import DIFFER, EMPTY, NO_TURNS, SAME, Reader, split_of, text
-from alignlab.data.source import Origin, Source, Split
+from alignlab.data.source import LeftOut, Origin, Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Record
 
@@ -93,22 +93,22 @@ def summary_pairs(lines: Iterable[tuple[str, dict[str, Any]]], frame: str) -> Sp
     """Records of {info, summaries, choice}, summaries as they stand, a leading space included; rows without a post, and equal
     or empty summaries, are left out, counted."""
     records: list[Record] = []
-    left_out = {"no post: a news article": 0, "a summary is empty": 0, "both summaries are the same": 0}
+    lost: list[LeftOut] = []
     columns: dict[str, None] = {}
     for row, fields in lines:
         columns.update(dict.fromkeys(fields))
         info, (chosen, rejected) = _info(fields, row), _two_summaries(fields, row)
         if not str(info.get("post") or "").strip():
-            left_out["no post: a news article"] += 1
+            lost.append(LeftOut(row, "no post: a news article"))
         elif not chosen.strip() or not rejected.strip():
-            left_out["a summary is empty"] += 1
+            lost.append(LeftOut(row, "a summary is empty"))
         elif chosen == rejected:
-            left_out["both summaries are the same"] += 1
+            lost.append(LeftOut(row, "both summaries are the same"))
         else:
             records.append(Record.pair(row, _framed(frame, info, row), chosen, rejected))
     used = tuple(column for column in columns if column in ("info", "summaries", "choice"))
     origin = Origin(used=used, unused=tuple(column for column in columns if column not in used))
-    return Split(tuple(records), {reason: count for reason, count in left_out.items() if count}, origin=origin)
+    return Split(tuple(records), tuple(lost), origin=origin)
 
 
 def _summary_split(config: SummariesConfig, pattern: str, hub_split: str, limit: int | None) -> Split:

@@ -6,7 +6,6 @@ A row is written into the frame of its task; its answer is the number of a class
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,7 +15,7 @@ from alignlab.data.config import QuestionsConfig
 from alignlab.data.files import names, read
 from alignlab.data.local import of_files, written
 from alignlab.data.published import hub_rows
-from alignlab.data.source import Origin, Source, Split
+from alignlab.data.source import LeftOut, Origin, Source, Split
 from alignlab.data.tasks import UNLABELLED, Rows, held_out_of_training
 from alignlab.errors import DataError
 from alignlab.records import LabelSet, Record, Response
@@ -78,7 +77,7 @@ def offers(config: QuestionsConfig) -> frozenset[str]:
 
 
 def _records(rows: Rows, config: QuestionsConfig, split: str) -> Split:
-    task, left_out, records = TASKS[config.task], Counter[str](), []
+    task, lost, records = TASKS[config.task], list[LeftOut](), []
     for row, fields in rows:
         missing = next((column for column in task.columns if column not in fields), None)
         if missing is not None:
@@ -87,7 +86,7 @@ def _records(rows: Rows, config: QuestionsConfig, split: str) -> Split:
             )
         answers = _answers(fields, task, row)
         if not answers:
-            left_out["no answer is published"] += 1
+            lost.append(LeftOut(row, "no answer is published"))
             continue
         prompt = written(config.frame, _texts(fields, config.task, row), row)
         kept = answers if split == "train" else answers[:1]
@@ -97,7 +96,7 @@ def _records(rows: Rows, config: QuestionsConfig, split: str) -> Split:
         ]
     if not records:
         raise DataError(f"data={config.name}: task {config.task} has no row with an answer; look at data.path.")
-    return Split(tuple(records), dict(left_out), rows=len(rows), origin=Origin(used=task.columns))
+    return Split(tuple(records), tuple(lost), rows=len(rows), origin=Origin(used=task.columns))
 
 
 def _answers(fields: Mapping[str, Any], task: Task, row: str) -> list[str]:

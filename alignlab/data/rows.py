@@ -12,7 +12,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from alignlab.data.files import Row, clean, names
-from alignlab.data.source import Origin, Split
+from alignlab.data.source import LeftOut, Origin, Split
 from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Dialogue, Record, Response, Turn
 
@@ -258,7 +258,7 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
     """The rows of a split as records. Rows that cannot be used are left out and counted where their reason is among `dropped`
     (None: any reason), and always where both answers are the same; others raise UnusableRowError."""
     records: list[Record] = []
-    left_out: Counter[str] = Counter()
+    lost: list[LeftOut] = []
     count = 0
     for row, fields in lines:
         count += 1
@@ -272,7 +272,7 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
                     raise
                 sentence = f"{str(error)[:-1]}; set data.unusable_pairs=drop to leave it out."
                 raise UnusableRowError(sentence, error.reason) from None
-            left_out[error.reason] += 1
+            lost.append(LeftOut(row, error.reason))
     for key, column in reader.columns.items():
         if count and column not in reader.seen:
             raise DataError(f"data.columns.{key}={column}: no row has this column; there are {names(reader.seen, column)}.")
@@ -280,7 +280,7 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
         used=tuple(c for c in reader.seen if c in reader.used), unused=tuple(c for c in reader.seen if c not in reader.used)
     )
     notes = {what: number for what, number in reader.notes.items() if number}
-    return Split(tuple(records), dict(left_out), rows=count, notes=notes, origin=origin)
+    return Split(tuple(records), tuple(lost), rows=count, notes=notes, origin=origin)
 
 
 def spoken(text: str) -> tuple[Turn, ...]:

@@ -29,12 +29,20 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A row that is not used: its name, of files FILE:NUMBER, and why."""
+
+    row: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Split:
-    """Records, and how many rows were left out while reading, by reason. `rows`: how many were read, where a row may give
-    several records. `notes`: what was changed in rows that are kept, or is remarkable -> how many. `origin`: of files."""
+    """Records, and the rows that were left out while reading. `rows`: how many were read, where a row may give several records.
+    `notes`: what was changed in rows that are kept, or is remarkable -> how many. `origin`: of files."""
 
     records: tuple[Record, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    lost: tuple[LeftOut, ...] = ()
     rows: int | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
     origin: Origin | None = None
@@ -42,7 +50,17 @@ class Split:
     @property
     def read(self) -> int:
         """How many rows were read, those left out included."""
-        return len(self.records) + sum(self.left_out.values()) if self.rows is None else self.rows
+        return len(self.records) + len(self.lost) if self.rows is None else self.rows
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many rows were left out, by reason."""
+        return counted(self.lost)
+
+
+def counted(lost: Iterable[LeftOut]) -> dict[str, int]:
+    """Reason -> how many rows, in the order in which they are given."""
+    return dict(Counter(each.reason for each in lost))
 
 
 class Verdict(Protocol):
@@ -120,13 +138,13 @@ def drawn_from(source: Source, split: str, wanted: Mapping[str, float] | Sequenc
     own = wanted if isinstance(wanted, Mapping) else None
     check_weights("the stage's sources", own or dict.fromkeys(wanted, 1.0), known)
     others = {*known} - {*wanted}
-    left_out = {reason: count for reason, count in whole.left_out.items() if reason.partition(":")[0] not in others}
+    lost = tuple(each for each in whole.lost if each.reason.partition(":")[0] not in others)
     records = tuple(record for record in whole.records if record.task in wanted)
     notes = {note: count for note, count in whole.notes.items() if note.partition(":")[0] not in others}
     if own is not None or source.mixing is None:
-        return Split(records, left_out, notes=notes), Mixing(tuple(wanted), own, None)
+        return Split(records, lost, notes=notes), Mixing(tuple(wanted), own, None)
     of_data = source.mixing.weights and {name: source.mixing.weights[name] for name in wanted}
-    return Split(records, left_out, notes=notes), replace(source.mixing, names=tuple(wanted), weights=of_data)
+    return Split(records, lost, notes=notes), replace(source.mixing, names=tuple(wanted), weights=of_data)
 
 
 def shares(groups: Sequence[EncodedGroup], mixing: Mixing | None) -> dict[str, float] | None:

@@ -7,7 +7,6 @@ import io
 import math
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,7 +18,7 @@ from alignlab.data.config import HELD_OUT, HELD_OUT_OF_TRAINING, E2eConfig, Glue
 from alignlab.data.files import names, read
 from alignlab.data.local import of_files, written
 from alignlab.data.published import hub_rows
-from alignlab.data.source import Origin, Source, Split
+from alignlab.data.source import LeftOut, Origin, Source, Split
 from alignlab.errors import DataError
 from alignlab.records import LabelSet, Record, Response
 
@@ -143,7 +142,7 @@ def held_out_of_training(split: str, task: str, large: bool, seed: int, every: C
 
 
 def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
-    task, left_out, records = TASKS[config.task], Counter[str](), []
+    task, lost, records = TASKS[config.task], list[LeftOut](), []
     wanted = (*task.texts, "label")
     for row, fields in rows:
         missing = next((column for column in wanted if column not in fields), None)
@@ -154,15 +153,15 @@ def _labelled(rows: Rows, config: GlueConfig, labels: LabelSet) -> Split:
         texts = ["" if fields[column] is None else str(fields[column]) for column in task.texts]
         told = _told(fields["label"], config, task, labels, row)
         if told is None:
-            left_out["no label is published"] += 1
+            lost.append(LeftOut(row, "no label is published"))
         elif not all(text.strip() for text in texts):
-            left_out["a text is empty"] += 1
+            lost.append(LeftOut(row, "a text is empty"))
         else:
             records.append(_asked(row, dict(zip(task.texts, texts, strict=True)), told, config))
     if not records:
         raise DataError(f"data={config.name}: task {config.task} has no row with a text and a label; look at data.path.")
     others = dict.fromkeys(column for _, fields in rows for column in fields if column not in wanted)
-    return Split(tuple(records), dict(left_out), origin=Origin(used=wanted, unused=tuple(others)))
+    return Split(tuple(records), tuple(lost), origin=Origin(used=wanted, unused=tuple(others)))
 
 
 def _asked(row: str, texts: Mapping[str, str], told: str, config: GlueConfig) -> Record:
@@ -214,7 +213,7 @@ def linearised(meaning: str, form: str, row: str) -> str:
 
 def _e2e_split(config: E2eConfig, patterns: Mapping[str, str], split: str) -> Split:
     limit = config.limit if split == "train" else config.test_limit
-    records, left_out = [], Counter[str]()
+    records, lost = [], list[LeftOut]()
     for number, (row, fields) in enumerate(_e2e_rows(config, split, patterns[split])):
         if number == limit:
             break
@@ -222,8 +221,8 @@ def _e2e_split(config: E2eConfig, patterns: Mapping[str, str], split: str) -> Sp
         if meaning.strip() and reference.strip():
             records.append(Record(row, linearised(meaning, config.linearisation, row), (Response(reference),)))
         else:
-            left_out["a column is empty"] += 1
-    return Split(tuple(records), dict(left_out))
+            lost.append(LeftOut(row, "a column is empty"))
+    return Split(tuple(records), tuple(lost))
 
 
 def _texts(row: str, fields: Mapping[str, Any]) -> tuple[str, str]:

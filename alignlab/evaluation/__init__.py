@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SuiteEntry(Entry):
     """A suite. `metrics`: the names of what it measures; the first stands for a run. `shares`: those of them that lie between
-    0 and 1."""
+    0 and 1. `look`: reads what its settings name, before anything is trained; raises ConfigError and DataError."""
 
     metrics: tuple[str, ...] = ()
     shares: frozenset[str] = frozenset()
+    look: Callable[[EvaluationConfig], object] | None = None
 
 
 OWN_SETTINGS = "settings of its own"
@@ -92,6 +93,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         deferred(f"{__name__}.text.TextSuite"),
         requires=capabilities("continuation", where=lambda config: config.text.path, otherwise=OWN_SETTINGS),
         metrics=("perplexity", "nats_per_token", "bits_per_byte"),
+        look=deferred(f"{__name__}.text.read_text"),
     ),
     "lm_eval": SuiteEntry(
         EvaluationConfig,
@@ -99,6 +101,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         requires=capabilities("continuation", where=lambda config: config.lm_eval.tasks, otherwise=OWN_SETTINGS),
         metrics=("average",),
         shares=frozenset({"average"}),
+        look=deferred(f"{__name__}.harness.look"),
     ),
     "lexicon": SuiteEntry(
         EvaluationConfig,
@@ -107,6 +110,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         provides=capabilities("sampled texts"),
         metrics=("reward", "found"),
         shares=frozenset({"found"}),
+        look=deferred(f"{__name__}.lexicon.word_scores"),
     ),
     "reward_model": SuiteEntry(
         EvaluationConfig,
@@ -132,6 +136,13 @@ METRICS: Mapping[str, tuple[str, ...]] = {name: entry.metrics for name, entry in
 def is_share(suite: str, metric: str) -> bool:
     """Whether a metric lies between 0 and 1; `source/metric` is that of one source."""
     return suite in _SUITES and metric.rpartition("/")[2] in _SUITES[suite].shares
+
+
+def look(suites: Iterable[str], config: EvaluationConfig) -> None:
+    """Reads what the settings of these suites name. Raises ConfigError and DataError for what cannot be read."""
+    for suite in suites:
+        if (look_at := _SUITES[suite].look) is not None:
+            look_at(config)
 
 
 EVALUATIONS = Registry("evaluation", dict.fromkeys(("off", "quick", "full"), Entry(EvaluationConfig, lambda config: config)))

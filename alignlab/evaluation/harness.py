@@ -14,6 +14,7 @@ import torch
 from alignlab.data.batching import whole
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import CONFIDENCE, NOT_ESTIMABLE, Measurement, item_names
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.answers import continued
@@ -53,6 +54,14 @@ class LmEval:
             self._context.policy, point, config, self._context.config.sampling_seed, self._tasks, self._context.begun
         )
         return measurements(found, config.tasks)
+
+
+def look(config: EvaluationConfig) -> None:
+    """Finds the tasks that are asked for, and reads the data of those that have it in files. Raises ConfigError for a task that
+    is not known and for one whose file or data cannot be read."""
+    from alignlab.evaluation.harness_model import known_tasks, read_local
+
+    read_local(known_tasks(config.lm_eval), config.lm_eval.tasks)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from alignlab.evaluation.suite import Begun
 from alignlab.models.policy import Policy
 from alignlab.registry import unknown
 
+IN_FILES = ("json", "csv", "text", "parquet", "arrow")
+"""What a task's `dataset_path` says whose data lies in files."""
+
 
 class PolicyLM(TemplateLM):
     """A policy at one point, as the harness asks models. Texts are tokenised as its own `hf` model does: by the tokenizer's
@@ -126,6 +129,20 @@ def known_tasks(config: HarnessConfig) -> TaskManager:
             return tasks
     told = unknown("task of lm-evaluation-harness", missing[0], tasks.all_tasks).partition("known: ")[0]  # there are thousands
     raise ConfigError(f"{told}python -m alignlab lm-eval ls tasks lists them, and evaluation.lm_eval.include adds a folder.")
+
+
+def read_local(tasks: TaskManager, names: Sequence[str]) -> None:
+    """Reads the data of the tasks that name files; of the hub nothing is fetched. Raises ConfigError where that fails."""
+    for name in names:
+        entry = tasks.task_index.get(name)
+        if entry is None or (entry.cfg or {}).get("dataset_path") not in IN_FILES:
+            continue
+        try:
+            tasks.load([name])
+        except Exception as error:  # whatever a library of file formats raises
+            raise ConfigError(
+                f"the task {name} of {entry.yaml_path} cannot be read: {error.__cause__ or error}; mend its file, or its data."
+            ) from error
 
 
 def evaluated(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from alignlab.errors import DataError
 from alignlab.evaluation import Point
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, share
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.evaluation.text import file_text
@@ -21,7 +22,7 @@ class Lexicon:
     list does not have scores 0. Negation and emphasis are not seen, so it is no measure of sentiment in a single text."""
 
     def __init__(self, context: EvaluationContext) -> None:
-        self._context, self._scores = context, word_scores(str(context.config.lexicon.path))
+        self._context, self._scores = context, word_scores(context.config)
 
     def measure(self, point: Point) -> list[Measurement]:
         """`reward`: the mean over answers of the mean score of an answer's words, 0 for one without words; `found`: the share
@@ -37,10 +38,11 @@ class Lexicon:
         ]
 
 
-def word_scores(path: str) -> Mapping[str, float]:
-    """The lines `word<tab>score` of a file, of one that ends in .gz unpacked; what follows behind another tab is not read.
-    Of a word with several lines the last counts, as in VADER. Raises DataError for another form and for a score that is no
-    finite number."""
+def word_scores(config: EvaluationConfig) -> Mapping[str, float]:
+    """The lines `word<tab>score` of suite lexicon's file, of one that ends in .gz unpacked; what follows behind another tab is
+    not read. Of a word with several lines the last counts, as in VADER. Raises DataError for another form and for a score that
+    is no finite number."""
+    path = str(config.lexicon.path)
     scores: dict[str, float] = {}
     for number, line in enumerate(file_text(path, KEY).splitlines(), start=1):
         if not line.strip():

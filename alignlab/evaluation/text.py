@@ -11,7 +11,7 @@ import numpy as np
 
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import Point
-from alignlab.evaluation.config import TextConfig
+from alignlab.evaluation.config import EvaluationConfig
 from alignlab.evaluation.harness import Request, likelihoods
 from alignlab.evaluation.statistics import Measurement, Places, resampled
 from alignlab.evaluation.suite import EvaluationContext
@@ -25,7 +25,7 @@ class TextSuite:
     def __init__(self, context: EvaluationContext) -> None:
         self._policy, self._begun, config = context.policy, context.begun, context.config.text
         codec = self._policy.backbone.codec
-        text = read_text(config)
+        text = read_text(context.config)
         bos = codec.tokenizer.bos_token_id
         ids = (codec.eos if bos is None else int(bos), *codec.prefix(text))
         room = min(config.window or self._policy.room, self._policy.room)
@@ -55,11 +55,12 @@ class TextSuite:
         ]
 
 
-def read_text(config: TextConfig) -> str:
-    """The first lines of the file. Raises DataError for what is no text, or an empty one."""
-    text = "".join(file_text(str(config.path), "evaluation.text.path").splitlines(keepends=True)[: config.lines])
+def read_text(config: EvaluationConfig) -> str:
+    """The first lines of suite text's file. Raises DataError for what is no text, or an empty one."""
+    given = config.text
+    text = "".join(file_text(str(given.path), "evaluation.text.path").splitlines(keepends=True)[: given.lines])
     if not text.strip():
-        raise DataError(f"{config.path} holds no text; give evaluation.text.path another file.")
+        raise DataError(f"{given.path} holds no text; give evaluation.text.path another file.")
     return text
 
 

@@ -1,5 +1,5 @@
 """Figures: of one run, and of many."""
 
-from alignlab.plots.run import draw_counts, draw_curves, draw_dial, draw_profile
+from alignlab.plots.run import cost_among, draw_counts, draw_curves, draw_dial, draw_profile
 
-__all__ = ["draw_counts", "draw_curves", "draw_dial", "draw_profile"]
+__all__ = ["cost_among", "draw_counts", "draw_curves", "draw_dial", "draw_profile"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
 from alignlab.evaluation import METRICS, is_share
+from alignlab.evaluation.config import WATCHED
 from alignlab.files import replaced_alone
 from alignlab.tracking.ledger import Ledger
 
@@ -111,26 +112,40 @@ def validation_of(ledger: Ledger) -> dict[tuple[str, str], list[tuple[int, float
 
 
 def draw_dial(rows: Sequence[Row], path: Path) -> Path:
-    """The first two metrics of the first suite against strength, with intervals: one should change, the other should not."""
-    first = [row for row in rows if row.suite == rows[0].suite]
-    metrics = list(dict.fromkeys(row.metric for row in first))[:2]
+    """The first metric against strength, with intervals, and beside it what it costs; where no cost was measured, the second
+    metric of the same suite."""
+    metrics = list(dict.fromkeys((row.suite, row.metric) for row in rows if row.suite == rows[0].suite))[:2]
+    cost = cost_among(rows)
+    if cost:
+        metrics = [metrics[0], cost]
     figure, drawn = panels(len(metrics))
     for panel, metric in zip(drawn, metrics, strict=True):
-        chosen = sorted((row for row in first if row.metric == metric), key=lambda row: row.strength)
+        chosen = sorted((row for row in rows if (row.suite, row.metric) == metric), key=lambda row: row.strength)
         strengths = [row.strength for row in chosen]
         values = [row.value for row in chosen]
         ends = [[math.nan if end is None else end for end in (row.low, row.high)] for row in chosen]
         if any(math.isfinite(end) for pair in ends for end in pair):
             panel.fill_between(strengths, *zip(*ends, strict=True), alpha=0.2, linewidth=0, label="95 % interval")
         panel.plot(strengths, values, marker="o", clip_on=False, label="value")
-        panel.set(title=f"{chosen[0].suite}/{metric} (n = {chosen[0].n})", xlabel="strength", ylabel=metric.replace("_", " "))
+        title = "/".join(metric)
+        better = "" if WATCHED.get(title, 1) > 0 else ", lower is better"
+        named = f"{metric[1].replace('_', ' ')}{better}"
+        panel.set(title=f"{title} (n = {chosen[0].n})", xlabel="strength", ylabel=named)
         low, high = panel.get_ylim()
         missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2
         panel.set_ylim(low - missing, high + missing)
-        end_at_one(panel, is_share(chosen[0].suite, metric))
+        end_at_one(panel, is_share(*metric))
         panel.axvline(1.0, linewidth=0.8, linestyle=":", color="grey", label="as trained (strength 1)")
     legend(figure, drawn)
     return saved(figure, path)
+
+
+def cost_among(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Suite and metric that say what becomes of the backbone, other than the first metric; None where none was measured."""
+    found = dict.fromkeys((row.suite, row.metric) for row in rows)
+    watched = (tuple(name.split("/")) for name in WATCHED)
+    others = list(found)[1:]
+    return next(((suite, metric) for suite, metric in watched if (suite, metric) in others), None)
 
 
 def draw_profile(profile: Mapping[str, Any], path: Path) -> Path:

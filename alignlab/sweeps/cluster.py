@@ -50,18 +50,21 @@ ANSWER_SECONDS = 60
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for; None leaves it to the cluster. `parameters`: of its model, None where nothing here tells them."""
+    """What a job asks for, `cpus` for each of its processes; None leaves it to the cluster. `parameters`: of its model, None
+    where nothing here tells them."""
 
     gpus: int | None = None
     memory_gb: int | None = None
+    cpus: int | None = None
     parameters: int | None = None
 
     def sentence(self) -> str:
-        """For a plan: `4 GPUs, 128 GB of memory, for a model of 8.03 billion parameters`."""
+        """For a plan: `4 GPUs, 8 CPU cores for each process, 128 GB of memory, for a model of 8.03 billion parameters`."""
         gpus = f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "no GPU asked for"
         memory = f", {self.memory_gb} GB of memory" if self.memory_gb else ""
+        cores = f", {self.cpus} CPU core{'s' if self.cpus > 1 else ''} for each process" if self.cpus else ""
         size = "a size that is not known here" if self.parameters is None else _counted(self.parameters)
-        return f"{gpus}{memory}, for a model of {size}"
+        return f"{gpus}{cores}{memory}, for a model of {size}"
 
 
 def _counted(parameters: int) -> str:
@@ -78,11 +81,12 @@ def resources_of(config: RunConfig) -> Resources:
         return Resources()
     count = _parameters(json.dumps(config.plain["model"], sort_keys=True), config.model)
     fitting = [size for size in launch.sizes if size.billions is None or (count or 0) <= size.billions * 1e9]
-    gpus, memory = launch.gpus, launch.memory_gb
+    gpus, memory, cpus = launch.gpus, launch.memory_gb, launch.cpus or config.trainer.threads
     if fitting:
         gpus = _dealing(config, fitting[0].gpus) if gpus is None else gpus
         memory = fitting[0].memory_gb if memory is None else memory
-    return Resources(gpus, memory, count)
+        cpus = fitting[0].cpus if cpus is None else cpus
+    return Resources(gpus, memory, cpus, count)
 
 
 def _dealing(config: RunConfig, gpus: int | None) -> int | None:

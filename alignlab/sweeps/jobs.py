@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.command_line import ROW, sentence
 from alignlab.config import GROUPS, NO_INFLUENCE, RunConfig, finished, folder_of, parse
-from alignlab.data.config import HALVES
+from alignlab.data.halves import HALVES
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.sweeps.cluster import Resources, resources_of
 from alignlab.tracking.ledger import State, state_of

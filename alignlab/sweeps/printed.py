@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from alignlab.command_line import run_command
 from alignlab.errors import ConfigError
@@ -18,6 +20,12 @@ from alignlab.tables import experiments_with
 
 REPORT = "report.html"
 """In the sweep's folder."""
+NUMBERS = ("rows", "trains", "memory")
+"""Titles of the columns of a plan that are read from the data and the model."""
+GAP = 2
+"""Blanks behind each column."""
+WORDS = ("job", "steps, rate")
+"""Titles of those whose cells may have several lines."""
 LISTED = 40
 """Jobs of a plan that are listed one by one; `python -m alignlab status` lists all."""
 
@@ -30,13 +38,13 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
     if not whole:
         return
     looked = any(each.looked or each.need for each in planned[:LISTED])
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for title in ("job", "", "steps, learning rate", *(("rows", "trains", "memory") if looked else ()), "run"):
-        table.add_column(title, overflow="fold")
+    table = Table(box=None, padding=(0, GAP, 0, 0), show_edge=False)
+    for title in (WORDS[0], "", WORDS[1], *(NUMBERS if looked else ()), "run"):
+        table.add_column(title)
     for each in planned[:LISTED]:
         seen = _seen(each) if looked else ()
-        table.add_row(escape(_named(each)), _action(each), _of_stages(each), *seen, escape(each.job.folder))
-    console.print(table)
+        table.add_row(*map(Text, (_short(each), _action(each), _of_stages(each), *seen, each.job.folder)))
+    _print_unbroken(table, console)
     for each in planned[:LISTED]:
         if each.job.refused:
             console.print(f"refused: {_named(each)}: {each.job.refused}", markup=False, highlight=False, soft_wrap=True)
@@ -68,6 +76,26 @@ def _of_stages(planned: PlannedJob) -> str:
 
 def _named(planned: PlannedJob) -> str:
     return " ".join(planned.job.overrides or planned.overrides)
+
+
+def _short(planned: PlannedJob) -> str:
+    """A job for a table: of the key of a group, such as +experiment/clm/rows, the last word."""
+    pairs = (word.partition("=") for word in planned.job.overrides or planned.overrides)
+    return " ".join(f"{key.lstrip('+').rpartition('/')[2]}{equals}{value}" for key, equals, value in pairs)
+
+
+def _print_unbroken(table: Table, console: Console) -> None:
+    """Prints a table in which lines end between words, and nowhere in NUMBERS: it is wider than the console where it has to
+    be."""
+    for column in table.columns:
+        cells = [str(column.header), *map(str, column.cells)]
+        parts = cells if column.header in NUMBERS else [word for cell in cells for word in cell.split()]
+        column.min_width = max(map(cell_len, parts), default=1)
+        column.no_wrap = column.header not in WORDS
+    width = console.width
+    console.width = max(width, sum((column.min_width or 0) + GAP for column in table.columns))
+    console.print(table, crop=False)
+    console.width = width
 
 
 def _seen(planned: PlannedJob) -> tuple[str, str, str]:

@@ -164,6 +164,7 @@ class SlurmLauncher(SubmititLauncher):
         given["setup"] = [*(given["setup"] or []), *start]
         given["gpus_per_node"] = given["gpus_per_node"] or asked.gpus
         given["mem_gb"] = given["mem_gb"] or asked.memory_gb
+        given["cpus_per_task"] = given["cpus_per_task"] or asked.cpus
         given["tasks_per_node"] = max(given["tasks_per_node"], given["gpus_per_node"] or 1)  # a process per GPU
         given["array_parallelism"] = at_once
         return {key if key in own else f"{prefix}{key}": value for key, value in given.items()}

@@ -26,9 +26,9 @@ Matches = Mapping[tuple[str, str], str]
 """From the key of a row of ours to the published row it is compared with."""
 NOT_KNOWN, NOT_RUN = "not known", "not run"
 NOTHING = "-"
-TRIAL = (
-    "A trial (scale=smoke): its rows, steps, prompts and tokens are cut, so its numbers say only that every job goes through."
-)
+LONGEST_TITLE = 12
+"""Characters of the baseline's name in titles of columns."""
+TRIAL = "A trial (scale=smoke), cut to seconds: its numbers say only that every job goes through."
 TEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -243,10 +243,10 @@ def _reading(table: Table) -> tuple[str, ...]:
     """What the columns show."""
     return (
         "mean ± sample standard deviation over seeds; n is the number of items per seed.",
-        f'Columns that end in "{_minus(table).strip()}": the mean difference over seeds and its {CONFIDENCE:.0%} interval: the'
-        f" paired bootstrap over the items and seeds that both rows have ({RESAMPLES:,} resamples, fixed seed), which is too"
-        " narrow where three seeds differ more than items do; or, marked as by seeds, Student's interval over seeds, where a"
-        " run kept no items or the metric is no mean of items.",
+        f'Columns that end in "{_minus(table).strip()}": the mean difference from {table.baseline} over seeds and its'
+        f" {CONFIDENCE:.0%} interval: the paired bootstrap over the items and seeds that both rows have ({RESAMPLES:,}"
+        " resamples, fixed seed), which is too narrow where three seeds differ more than items do; or, marked as by seeds,"
+        " Student's interval over seeds, where a run kept no items or the metric is no mean of items.",
     )
 
 
@@ -281,7 +281,8 @@ def all_settings(table: Table, row: TableRow) -> dict[str, str]:
 
 
 def _minus(table: Table) -> str:
-    return f" - {table.baseline}"
+    """The end of a difference's title; a long name of what is subtracted is told below the table alone."""
+    return f" - {table.baseline}" if len(table.baseline) <= LONGEST_TITLE else " - baseline"
 
 
 def _states(row: TableRow, done: int) -> str:

@@ -24,6 +24,8 @@ QUEUED = "queued.json"
 """File of a run that was submitted to a cluster: the cluster's job id, the time, the log, and the status it had before."""
 STATES = ("missing", "queued", "running", "done", "failed", "preempted", "interrupted", "killed", "damaged")
 STATUS, REPORT, ENVIRONMENT = "status.json", "report.json", "env.json"
+DROPPED = "dropped.csv"
+"""File of a run that drops rows: each of them, and why."""
 CARD = "README.md"
 """Beside an adapter."""
 OF_A_ROW = frozenset({"strength", "control", "suite", "metric", "value", "n", "low", "high"})

@@ -146,20 +146,22 @@ class LocalLaunch:
 
 @dataclass
 class SizeConfig:
-    """What a job asks for whose model has at most so many `billions` of parameters, null = any number. `gpus`, `memory_gb`:
-    null leaves it to the cluster."""
+    """What a job asks for whose model has at most so many `billions` of parameters, null = any number. `gpus`, `memory_gb`,
+    `cpus` (of each process): null leaves it to the cluster."""
 
     billions: Annotated[float | None, number(above=0)]
     gpus: Annotated[int | None, number(minimum=1)]
     memory_gb: Annotated[int | None, number(minimum=1)]
+    cpus: Annotated[int | None, number(minimum=1)]
 
 
 @dataclass
 class SlurmLaunch:
     """One job of a SLURM array each; jobs that ask for other resources are another array.
 
-    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. Where `gpus` or `memory_gb`
-    is null, the first of `sizes` that holds the job's model says it. `minutes`: its time limit.
+    `gpus`: of one job, which has a process for each; `cpus`: of a process; `memory_gb`: of a job. Where one of
+    them is null, the first of `sizes` that holds the job's model says it; of `cpus` first `trainer.threads`. `minutes`: its
+    time limit.
     `signal_seconds` before it a job saves and goes back into the queue, at most `retries` times. So it does when it is
     preempted, on a cluster that sends the signal then too (conf/launch/slurm.yaml). `parallel`: jobs at a time. `setup`: shell
     commands before a job. `extra`: further options of sbatch, without their dashes. `detach`: submit and return at once.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -89,6 +90,12 @@ def tuner_in(model: PeftModel | PreTrainedModel) -> HasStrength:
     if kind not in known:
         raise ModelError(f"no dial is known for a {kind} adapter; there is one for {', '.join(known)}.")
     return known[kind].around(model)
+
+
+def turns(kind: str) -> bool:
+    """Whether an adapter of a type of PEFT's can have a strength here: not where PEFT's own forward reads its vectors."""
+    config = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # none of a type of ours that nothing has registered yet
+    return config is None or not issubclass(config, PromptLearningConfig)
 
 
 class _Carrier(nn.Module):

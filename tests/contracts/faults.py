@@ -275,7 +275,8 @@ def tried(name: str, folder: Path, injector: Injector, every: int, first: int, o
         fresh(subject, hit, read)
         ended = forked(subject, hit, log, injector, (nth, mode, number))
         honest = ended.code != 0 or not subject.behind or _says_so(ended, hit) or subject.leaves(hit) == expected
-        if (hit / "out" / "plain").exists() and subject.leaves(hit) == expected:
+        finished = ended.code == 0 or subject.leaves(hit) == expected  # 0: whole, or it has said what could not be read
+        if (hit / "out" / "plain").exists() and finished:
             shutil.rmtree(hit / "out")  # export refuses a folder that holds files
         again = forked(subject, hit, log, injector, None)
         same = again.code == 0 and subject.leaves(hit) == expected

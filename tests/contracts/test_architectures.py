@@ -226,7 +226,8 @@ def test_hidden_states_are_those_of_the_plain_model(packing: str, name: str) -> 
         torch.testing.assert_close(ours_LKD[0], torch.cat(right), atol=1e-5, rtol=1e-5)
 
 
-@every_one
+@pytest.mark.fuzz
+@every_eighth
 @pytest.mark.parametrize(("attach", "turn"), [(lora, turn_lora), (red, turn_red)], ids=["lora", "red"])
 def test_groups_of_different_strengths_are_as_each_alone(
     attach: Attach, turn: Callable[[PeftTuner, float], None], name: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,7 +70,10 @@ def test_a_lora_folder_per_strength_loads_in_peft_and_answers_as_the_run(
     status = main(["export", str(folder), "--to", str(tmp_path / "out"), "--as", "lora", "--strength", "0", "-0.5", "1", "1.5"])
 
     assert status == 0
-    assert capsys.readouterr().out.count("largest difference of logits") == 4
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("exported to ")]
+    assert [line.partition("; largest difference of logits ")[0] for line in said] == [
+        f"lora, strength {strength}, float32" for strength in ("0", "-0.5", "1", "1.5")
+    ]
     for strength, name in ((0.0, "0"), (-0.5, "-0.5"), (1.0, "1"), (1.5, "1.5")):
         peft = PeftModel.from_pretrained(backbone(), tmp_path / "out" / f"strength-{name}").eval()
         with torch.no_grad():
@@ -82,6 +86,19 @@ def test_a_plain_checkpoint_at_a_strength_answers_as_the_run_at_it(made: Callabl
     (written,) = export(made("red"), tmp_path / "plain", strengths=[0.5])
 
     assert written.difference <= 1e-4
+    card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "base_model": "alignlab/tiny",
+        "library_name": "transformers",
+        "license": "Apache-2.0",
+        "tags": ["alignlab", "red"],
+    }
+    assert (
+        "An export (plain, strength 0.5, float32) of the run that is told here: `red`, trained by `red` on data `toy`" in card
+    )
+    assert '`AutoModelForCausalLM.from_pretrained("FOLDER OF THIS CARD")` loads it, without alignlab.' in card
+    assert "- fit: 24 of 24 rows kept" in card
+    assert str(tmp_path) not in card
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     with torch.no_grad():
         torch.testing.assert_close(plain(IDS).logits, logits_at(made("red"), 0.5), rtol=1e-5, atol=1e-5)

@@ -94,6 +94,24 @@ def test_the_card_has_data_settings_table_range_licence_and_no_place_of_this_mac
         assert str(Path.home()) not in file.read_text()
 
 
+@pytest.mark.parametrize(("kind", "words"), [("PREFIX_TUNING", "PEFT counts the vectors"), ("PROMPT_TUNING", "PEFT reads the")])
+def test_a_card_asks_no_adapter_for_a_strength_that_peft_cannot_give_it(
+    kind: str, words: str, made: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(made, copied)
+    config = copied / "stages" / "fit" / "result" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": kind}))
+
+    push(copied, "someone/soft", tmp_path / "out")
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "custom_generate" not in card
+    assert "model.generate(**inputs, max_new_tokens=64)" in card
+    assert words in card
+    assert not (tmp_path / "out" / "custom_generate").exists()
+
+
 def test_the_command_on_the_card_is_the_run(made: Path, pushed: Path) -> None:
     line = next(line for line in (pushed / "README.md").read_text().splitlines() if line.startswith("    alignlab run"))
 

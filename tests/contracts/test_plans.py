@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from alignlab import plan_text, planning
 from alignlab.config import parse
 from alignlab.errors import AlignlabError, ConfigError, DataError, ModelError
 from alignlab.plan_text import Pace, Paces, show
+from alignlab.running import list_dropped, open_session
 from alignlab.sweeps.jobs import planned_stages
 from run import run
 from tests.contracts.test_methods import TRIED, composed
@@ -35,6 +37,14 @@ CASES = {
     "hir": ("rahf", "method.variant=hir", "tuner=control", "control=prefixes"),
     "some of the records": ("red", "data.limit=10"),
 }
+
+
+TOO_LONG = "longer than 40 tokens"
+UNUSED = [
+    *[(2, "an answer is empty"), (3, "both answers are the same"), (4, TOO_LONG), (5, "not valid JSON")],
+    *[(7, "an answer is empty"), (8, "both answers are the same"), (9, TOO_LONG), (10, "not valid JSON")],
+]
+"""Lines of a file, and why each is dropped."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -282,3 +292,46 @@ def test_a_target_that_names_only_the_new_head_of_a_classifier_is_refused(tmp_pa
 
     with pytest.raises(ConfigError, match=r"tuner\.targets: 'out_proj' names classifier\.out_proj, the new head"):
         planning.make_plan(parse(composed(tmp_path, "sft", *words, data=("data=toy_classes", "data.pairs=24"))))
+
+
+def test_dropped_rows_are_named_in_the_plan_and_each_is_listed_beside_the_files_of_the_run(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "Tell me.", "chosen": "One.", "rejected": "Two."})
+    empty, same = (good.replace('"Two."', other) for other in ('""', '"One."'))
+    long = good.replace("Tell", " ".join(["Tell"] * 60))
+    (tmp_path / "train.jsonl").write_text("\n".join([good, empty, same, long, '"'] * 2), encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text(f"{long}\n{good}\n", encoding="utf-8")
+    data = ("data=jsonl", f"data.path={tmp_path}", "data.unusable_pairs=drop", "data.max_tokens=40", "data.too_long=drop")
+    plan = planning.make_plan(parse(composed(tmp_path, "dpo", "evaluation.suites=[preference]", data=data)))
+    console = Console(record=True, width=400)
+
+    show(plan, (), console)
+    with open_session(plan.config) as session:
+        list_dropped(plan, session)
+
+    said = "train.jsonl:2, train.jsonl:3, train.jsonl:5 and 6 more; a run lists each, with its reason, in dropped.csv"
+    assert said in console.export_text()
+    with (session.folder / "dropped.csv").open(encoding="utf-8") as file:
+        assert [tuple(row.values()) for row in csv.DictReader(file)] == [
+            *[("train.jsonl", str(line), reason, "prefer") for line, reason in UNUSED if reason != TOO_LONG],
+            *[("train.jsonl", str(line), reason, "prefer") for line, reason in UNUSED if reason == TOO_LONG],
+            ("test.jsonl", "1", TOO_LONG, "held_out"),
+        ]
+
+
+def test_a_run_that_drops_nothing_has_no_list_of_it(tmp_path: Path) -> None:
+    plan = planning.make_plan(parse(composed(tmp_path, "dpo", "evaluation.suites=[]")))
+
+    with open_session(plan.config) as session:
+        (session.folder / "dropped.csv").write_text("of a run that was repeated", encoding="utf-8")
+        list_dropped(plan, session)
+
+    assert not (session.folder / "dropped.csv").exists()
+
+
+def test_files_of_the_evaluation_are_read_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("good\n")
+
+    with pytest.raises(DataError, match="line 1: 'good' is no word with a score"):
+        run(composed(tmp_path, "red", f"evaluation.lexicon.path={tmp_path}/words.txt", "evaluation.suites=[lexicon]"))
+
+    assert not (tmp_path / "run").exists()

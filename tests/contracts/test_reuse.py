@@ -66,12 +66,12 @@ def test_a_run_that_reuses_a_stage_ends_with_the_same_bits(method: str, tmp_path
 def test_a_stage_of_the_backbone_is_computed_once_for_all_tuners_with_the_same_bits(
     computed: list[str], tmp_path: Path
 ) -> None:
-    words = ("method.sft_first=true", "tuner=red")
-    swept(tmp_path / "shared", "first", "dpo", *words[:1], "tuner=full")
+    words = ("method.sft_first=true", "method.sft.epochs=null", "method.sft.steps=4")
+    swept(tmp_path / "shared", "first", "dpo", *words, "tuner=full")
 
-    reused = swept(tmp_path / "shared", "second", "dpo", *words)
+    reused = swept(tmp_path / "shared", "second", "dpo", *words, "tuner=red")
     before = list(computed)
-    alone = swept(tmp_path / "apart", "second", "dpo", *words)
+    alone = swept(tmp_path / "apart", "second", "dpo", *words, "tuner=red")
 
     assert before == ["sft", "prefer", "prefer"]
     for stage in ("sft", "prefer"):

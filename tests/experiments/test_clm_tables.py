@@ -94,6 +94,14 @@ def test_a_distilled_mixture_has_the_settings_of_trra_at_each_of_its_strengths(m
     assert {tuple(method.fits()) for method in every} == {("fit",)}
 
 
+def test_an_iteration_of_trra_mixes_the_model_of_the_one_before(models: Path, tmp_path: Path) -> None:
+    for name, before in (("lambda-2-iter1", "trra-lambda-2"), ("lambda-2-iter2", "trra-lambda-2-iter1")):
+        (tmp_path / before).symlink_to(models / "stories260k")
+        method = run_of("clm/trra", f"+experiment/clm/trra={name}", "seed=0", *GIVEN, f"paths.models={tmp_path}").method
+
+        assert (Path(method.aligned).name, method.teacher_strength, method.fit.steps) == (before, 2, 200)
+
+
 def test_a_block_for_short_answers_has_the_settings_of_inra() -> None:
     (first, *_) = every = [run_of("clm/reasoning", *cell, *GIVEN) for cell in cells("clm/reasoning")]
 

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from alignlab.evaluation import METRICS
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [
@@ -21,6 +23,8 @@ PAGES = [
 ]
 PAGES += [*ROOT.glob("alignlab/**/README.md")]
 FOLDERS = ("alignlab", "benchmarks", "conf", "docs", "experiments", "hydra_plugins", "tests")
+SCRIPTS = {"run.py", *(path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))}
+"""The names of all Python files of the project."""
 
 
 @pytest.fixture(scope="module", params=["options", "house"])
@@ -60,8 +64,14 @@ def test_what_a_page_names_exists(page: Path) -> None:
     paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", text)
     short = [f"alignlab/{path}" for path in re.findall(r"`([a-z_]+/[\w/]+\.py)`", text) if path.split("/")[0] not in FOLDERS]
 
-    bare = {name for name in re.findall(r"`(\w+\.py)`", text) if not list(ROOT.glob(f"*/**/{name}")) and name != "run.py"}
-
-    assert bare == set()
+    assert set(re.findall(r"`(\w+\.py)`", text)) - SCRIPTS == set()
     assert [link for link in links if link and not (page.parent / link).exists()] == []
     assert [path for path in [*paths, *short] if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("suite", ["toy", "preference", "fluency", "text", "lexicon"])
+def test_each_metric_that_a_first_table_shows_is_defined_in_a_line(suite: str) -> None:
+    page = (ROOT / "alignlab" / "evaluation" / "README.md").read_text()
+    defined = re.findall(r"`([a-z0-9_]+/[a-z0-9_]+)`", "".join(re.findall(r"^\| (`.*?) \| .+ \|$", page, re.MULTILINE)))
+
+    assert [name for name in defined if name.startswith(f"{suite}/")] == [f"{suite}/{metric}" for metric in METRICS[suite]]

@@ -157,6 +157,11 @@ SEVERAL = {
         ({"inner": 1}, "s.inner=1 needs s.targets, which is null; give both."),
         ({"folder": ""}, "s.folder='' is empty; give it a text, or null."),
         ({"folder": "a\0"}, "s.folder='a\\x00' is no path: names have at most 255 bytes, a path 4095, and no NUL."),
+        (
+            {"folder": "None/hh"},
+            "s.folder=None/hh lies in a folder that is not set; set s.folder, or what it is made of, such as paths.data=FOLDER"
+            " or paths.models=FOLDER.",
+        ),
         ({"folder": "é" * 128}, f"s.folder='{'é' * 12}...{'é' * 13}' is no path"),
         (
             {"files": "/data/*"},

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from alignlab.config import parse
 from alignlab.data.config import DataConfig
 from alignlab.data.halves import EARLIER, HalvesConfig, flipped, with_halves
-from alignlab.data.source import Source, Split
+from alignlab.data.source import LeftOut, Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Record, Response
 from tests.conftest import CODEC
@@ -49,7 +49,8 @@ def pair(row: str, *, prompt: str = "a b", chosen: str = "c", rejected: str = "d
 def source(train: Sequence[Record], **left_out: int) -> Source:
     """A training split, and two pairs to test with."""
     test = Split((pair("test:1"), pair("test:2")))
-    return Source("made", {"train": lambda: Split(tuple(train), left_out), "test": lambda: test})
+    lost = tuple(LeftOut(f"lost:{place}", reason) for reason, count in left_out.items() for place in range(count))
+    return Source("made", {"train": lambda: Split(tuple(train), lost), "test": lambda: test})
 
 
 def rows(split: Split) -> list[str]:
@@ -120,7 +121,7 @@ def test_a_row_alone_decides_whether_it_is_flipped() -> None:
     ids=str,
 )
 def test_what_is_no_pair_is_never_flipped(labels: tuple[str | None, ...]) -> None:
-    split = Split((Record("row", "p", tuple(Response("text", label) for label in labels)),), {"unreadable": 1})
+    split = Split((Record("row", "p", tuple(Response("text", label) for label in labels)),), (LeftOut("lost:1", "unreadable"),))
 
     assert flipped(split, 1.0) == split
 

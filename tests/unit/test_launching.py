@@ -172,11 +172,15 @@ def test_a_job_asks_for_what_its_model_needs_and_for_gpus_that_divide_its_batche
         made = resources_of(config_of("method=dpo", "launch=slurm", *words))
         return made.gpus, made.memory_gb
 
+    def cores(*words: str) -> int | None:
+        return resources_of(config_of("method=dpo", "launch=slurm", *words)).cpus
+
     assert asked() == (None, None)  # of the embedded world
     assert asked("model=qwen25_15b") == (1, 32)
     assert asked("model=llama31_8b", "method.prefer.batch=64") == (4, 128)
     assert asked("model=llama31_8b", "method.prefer.batch=6") == (3, 128)
     assert asked("model=llama31_8b", "launch.gpus=2", "launch.memory_gb=900") == (2, 900)
+    assert (cores(), cores("trainer.threads=3"), cores("trainer.threads=3", "launch.cpus=5")) == (8, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,7 @@ def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path
     launcher = SlurmLauncher(**{key: value for key, value in config.items() if key != "_target_"})
     launch = {"detach": True, "parallel": 3, "minutes": 90, "retries": 2}
     launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path / "runs")}, "launch": launch})
-    launcher.resources = [Resources(1, 32), Resources(4, 128), Resources(1, 32)]
+    launcher.resources = [Resources(1, 32, 8), Resources(4, 128), Resources(1, 32, 8)]
     jobs = [["method=red", f"seed={seed}", "sweep=mine"] for seed in range(3)]
 
     shown = launcher.scripts(jobs)
@@ -210,6 +214,8 @@ def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path
     assert {script for _, script in shown} == written
     assert "#SBATCH --array=0-1%2" in shown[0][1]
     assert "#SBATCH --gpus-per-node=4" in shown[1][1]
+    assert ["#SBATCH --cpus-per-task=8" in script for _, script in shown] == [True, False]
+    assert shown[0][0].startswith("2 jobs: 1 GPU, 8 CPU cores for each process, 32 GB of memory, for a model of ")
 
 
 @dataclass

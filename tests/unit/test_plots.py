@@ -61,6 +61,24 @@ def test_the_dial_draws_the_first_two_metrics(tmp_path: Path, metrics: list[str]
     assert width(path) == 546 * min(2, len(metrics))  # 4.2 inches at 130 dots
 
 
+def test_the_dial_of_pairs_draws_what_accuracy_costs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn(monkeypatch)
+    measured = {"preference": ("accuracy", "reward_margin"), "fluency": ("words", "perplexity"), "text": ("perplexity",)}
+    named = [(suite, metric) for suite, metrics in measured.items() for metric in metrics]
+    found = [
+        Row(s, "dial", suite, metric, s + place, 9, s, None) for s in (0.0, 2.0) for place, (suite, metric) in enumerate(named)
+    ]
+
+    for last in (5, 4, 2):
+        draw_dial([row for row in found if (row.suite, row.metric) in named[:last]], tmp_path / "dial.png")
+
+    titles = [[panel.get_title().partition(" ")[0] for panel in figure.axes] for figure in figures]
+    costs = ["text/perplexity", "fluency/perplexity", "preference/reward_margin"]
+    assert titles == [["preference/accuracy", cost] for cost in costs]
+    assert [figure.axes[1].get_ylabel() for figure in figures] == [*["perplexity, lower is better"] * 2, "reward margin"]
+    assert list(figures[0].axes[1].lines[0].get_ydata()) == [4.0, 6.0]
+
+
 def test_a_dial_of_one_strength_is_drawn(tmp_path: Path) -> None:
     path = draw_dial([Row(1.0, "dial", "toy", "reward", 0.5, 128, 0.4, 0.6)], tmp_path / "dial.png")
 

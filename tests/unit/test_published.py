@@ -184,7 +184,7 @@ def test_a_trial_is_marked_and_never_compared_with_published_numbers(given: str,
 
     assert [section.title for section in sections] == ["toy (trial)", "published (paper's scale)"]
     assert not [name for name in sections[0].cells.columns if "published" in name]
-    assert sections[0].notes[0].startswith("A trial (scale=smoke): its rows, steps, prompts and tokens are cut")
+    assert sections[0].notes[0].startswith("A trial (scale=smoke), cut to seconds")
     assert sections[1].cells.values.tolist() == [["red", "0.25"]]
     for text in (markdown("x/t", sections), latex("x/t", sections), page_of(table, published, experiments)):
         assert "toy (trial)" in text

@@ -280,6 +280,17 @@ def test_a_sweep_without_rows_is_told_apart_by_its_settings(tmp_path: Path) -> N
     assert words(made).loc["tuner=lora", "reward - tuner=red"] == "+0.250 (2 pairs: no interval)"
 
 
+def test_a_long_name_of_the_baseline_is_told_below_the_table_and_not_in_every_title(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "two")
+    for method, tuner in (("red", "red"), ("dpo", "lora")):
+        sweep.done("", 0, [number("toy/reward", 0.5)], {"method": method, "tuner": tuner, "model": "tiny"})
+
+    (section, *_) = sections_of(table_of(read_sweep(tmp_path, "two"), Selection()), None, tmp_path)
+
+    assert list(section.cells.columns)[-2:] == ["reward", "reward - baseline"]
+    assert section.notes[1].startswith('Columns that end in "- baseline": the mean difference from method=red, tuner=red over')
+
+
 def test_seeds_stand_on_one_line_in_whatever_order_their_words_came(tmp_path: Path) -> None:
     sweep = MadeSweep(tmp_path, "two")
     for seed, settings in enumerate(({"a": "1", "b": "2"}, {"b": "2", "a": "1"})):

@@ -9,7 +9,7 @@ import pytest
 
 from alignlab.data.classes import LABELLED, Classes, classed, find, labelled
 from alignlab.data.config import ClassesConfig
-from alignlab.data.source import Source, Split
+from alignlab.data.source import LeftOut, Source, Split
 from alignlab.errors import DataError
 from alignlab.records import Record, Response
 
@@ -27,7 +27,8 @@ def single(number: int, **known: Any) -> Record:
 
 
 def source(train: Sequence[Record], test: Sequence[Record] = (), **left_out: int) -> Source:
-    return Source("made", {"train": lambda: Split(tuple(train), left_out), "test": lambda: Split(tuple(test))})
+    lost = tuple(LeftOut(f"lost:{place}", reason) for reason, count in left_out.items() for place in range(count))
+    return Source("made", {"train": lambda: Split(tuple(train), lost), "test": lambda: Split(tuple(test))})
 
 
 def labels(*given: str | None) -> Source:

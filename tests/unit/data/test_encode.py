@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from alignlab.data.encode import Account, Limits, chosen, encode, every, pair
-from alignlab.data.source import Split
+from alignlab.data.source import LeftOut, Split
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Record, Response
 
@@ -29,7 +29,8 @@ def letters(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
 
 def split_of(*pairs: tuple[str, str, str], left_out: dict[str, int] | None = None) -> Split:
     records = tuple(Record.pair(f"file:{number}", *texts) for number, texts in enumerate(pairs, start=1))
-    return Split(records, left_out or {})
+    lost = [reason for reason, count in (left_out or {}).items() for _ in range(count)]
+    return Split(records, tuple(LeftOut(f"lost:{place}", reason) for place, reason in enumerate(lost, start=1)))
 
 
 def limits(max_tokens: int, too_long: str = "error") -> Limits:

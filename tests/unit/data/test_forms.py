@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from alignlab.data.files import find
 from alignlab.data.local import jsonl, offers
-from alignlab.data.source import Split
+from alignlab.data.source import LeftOut, Split
 from alignlab.errors import AlignlabError, ConfigError, DataError
 from alignlab.records import Dialogue, Record, Response, Turn
 from tests.unit.data.forms import WRITERS, config, written
@@ -231,6 +232,39 @@ def test_an_unusable_row_is_refused_or_dropped_and_counted(tmp_path: Path, line:
     assert len(str(error.value)) < 400
     assert texts(split) == [PAIRS[0]]
     assert (split.left_out, split.read) == ({reason: 1}, 2)
+
+
+STRAY = {
+    "train.jsonl": (r"train\.jsonl:2: holds the byte 0xe9 at column 18, which is no UTF-8; mend", "train.jsonl:2"),
+    "train.json": (r"train\.json:2: holds the byte 0xe9 at column 18, ", "train.json:2"),
+    "train.csv": (
+        r"train\.csv:2: holds the byte 0xe9 at column 6 of the row that ends in line 4, which is no UTF-8; mend",
+        "train.csv:2",
+    ),
+    "train.jsonl.gz": (r"train\.jsonl\.gz:2: holds the byte 0xe9 at column 18, ", "train.jsonl.gz:2"),
+}
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_byte_that_is_no_utf_8_is_named_with_its_row_which_can_be_dropped(tmp_path: Path, name: str) -> None:
+    lines = [
+        json.dumps({"prompt": f"p {each}", "chosen": "c", "rejected": "r"}, ensure_ascii=False)
+        for each in ("ü", "caf!", "\ud7ff")
+    ]
+    whole = "[" + ",\n".join(lines) + "]" if name == "train.json" else "\n".join(lines)
+    if name == "train.csv":
+        whole = 'prompt,chosen,rejected\np ü,c,r\n"p caf!\n",c,r\np \ud7ff,c,r\n'
+    content = whole.encode().replace(b"!", b"\xe9")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    settings = {"train": name, "test": name, "test_share": 0.4}
+    said, row = STRAY[name]
+
+    with pytest.raises(DataError, match=rf"^{said}.*; set data\.unusable_pairs=drop to leave it out\.$"):
+        jsonl(config(tmp_path, **settings)).split("train")
+    splits = [jsonl(config(tmp_path, unusable_pairs="drop", **settings)).split(split) for split in ("train", "test")]
+
+    assert splits[0].lost == (LeftOut(row, "a byte that is no UTF-8"),)
+    assert sorted(record.prompt for split in splits for record in split.records) == ["p ü", "p \ud7ff"]
 
 
 @pytest.mark.parametrize(

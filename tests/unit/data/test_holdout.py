@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignlab.data.halves import with_validation
-from alignlab.data.source import Source, Split
+from alignlab.data.source import LeftOut, Source, Split
 from alignlab.errors import ConfigError, DataError
 from alignlab.records import Record
 
@@ -18,7 +18,13 @@ def source(prompts: int, of_each: int = 1, tasks: tuple[str | None, ...] = (None
         for number in range(prompts)
         for pair in range(of_each)
     )
-    return Source("made", {"train": lambda: Split(records, {"no answer": 2}), "test": lambda: Split(records[:3])})
+    return Source(
+        "made",
+        {
+            "train": lambda: Split(records, (LeftOut("lost:1", "no answer"), LeftOut("lost:2", "no answer"))),
+            "test": lambda: Split(records[:3]),
+        },
+    )
 
 
 def test_the_share_is_held_out_and_the_rest_is_trained_on() -> None:

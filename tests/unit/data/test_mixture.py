@@ -17,7 +17,7 @@ from alignlab.config import parse
 from alignlab.data.batching import plan
 from alignlab.data.encode import Liked, Limits, encode, pair
 from alignlab.data.mixture import in_turn
-from alignlab.data.source import Mixing, Source, Split, drawn_from, shares
+from alignlab.data.source import LeftOut, Mixing, Source, Split, drawn_from, shares
 from alignlab.errors import ConfigError, DataError
 from alignlab.planning import Plan, make_plan
 from alignlab.records import Encoded, EncodedGroup, Record
@@ -124,7 +124,7 @@ def source() -> Source:
     """Two tasks; one row of each was left out."""
     records = tuple(Record.pair(f"{task}/{number}", "Tell.", "Good.", "Bad.") for number in range(2) for task in "ab")
     tagged = tuple(Record(each.row, each.prompt, each.responses, each.row[0]) for each in records)
-    split = Split(tagged, {"a: no answer": 1, "b: no answer": 1})
+    split = Split(tagged, tuple(LeftOut(f"{task}/9", f"{task}: no answer") for task in "ab"))
     return Source("made", {"train": lambda: split}, mixing=Mixing(("a", "b"), None, None))
 
 

@@ -70,8 +70,8 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl.gz", b"not gzip"), ("a.jsonl.gz", gzip.compress(b'{"x": 1}\n' * 99)[:-12]), ("a.jsonl", b'{"x": "\xff\xfe"}\n')],
-    ids=["no gzip", "gzip cut short", "no utf-8"],
+    [("a.jsonl.gz", b"not gzip"), ("a.jsonl.gz", gzip.compress(b'{"x": 1}\n' * 99)[:-12]), ("a.jsonl", b"\xff\xfe{")],
+    ids=["no gzip", "gzip cut short", "half of a character of UTF-16"],
 )
 def test_a_file_that_cannot_be_read_as_text_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name

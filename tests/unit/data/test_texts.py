@@ -61,7 +61,7 @@ def test_rows_have_their_text_in_one_column(tmp_path: Path) -> None:
         ("One", {}, DataError, "no text has two words; look at the files"),
         ("One two", {"corpus": "*.jsonl"}, ConfigError, r"holds no file '\*\.jsonl' but .*; set data\.corpus\."),
         ("One \0 two", {}, DataError, r"a\.txt:1: 'text' holds a NUL character"),
-        ("\udcff", {}, DataError, r"a\.txt: cannot be read as text"),
+        ("One\n\udcff", {}, DataError, r"a\.txt:2: holds the byte 0xff at column 1, which is no UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(

@@ -17,7 +17,7 @@ from alignlab.errors import ConfigError, DataError
 from alignlab.evaluation import Point
 from alignlab.evaluation import config as evaluation_module
 from alignlab.evaluation.config import TextConfig
-from alignlab.evaluation.harness import likelihoods, measurements, sampling_of, written
+from alignlab.evaluation.harness import likelihoods, look, measurements, sampling_of, written
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.evaluation.text import TextSuite, read_text, windows
 from alignlab.models.backbone import Backbone
@@ -218,7 +218,7 @@ def test_a_file_without_text_is_refused(content: bytes, reason: str, tmp_path: P
     (tmp_path / "text.txt").write_bytes(content)
 
     with pytest.raises(DataError, match=reason):
-        read_text(TextConfig(str(tmp_path / "text.txt"), None, None, None))
+        read_text(evaluation_config(text=TextConfig(str(tmp_path / "text.txt"), None, None, None)))
 
 
 def test_a_file_counts_by_its_content_and_has_to_exist(tmp_path: Path) -> None:
@@ -284,3 +284,24 @@ def test_a_task_that_the_harness_does_not_know_is_named_with_what_it_may_be(monk
 
     config.tasks = ["own"]
     assert "gsm8k" not in harness_model.known_tasks(config).all_tasks
+
+
+@pytest.mark.parity
+def test_the_data_of_a_task_in_files_is_read_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (alignlab[lm_eval])")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.csv").write_text("question,answer\nWho ran ?,Ann\n")
+    task = (
+        "task: {name}\ndataset_path: csv\ndataset_kwargs: {{data_files: {{test: {file}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{{{question}}}}'\ndoc_to_choice: ['Ann', 'Tom']\ndoc_to_target: 0\n"
+        "metric_list: [{{metric: acc}}]\n"
+    )
+    for name, file in (("good", "data.csv"), ("bad", "no.csv")):
+        (tmp_path / f"{name}.yaml").write_text(task.format(name=name, file=tmp_path / file))
+    config = evaluation_config()
+    config.lm_eval.tasks, config.lm_eval.include = ["good"], str(tmp_path)
+    look(config)
+    config.lm_eval.tasks = ["good", "bad"]
+
+    with pytest.raises(ConfigError, match=r"^the task bad of \S+bad\.yaml cannot be read: .*no\.csv.*; mend its file, or"):
+        look(config)

@@ -9,18 +9,22 @@ import pytest
 
 from alignlab.errors import DataError
 from alignlab.evaluation import Point
-from alignlab.evaluation.config import LexiconConfig
+from alignlab.evaluation.config import EvaluationConfig, LexiconConfig
 from alignlab.evaluation.lexicon import Lexicon, word_scores
 from tests.unit.conftest import evaluation_config
 
 WORDS = "good\t9\ngood\t2.0\t0.1\t[2, 2]\nbad\t-3\nOK\t1\nok\t0.5\ndon't\t-1\n:)\t2\n\n"
 
 
+def config(path: Path) -> EvaluationConfig:
+    return evaluation_config(lexicon=LexiconConfig(path=str(path)))
+
+
 class Answers:
     """What suite lexicon asks of an evaluation."""
 
     def __init__(self, path: Path, texts: list[str]) -> None:
-        self.config = evaluation_config(lexicon=LexiconConfig(path=str(path)))
+        self.config = config(path)
         self.texts = texts
 
     def answers(self, point: Point) -> tuple[list[str], list[str]]:
@@ -43,7 +47,14 @@ def test_a_packed_file_has_the_same_words(tmp_path: Path) -> None:
     path = tmp_path / "words.txt.gz"
     path.write_bytes(gzip.compress(WORDS.encode()))
 
-    assert word_scores(str(path)) == {"good": 2.0, "bad": -3.0, "OK": 1.0, "ok": 0.5, "don't": -1.0, ":)": 2.0}
+    assert word_scores(config(path)) == {
+        "good": 2.0,
+        "bad": -3.0,
+        "OK": 1.0,
+        "ok": 0.5,
+        "don't": -1.0,
+        ":)": 2.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,7 +70,7 @@ def test_a_file_of_another_form_is_refused_with_its_line(text: str, says: str, t
     path.write_text(text, encoding="utf-8")
 
     with pytest.raises(DataError, match=says):
-        word_scores(str(path))
+        word_scores(config(path))
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -67,4 +78,4 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
 
     with pytest.raises(DataError, match=r"is no text in UTF-8 .*; give evaluation\.lexicon\.path another file"):
-        word_scores(str(path))
+        word_scores(config(path))

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,19 +179,18 @@ def test_online_without_a_login_is_kept_offline_and_says_so(
     assert "nobody is logged in" in heard.text
 
 
-@pytest.mark.parametrize("machine", ["api.wandb.ai", "api.forge.coreweave.com"])
-def test_a_login_at_a_host_of_wandb_counts(machine: str, tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine {machine} login user password {'0' * 40}\n", encoding="utf-8")
-    (tmp_path / ".netrc").chmod(0o600)
+def test_a_login_counts_at_a_host_of_wandb_and_at_no_other(tmp_path: Path) -> None:
+    machines = ("api.wandb.ai", "api.forge.coreweave.com", "example.org")
+    for machine in machines:
+        netrc = tmp_path / machine / ".netrc"
+        netrc.parent.mkdir()
+        netrc.write_text(f"machine {machine} login user password {'0' * 40}\n", encoding="utf-8")
+        netrc.chmod(0o600)
 
-    assert mode_of_a_new_process(tmp_path) == "online"
+    with ThreadPoolExecutor() as together:  # each waits for a server
+        modes = list(together.map(mode_of_a_new_process, [tmp_path / machine for machine in machines]))
 
-
-def test_a_login_at_another_host_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine example.org login user password {'0' * 40}\n", encoding="utf-8")
-    (tmp_path / ".netrc").chmod(0o600)
-
-    assert mode_of_a_new_process(tmp_path) == "offline"
+    assert modes == ["online", "online", "offline"]
 
 
 def test_the_environment_wins_over_the_config(no_wish: pytest.MonkeyPatch) -> None:
