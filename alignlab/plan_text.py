@@ -54,6 +54,8 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
+    for line in _commits(config):
+        table.add_row("revision", line)
     trained_on = [stage.split for stage in plan.method.stages if isinstance(stage, TrainStage)]
     for name in dict.fromkeys((*trained_on, "train", "test")):
         origin = plan.source.split(name).origin if name in plan.source.readers else None
@@ -98,6 +100,18 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     table.add_row("time", _time(plan, shared))
     table.add_row("folder", f"{folder_of(config)} ({_beginning(config)})")
     console.print(table)
+
+
+def _commits(config: RunConfig) -> list[str]:
+    """The commit of what is on the hub, and whether it was given or is the newest that is known."""
+    on_hub = {"model": config.model.source == "hub", "data": config.data.from_hub and hasattr(config.data, "revision")}
+    told = []
+    for group in (group for group, there in on_hub.items() if there):
+        part: Any = getattr(config, group)
+        commit, way = part.commit, f"{group}.revision=COMMIT keeps it"
+        found = f"commit {commit}" if commit else f"the newest, whose commit is not known here; {way}"
+        told.append(f"{group}: {found}{'' if part.revision or not commit else f', the newest known here; {way}'}")
+    return told
 
 
 def _beginning(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from alignlab.config import RunConfig, folder_of
+from alignlab.memory import TrainingNeed
 from alignlab.sweeps.jobs import Looked, PlannedJob, PlannedStage, plan_job, plan_jobs
 from alignlab.sweeps.printed import show_plan
 from alignlab.tracking.ledger import Ledger, State
@@ -126,11 +127,13 @@ def test_no_word_and_no_number_of_a_plan_is_broken(width: int) -> None:
     words = ("+experiment/real/rows=dpo-lora", "++method.prefer.beta=0.1", "seed=0")
     folder = "dpo-lora-local-hh_rlhf-cd9d288e-with-a-long-name/seed-0"
     stages = (PlannedStage("sft", 1_200, "", 1e-5), PlannedStage("prefer", 92, "", 2e-4))
-    looked = Looked("735 of 800", {}, 4_884_480, 4_800_000_000, {}, evaluated=False)
+    need = TrainingNeed(4_884_480, 8, 384, 4_800_000_000, 0, 0, 0)
+    looked = Looked("735 of 800", {"sft": 1_200, "prefer": 92}, need, {}, evaluated=False)
     job = Job(words, "dpo-lora", {}, 0, "cd9d288e", folder, 92)
     console = Console(record=True, width=width)
 
-    show_plan("t", [PlannedJob(words, job, State("missing", {}), stages=stages, looked=looked)], console, whole=True)
+    planned_job = PlannedJob(words, job, State("missing", {}), stages=stages, looked=looked, need=need)
+    show_plan("t", [planned_job], console, whole=True)
 
     said = console.export_text()
     for whole in ("rows=dpo-lora", "method.prefer.beta=0.1", "735 of 800", "4,884,480", "4.47 GiB", "0.0002", folder):
