@@ -399,8 +399,8 @@ def test_a_plan_on_a_cluster_ends_with_the_script_of_each_array(tmp_path: Path, 
     assert arrays == [
         "3 jobs: 1 GPU, 8 CPU cores for each process, 32 GB of memory, for a model of 1.54 billion parameters; at most 72 GPU"
         " hours in one turn of all, and each has up to 6 turns",
-        "3 jobs: 4 GPUs, 8 CPU cores for each process, 128 GB of memory, for a model of 8.03 billion parameters; at most 288 GPU"
-        " hours in one turn of all, and each has up to 6 turns",
+        "3 jobs: 4 GPUs, 8 CPU cores for each process, 128 GB of memory, for a model of 8.03 billion parameters; at most 288"
+        " GPU hours in one turn of all, and each has up to 6 turns",
     ]
     assert re.search(r"^evaluation: preference, fluency; left out: .*judge \(needs settings of its own", said, re.M)
     assert said.count("#!/bin/bash") == 2
