@@ -21,8 +21,8 @@ export HISTORIES ?= 60
 demo: setup          ## one alignment run, end to end, with a table and a picture
 	$(BIN)/python run.py
 
-test: setup          ## the tests; the long ones and all generated inputs: `make test MARK="slow or fuzz"`; `COVER=90`: a least coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not slurm)" \
+test: setup          ## the tests; further ones: `make test MARK=slow`, `fuzz` (all generated inputs), `long`; `COVER=90`: a least coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(or $(MARK),not slow and not long and not slurm)" \
 		$(if $(COVER),--cov=alignlab --cov-report=term:skip-covered --cov-fail-under=$(COVER))
 
 mutants: setup       ## code that decides a number is changed, and a test has to notice; some of it: `make mutants NAME=...`

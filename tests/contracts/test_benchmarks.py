@@ -1,7 +1,7 @@
 """Every benchmark runs, at its smallest size: a renamed argument stops it here and not on the day that it is needed.
 
 What a benchmark starts in processes of its own is tried here in this one, or asked whether its words compose; the whole of
-those that measure sweeps is marked slow.
+those that measure sweeps is marked long.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def test_the_hash_of_a_killed_sweeps_job_sees_its_weights(tmp_path: Path) -> Non
     assert module.results(tmp_path) != before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -384,6 +384,8 @@ def test_a_few_histories_end_as_undisturbed_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_histories_end_as_undisturbed_runs(tmp_path: Path) -> None:
-    seen = told(tmp_path, int(os.environ.get("HISTORIES", "60")), 25, print_blob=True)
+    histories = int(os.environ.get("HISTORIES", "60"))
 
-    assert seen["cells compared"] > 100
+    seen = told(tmp_path, histories, 25, print_blob=True)
+
+    assert seen["cells compared"] > 2 * histories

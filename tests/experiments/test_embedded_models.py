@@ -35,7 +35,7 @@ def test_the_committed_shape_is_the_blueprint(name: str) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_on_the_card_reaches_its_loss_and_keeps_one_mood(tmp_path: Path) -> None:
     words = ("model=tiny", "evaluation.prompts=256", "evaluation.max_new_tokens=96", "evaluation.suites=[toy]")
     raw = composed(tmp_path, "pretrain", *words, data=(), steps=1400, batch=64)
