@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -123,12 +124,18 @@ def known_tasks(config: HarnessConfig) -> TaskManager:
     """The task files: those of `include` alone where they are enough, since to list all of the harness's takes seconds. Raises
     ConfigError for a task that neither has."""
     for defaults in (False, True) if config.include else (True,):
-        tasks = TaskManager(include_path=config.include, include_defaults=defaults)
+        tasks = TaskManager(include_path=config.include, include_defaults=defaults) if config.include else _own_tasks()
         missing = [name for name in config.tasks if not tasks.match_tasks([name])]
         if not missing:
             return tasks
     told = unknown("task of lm-evaluation-harness", missing[0], tasks.all_tasks).partition("known: ")[0]  # there are thousands
     raise ConfigError(f"{told}python -m alignlab lm-eval ls tasks lists them, and evaluation.lm_eval.include adds a folder.")
+
+
+@cache
+def _own_tasks() -> TaskManager:
+    """The harness's own task files, listed once: every job of a plan and its evaluation ask for them."""
+    return TaskManager(include_defaults=True)
 
 
 def read_local(tasks: TaskManager, names: Sequence[str]) -> None:
