@@ -71,7 +71,7 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
         return
     table = table_of(sweep, _selection(given))
     experiments = given.experiments or experiments_with(given.name)
-    published = published_for(given.name, experiments)
+    published = published_for(given.name, experiments, trial=table.sweep.trial)
     form = _form_of(given.form, given.to)
     if form == "csv":
         text = long_csv(table, published)
@@ -157,7 +157,7 @@ def _report(given: argparse.Namespace) -> None:
 
     table = table_of(read_sweep(given.runs, given.name), _selection(given))
     experiments = given.experiments or experiments_with(given.name)
-    _write(given.to, page_of(table, published_for(given.name, experiments), experiments))
+    _write(given.to, page_of(table, published_for(given.name, experiments, trial=table.sweep.trial), experiments))
 
 
 def _settings(option: str, arguments: Sequence[str]) -> dict[str, list[str]]:

@@ -178,7 +178,8 @@ def test_a_trial_is_marked_and_never_compared_with_published_numbers(given: str,
         job = replace(job, overrides=(*job.overrides, "scale=smoke"))
     ledger.declare(["scale=smoke"] if given == "whole sweep" else [], [job])
     read_again = read_sweep(tmp_path, "x/t")
-    table, published = table_of(replace(read_again, jobs=read_again.jobs[-1:]), Selection()), read("x/t", experiments)
+    table = table_of(replace(read_again, jobs=read_again.jobs[-1:]), Selection())
+    published = published_for("x/t", experiments, trial=table.sweep.trial)
 
     sections = sections_of(table, published, experiments)
 
