@@ -122,6 +122,12 @@ def names(columns: Iterable[str], *wanted: str) -> str:
     return f"{', '.join(listed[:20])}{more}{hint}" or "no column"
 
 
+def or_misspelt(column: str, wanted: Iterable[str]) -> str:
+    """A column that is not read, and the wanted one that may be meant by it."""
+    close = nearest(column, wanted, 1, MISSPELT)
+    return f"{column} (did you mean {close[0]!r}?)" if close else column
+
+
 def _called(files: Sequence[Path]) -> list[str]:
     """How the rows of each file name it: by its name, and by its path below what they share where two have the same."""
     if len({file.name for file in files}) == len(files):

@@ -126,6 +126,21 @@ def test_a_system_column_is_the_system_turn_and_other_columns_are_named(tmp_path
     )
 
 
+def test_a_column_that_may_be_meant_for_one_that_is_read_is_said_to_look_like_it(tmp_path: Path) -> None:
+    split = split_of(tmp_path, {"prompt": "a", "response": "b", "lable": "good", "completion": "c", "source": "web"})
+
+    assert split.origin is not None
+    assert split.origin.unused == ("lable (did you mean 'label'?)", "completion", "source")
+
+
+def test_a_column_counts_as_used_where_its_value_is_read(tmp_path: Path) -> None:
+    split = split_of(tmp_path, {"prompt": "a", "response": None, "completion": "b", "output": "c", "label": None})
+
+    assert [response.text for record in split.records for response in record.responses] == ["b"]
+    assert split.origin is not None
+    assert (split.origin.used, split.origin.unused) == (("prompt", "completion"), ("response", "output", "label"))
+
+
 def test_alpaca_rows_have_input_and_history(tmp_path: Path) -> None:
     row = {"instruction": "Sum.", "input": "1 2", "output": "3", "history": [["Hi.", "Hello."]], "system": ""}
 
