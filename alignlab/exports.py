@@ -73,6 +73,9 @@ def export(
         raise ControlError(
             "a control vector has its strength where it is used (--control-vector-scaled FILE:S); leave --strength out."
         )
+    places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
+    for place in places:
+        _refuse_used(place)
     policy = load(run, device="cpu", trust_remote_code=trust_remote_code)
     classes = policy.tuner.controls
     if classes is not None:
@@ -82,9 +85,6 @@ def export(
             raise ControlError(f"{run} has classes and no strength; export it as plain, lora or gguf, without --strength.")
     elif control is not None:
         raise ControlError(f"{run} has no classes; leave --control out.")
-    places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
-    for place in places:
-        _refuse_used(place)
     made = []
     with ExitStack() as whole:
         scratches = [whole.enter_context(_alone_in(place)) for place in places]

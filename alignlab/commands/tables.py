@@ -134,10 +134,14 @@ def _plot_of_folder(given: argparse.Namespace) -> Path:
 
 def _plot_of_sweep(given: argparse.Namespace) -> Path:
     from alignlab.plots.sweep import draw
-    from alignlab.tables.sweep import read_sweep
+    from alignlab.tables.sweep import count_states, read_sweep
 
     kind = given.kind or ("map" if given.map else "dial")
-    return draw(read_sweep(given.runs, given.name), kind, given.to, given.metrics, given.map or ())
+    sweep = read_sweep(given.runs, given.name)
+    drawn = draw(sweep, kind, given.to, given.metrics, given.map or ())
+    if any(job.state.name != "done" for job in sweep.jobs):
+        print(f"not every job of {sweep.name} is done, and only numbers that are here are drawn: {count_states(sweep.jobs)}.")
+    return drawn
 
 
 def add_report(commands: Any) -> None:

@@ -317,7 +317,7 @@ def test_equal_answers_are_left_out_and_counted_and_repetitions_named(tmp_path: 
     train, test = source.split("train"), source.split("test")
 
     assert train.left_out == {"both answers are the same": 1}
-    assert train.notes == {"answers that repeat their prompt": 1, "that repeat another row": 1}
+    assert train.notes == {"answers that repeat their prompt": 1, "that repeat another row (kept)": 1}
     assert test.notes == {**train.notes, "that stand in the training split too": 3}
 
 
