@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ def _lora(wanted: _Wanted) -> list[Exported]:
                 note = "for vLLM and PEFT; adapter.gguf for llama.cpp, beside the backbone as GGUF"
             except ModelError as error:
                 note = f"for vLLM and PEFT; no file for llama.cpp: {error}"
-            again = PeftModel.from_pretrained(bare, str(place)).eval()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                again = PeftModel.from_pretrained(bare, str(place)).eval()
             difference = float((logits_of(again, batch) - wished).abs().max())
             _refuse_other(difference, wished, bare.dtype)
             bare = again.unload()

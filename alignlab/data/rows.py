@@ -270,7 +270,8 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
             if dropped is not None and error.reason not in dropped | {SAME}:
                 if dropped:
                     raise
-                sentence = f"{str(error)[:-1]}; set data.unusable_pairs=drop to leave out every such row (with plan=true it lists them)."
+                instead = "set data.unusable_pairs=drop to leave out every such row (with plan=true it lists them)"
+                sentence = f"{str(error)[:-1]}; {instead}."
                 raise UnusableRowError(sentence, error.reason) from None
             lost.append(LeftOut(row, error.reason))
     for key, column in reader.columns.items():

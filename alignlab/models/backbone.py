@@ -299,6 +299,11 @@ def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
     where = config.path if config.source == "hub" else str(config.location)
     if config.source == "hub":
         more["revision"] = config.commit
+    elif not Path(where).is_dir():
+        raise ModelError(
+            f"model={config.name}: there is no folder {Path(where).resolve()}; give its place in model.path, or, for a run that"
+            " was moved, put the model there."
+        )
     try:
         return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:

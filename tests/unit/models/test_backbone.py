@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_with_its_cause(folder: P
 
     assert "\n" not in str(info.value)
     assert info.value.__cause__ is not None
+
+
+def test_a_folder_that_is_gone_is_named_with_what_to_do(folder: Path) -> None:
+    config = model_config(folder)
+    shutil.rmtree(folder)
+
+    with pytest.raises(
+        ModelError, match=rf"there is no folder {folder}; give its place in model\.path, or, for a run that was"
+    ):
+        loaded(config)
 
 
 def test_while_layers_are_read_only_the_blocks_up_to_the_highest_are_there(llama: Backbone) -> None:
