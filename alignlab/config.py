@@ -283,6 +283,11 @@ def fitting_suites(evaluation: EvaluationConfig, offered: frozenset[str]) -> tup
     values that cannot be sampled with together."""
     if evaluation.suites:
         evaluation.sampling()
+    second = evaluation.judge.second_turn_strength
+    if second is not None and "classes" in offered:
+        raise ConfigError(
+            f"evaluation.judge.second_turn_strength={second:g} is a strength, and this run has classes; leave it out."
+        )
     missing = {name: sorted(SUITES[name].requires(evaluation) - offered) for name in evaluation.suites}
     left_out = {
         name: f"needs {' and '.join(lacking)}, which this run does not have" for name, lacking in missing.items() if lacking
@@ -314,7 +319,7 @@ def portable(config: RunConfig) -> dict[str, Any]:
     plain = {key: value for key, value in config.plain.items() if key != "launch"}
     for group in WITH_FILES:
         plain[group] = _portable(plain[group], folder)
-    plain["paths"] = {name: place and _from(Path(place), folder) for name, place in plain["paths"].items()}
+    plain["paths"] = {name: place and _from(Path(place), folder) for name, place in vars(config.paths).items()}
     return {**plain, "folder": None if config.folder is None else "."}
 
 

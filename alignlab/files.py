@@ -63,8 +63,6 @@ BEAT_SECONDS = 10.0
 """Between two counts of a living run."""
 SILENT_SECONDS = 60
 """A run on another machine that has not counted for so long, by the clock of the machine that looks, is over."""
-HUB_SECONDS = 5
-"""How long the hub may take to name a commit."""
 PART = ".part"
 """How the name of an unfinished file or folder ends."""
 _known: dict[tuple[object, ...], str] = {}
@@ -125,38 +123,6 @@ def _pieces(file: Path) -> Iterator[bytes]:
 def cache_folder() -> Path:
     """The user's own folder for what can be found out again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignlab"
-
-
-_unreachable: list[str] = []
-"""Why the hub did not answer, once it has not."""
-
-
-@functools.cache
-def hub_commit(kind: str, name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a model or a dataset (`kind`) of the hub stands for, None: its main branch.
-
-    What the copy on this machine is of comes before the hub's own answer, so that a run does not change under way. Where none
-    of both is known: what was given.
-    """
-    if revision and len(revision) == 40 and not revision.strip("0123456789abcdef"):
-        return revision
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.file_download import repo_folder_name
-
-    refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs"
-    with suppress(OSError):
-        if found := (refs / (revision or "main")).read_text(encoding="utf-8").strip():
-            return found
-    if constants.HF_HUB_OFFLINE or _unreachable:
-        return revision
-    try:
-        answer = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
-    except Exception as error:  # its client raises a dozen kinds; who loads the model says what is wrong
-        if not isinstance(error, HfHubHTTPError):
-            _unreachable.append(str(error))
-        return revision
-    return answer.sha or revision
 
 
 def contents(config: Any) -> list[str]:

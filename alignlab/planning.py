@@ -34,7 +34,7 @@ from alignlab.records import NO_CLASS, EncodedGroup, LabelSet, View
 from alignlab.registry import unknown
 from alignlab.training.arguments import device_of
 from alignlab.training.stages import Method, Work
-from alignlab.training.trainable import check_parts
+from alignlab.training.trainable import check_parts, check_reach
 from alignlab.tuners.config import FormConfig, StrengthConfig
 
 LEAST_TOKENS = 4
@@ -181,6 +181,9 @@ def _build(config: RunConfig) -> _Parts:
     for stage in method.stages:
         if stage.trains:
             check_parts(stage.trains, skeletal, tuner)
+            objective = getattr(stage, "objective", None)
+            if hasattr(objective, "highest") and (highest := objective.highest(shape)) is not None:
+                check_reach(stage.trains, skeletal, tuner, highest)
     return _Parts(source, method, labels, codec, skeletal, classes, control, tuner, parameters, shape)
 
 

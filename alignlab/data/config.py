@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from alignlab.commits import hub_commit
 from alignlab.data.files import FORMS, PLAIN, find
 from alignlab.data.halves import HALVES, HalvesConfig, PrefixConfig
 from alignlab.errors import ConfigError
-from alignlab.files import content_keys, hub_commit
+from alignlab.files import content_keys
 from alignlab.registry import number, one_of, path, pattern, random_seed, text
 
 MOST_STORIES = 10_000_000

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
 
+from alignlab.commits import hub_silence
 from alignlab.data.config import FramedConfig, HhConfig, HubConfig, SummariesConfig
 from alignlab.data.files import Row, clean, read, rows
 from alignlab.data.local import of_files
@@ -155,12 +157,27 @@ def hub_rows(
     from datasets import load_dataset
 
     part = {"data_dir": folder} if subset is None else {"name": subset}
+    silence = hub_silence("dataset", name, revision)
     try:
-        table = load_dataset(name, **part, split=split, revision=revision)
+        with _offline() if silence else nullcontext():
+            table = load_dataset(name, **part, split=split, revision=revision)
     except Exception as error:  # the hub's client raises a dozen kinds; all of them mean the same to the user
+        why = "; ".join(filter(None, (silence, f"{type(error).__name__}: {' '.join(str(error).split())}")))
         raise DataError(
-            f"data set {name!r} could not be read from the hub ({type(error).__name__}: {error}); without a network, give"
-            " data.path, a folder with the files."
+            f"data set {name!r} could not be read from the hub ({why}); without a network, give data.path, a folder with the"
+            " files."
         ) from error
     for number in range(len(table) if limit is None else min(limit, len(table))):
         yield f"{'/'.join(filter(None, (name, subset, folder, split)))}:{number + 1}", dict(table[number])
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Inside, the hub's client takes what is on this machine, and asks nobody."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -119,6 +119,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         provides=capabilities("sampled texts"),
         metrics=("reward", "win_rate"),
         shares=frozenset({"win_rate"}),
+        look=deferred(f"{__name__}.reward_model.look"),
     ),
     "judge": SuiteEntry(
         EvaluationConfig,
@@ -127,6 +128,7 @@ _SUITES: Mapping[str, SuiteEntry] = {
         provides=lambda config: frozenset({"verdicts"} if config.judge.questions else {"verdicts", "sampled texts"}),
         metrics=("win_rate", "mark", "length_controlled", "turn1", "turn2", "ties", "first", "unread"),
         shares=frozenset({"win_rate", "length_controlled", "ties", "first", "unread"}),
+        look=deferred(f"{__name__}.judge.look"),
     ),
 }
 SUITES = Registry("evaluation suite", _SUITES)

@@ -13,7 +13,7 @@ import numpy as np
 from alignlab.data.rows import conversation
 from alignlab.errors import ConfigError
 from alignlab.evaluation import Point
-from alignlab.evaluation.config import SIDES
+from alignlab.evaluation.config import SIDES, EvaluationConfig
 from alignlab.evaluation.judging import (
     READ,
     Asker,
@@ -128,6 +128,15 @@ class Judge:
             measured.append(_named(f"{category}/mark", own, names))
         measured[0] = replace(measured[0], note=_said(counts))
         return [*measured, share("unread", [float(why != READ) for _, why in read])]
+
+
+def look(config: EvaluationConfig) -> None:
+    """Reads the files of questions, of reference answers and of answers to compare with. Raises DataError and ConfigError."""
+    judge = config.judge
+    if judge.questions:
+        read_questions(Path(judge.questions), judge.references)
+    if judge.mode == "pairwise" and judge.against not in SIDES:
+        answers_in(Path(judge.against))
 
 
 def won(

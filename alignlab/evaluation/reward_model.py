@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from alignlab.commits import hub_silence
 from alignlab.data.rows import spoken
 from alignlab.errors import ConfigError, ModelError
 from alignlab.evaluation import Point
-from alignlab.evaluation.config import RewardModelConfig
+from alignlab.evaluation.config import EvaluationConfig, RewardModelConfig
 from alignlab.evaluation.statistics import Measurement, bootstrap, item_names, share
 from alignlab.evaluation.suite import EvaluationContext, answers_beside
 from alignlab.records import Dialogue
@@ -56,25 +58,11 @@ class Scorer:
     """A reward model, loaded. Rewards are kept by text, so what is asked again is not computed again."""
 
     def __init__(self, config: RewardModelConfig, device: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         self._config, self._device = config, device
-        path = str(config.path)
-        try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, revision=config.revision)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(path, revision=config.revision, dtype="auto")
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"evaluation.reward_model.path={path} cannot be loaded as a sequence classifier"
-                f" ({str(error).splitlines()[0]}); give a folder with its weights and tokenizer."
-            ) from error
-        if model.config.num_labels != 1:
-            raise ModelError(f"evaluation.reward_model.path={path} has {model.config.num_labels} outputs and must have one.")
-        if config.template == "chat" and not self._tokenizer.chat_template:
-            raise ConfigError(
-                f"evaluation.reward_model.path={path} has no chat template; set evaluation.reward_model.template to pair, or to"
-                " a text with {prompt} and {answer}."
-            )
+        self._tokenizer, _ = _described(config)
+        model: Any = _from(AutoModelForSequenceClassification, config, dtype="auto")
         self._model = model.to(device).eval()
         self._batch = config.batch if self._tokenizer.pad_token_id is not None else 1
         self._kept: dict[tuple[str, str], float] = {}
@@ -116,6 +104,59 @@ class Scorer:
             return f"{before.replace('{answer}', answer)}{prompt}{behind.replace('{answer}', answer)}"
         messages = [*messages_of(prompt), {"role": "assistant", "content": answer}]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def look(config: EvaluationConfig) -> None:
+    """Reads the reward model's config and tokenizer, and builds it without weights. Raises ModelError for what is no sequence
+    classifier of one output, and for a folder without weights; ConfigError for a template that it does not have."""
+    from transformers import AutoModelForSequenceClassification
+
+    asked = config.reward_model
+    _, described = _described(asked)
+    try:
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(described)
+    except (ImportError, ValueError) as error:
+        raise _no_classifier(asked, error) from error
+    folder = Path(str(asked.path))
+    if folder.is_dir() and not any((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        raise ModelError(f"evaluation.reward_model.path={folder} holds no weights (*.safetensors); give a whole checkpoint.")
+
+
+def _described(config: RewardModelConfig) -> tuple[PreTrainedTokenizerBase, Any]:
+    """The tokenizer and the config of a reward model. Raises ModelError and ConfigError for what cannot give rewards."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _from(AutoTokenizer, config)
+    described = _from(AutoConfig, config)
+    if described.num_labels != 1:
+        raise ModelError(f"evaluation.reward_model.path={config.path} has {described.num_labels} outputs and must have one.")
+    if config.template == "chat" and not tokenizer.chat_template:
+        raise ConfigError(
+            f"evaluation.reward_model.path={config.path} has no chat template; set evaluation.reward_model.template to pair, or"
+            " to a text with {prompt} and {answer}."
+        )
+    return tokenizer, described
+
+
+def _from(auto: Any, config: RewardModelConfig, **more: Any) -> Any:
+    """Loads from a folder or the hub. Raises ModelError with the reason."""
+    path = str(config.path)
+    silence = "" if Path(path).exists() else hub_silence("model", path, config.revision)
+    try:
+        return auto.from_pretrained(path, revision=config.revision, local_files_only=bool(silence), **more)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_classifier(
+            config, f"no such folder, and the hub cannot be reached: {silence}" if silence else error
+        ) from error
+
+
+def _no_classifier(config: RewardModelConfig, why: object) -> ModelError:
+    first = str(why).partition("\n")[0].rstrip(".")
+    return ModelError(
+        f"evaluation.reward_model.path={config.path} cannot be loaded as a sequence classifier ({first}); give a folder with"
+        " its weights and tokenizer."
+    )
 
 
 def messages_of(prompt: str) -> list[dict[str, str]]:

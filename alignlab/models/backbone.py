@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from alignlab.commits import hub_silence
 from alignlab.errors import ConfigError, ModelError
 from alignlab.models.anatomy import Abilities, block_list, context_of, find, of_rows, shape_of, trunk_of
 from alignlab.models.config import ModelConfig, Shape
@@ -171,6 +172,14 @@ def skeleton(config: ModelConfig, labels: LabelSet | None = None) -> PreTrainedM
             model: PreTrainedModel = kind.auto.from_config(architecture, attn_implementation=config.attention)
     except (ImportError, ValueError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        if type(architecture) not in kind.auto._model_mapping:
+            fitting = ", ".join(
+                name for name in KINDS if type(architecture) in KINDS[name].implementation().auto._model_mapping
+            )
+            raise ModelError(
+                f"model={config.name} is a {architecture.model_type}, of which there is no model.kind={config.found_kind}; take"
+                f" {fitting or 'another model'}."
+            ) from error
         raise ModelError(
             f"model={config.name} cannot be built with model.attention={config.attention} ({why}); take sdpa or eager."
         ) from error
@@ -297,16 +306,23 @@ def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
     """Loads from a folder or the hub; failures keep their cause and say what to do."""
     transformers_logging.disable_progress_bar()
     where = config.path if config.source == "hub" else str(config.location)
+    silence = ""
     if config.source == "hub":
-        more["revision"] = config.commit
-    elif not Path(where).is_dir():
+        silence = hub_silence("model", str(where), config.revision)
+        more |= {"revision": config.commit, "local_files_only": bool(silence)}
+    elif not config.location.is_dir():
         raise ModelError(
-            f"model={config.name}: there is no folder {Path(where).resolve()}; give its place in model.path, or, for a run that"
-            " was moved, put the model there."
+            f"model={config.name}: there is no folder {config.location.resolve()}; give its place in model.path, or, for a run"
+            " that was moved, put the model there."
         )
     try:
         return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:
+        if silence:
+            raise ModelError(
+                f"model={config.name}: not all of {where} is on this machine, and the hub cannot be reached ({silence});"
+                " connect it once, or give a folder with the files: model=local model.path=FOLDER."
+            ) from error
         advice = "check the network, the name and your access" if config.source == "hub" else "check the folder"
         first = str(error).partition("\n")[0]
         raise ModelError(f"model={config.name}: {where} could not be loaded ({first}); {advice}.") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
+from alignlab.commits import hub_commit
 from alignlab.errors import ConfigError
-from alignlab.files import content_keys, hub_commit
+from alignlab.files import content_keys
 from alignlab.models.kinds import KINDS, kind_of
 from alignlab.registry import one_of, path, text
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import ConfigError
+from alignlab.models.anatomy import block_list
 from alignlab.models.policy import Policy
 from alignlab.registry import unknown
 from alignlab.training.references import SecondModel
@@ -101,6 +102,17 @@ def check_parts(trains: Trains, model: PreTrainedModel, tuner: Tuner) -> None:
         raise ConfigError(f"every part of {', '.join(trains) or 'none'} is frozen, so the stage has nothing to learn.")
     if {BACKBONE, TUNER} <= trains.keys() and not tuner.adds_parameters:
         raise ConfigError("this tuner is some of the backbone's own weights; a stage trains either backbone or tuner.")
+
+
+def check_reach(trains: Trains, model: PreTrainedModel, tuner: Tuner, highest: int) -> None:
+    """Raises ConfigError where all that is trained stands above the output of block `highest`, which is all that is read."""
+    parts, (_, blocks) = named_parts(model, tuner), block_list(model)
+    above = ids_of(parameter for part in (*blocks[highest:], model.get_output_embeddings()) for parameter in part.parameters())
+    if all(ids_of(parts[name]) <= above for name in trains):
+        raise ConfigError(
+            f"all that is trained stands above block {highest}, whose output is the highest that this stage compares, so"
+            " nothing would be learned; choose lower layers for the tuner, or higher ones for the method."
+        )
 
 
 def own_parts(trains: Trains, known: Mapping[str, Sequence[nn.Parameter]]) -> list[TrainedPart]:

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from alignlab.command_line import sentence
-from alignlab.config import GROUPS, parse
+from alignlab.config import GROUPS, parse, portable
 from alignlab.errors import ConfigError
 from alignlab.methods.preference import PreferenceConfig
 from alignlab.training.config import FitConfig
@@ -361,3 +361,9 @@ def test_numbers_for_the_embedded_models_reach_no_other_model(composed: Compose,
     assert real.method == config.method
     assert real.tuner == config.tuner
     assert tiny.tuner != real.tuner
+
+
+def test_a_place_that_is_written_as_a_number_is_kept_as_a_place(composed: Compose, tmp_path: Path) -> None:
+    config = parse(composed(f"paths.runs={tmp_path}", "paths.data=0.5", f"folder={tmp_path}/run"))
+
+    assert portable(config)["paths"]["data"].endswith("/0.5")

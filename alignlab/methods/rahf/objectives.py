@@ -120,6 +120,10 @@ class Match:
         """Raises ConfigError for layers outside the backbone."""
         self.layers.of(shape)
 
+    def highest(self, shape: Shape) -> int | None:
+        """The highest block whose output decides the loss; None where the logits do too."""
+        return None if self.kl else self.layers.of(shape)[-1]
+
     def __call__(self, policy: Policy, batch: Batch) -> Loss:
         """The loss, and for each layer the fraction of the target shift that is reached, 1 - |d| / (alpha |v|)."""
         layers = self.layers.of(policy.backbone.shape)

@@ -18,7 +18,7 @@ from alignlab.data.source import Source, Split
 from alignlab.errors import ConfigError, DataError, MeasureError
 from alignlab.evaluation import Point
 from alignlab.evaluation import config as evaluation_module
-from alignlab.evaluation.judge import Judge, won
+from alignlab.evaluation.judge import Judge, look, won
 from alignlab.evaluation.judging import (
     Answer,
     Ask,
@@ -220,6 +220,19 @@ def test_the_plan_says_what_judging_takes_at_most() -> None:
 
     assert said.startswith("gpt-4: at most 60 requests, about ")
     assert " and at most 6,000 to write" in said
+
+
+@pytest.mark.parametrize(("key", "line"), [("questions", '{"a": 1}'), ("references", '{"b": 1}'), ("against", '{"c": 1}')])
+def test_the_files_of_a_judge_are_read_before_anything_is_trained(key: str, line: str, tmp_path: Path) -> None:
+    files = {"questions": '{"instruction": "Why?"}', "references": "", "against": '{"instruction": "Why?", "output": "So."}'}
+    for name, text in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    config = evaluation_config(judge=judge_config(**{name: str(tmp_path / f"{name}.jsonl") for name in files}))
+    look(config)
+    (tmp_path / f"{key}.jsonl").write_text(line)
+
+    with pytest.raises(DataError, match=rf"^{key}.jsonl:1: no (question|answer)"):
+        look(config)
 
 
 def test_answers_of_the_data_are_none_to_the_questions_of_a_file() -> None:

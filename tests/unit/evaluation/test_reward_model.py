@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,10 +14,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from alignlab.data.source import Source, Split
 from alignlab.data.toy.tokenizer import build_tokenizer
-from alignlab.errors import ConfigError, ModelError
+from alignlab.errors import AlignlabError, ConfigError, ModelError
 from alignlab.evaluation import Point
 from alignlab.evaluation.config import RewardModelConfig
-from alignlab.evaluation.reward_model import RewardModel, Scorer, messages_of
+from alignlab.evaluation.reward_model import RewardModel, Scorer, look, messages_of
 from alignlab.evaluation.suite import EvaluationContext
 from alignlab.models.backbone import Backbone
 from alignlab.records import Record
@@ -136,6 +138,29 @@ def test_a_classifier_of_several_classes_is_no_reward_model(tmp_path: Path) -> N
 
     with pytest.raises(ModelError, match=r"has 3 outputs and must have one\.$"):
         Scorer(reward_config(folder), "cpu")
+
+
+def test_what_gives_no_reward_is_seen_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    good, _, _ = saved(tmp_path / "good")
+    shape, three = tmp_path / "shape", tmp_path / "three"
+    shutil.copytree(good, shape, ignore=shutil.ignore_patterns("*.safetensors"))
+    saved(three, labels=3)
+    bare = tmp_path / "bare"
+    shutil.copytree(good, bare, ignore=shutil.ignore_patterns("chat_template*"))
+    cases = {
+        shape: r"evaluation\.reward_model\.path=.*shape holds no weights \(\*\.safetensors\); give a whole checkpoint\.",
+        three: r"evaluation\.reward_model\.path=.*three has 3 outputs and must have one\.",
+        bare: r"evaluation\.reward_model\.path=.*bare has no chat template; set evaluation\.reward_model\.template to .*",
+        Path("nobody/here"): r"evaluation\.reward_model\.path=nobody/here cannot be loaded as a sequence classifier \(no such"
+        r" folder, and the hub cannot be reached: HF_HUB_OFFLINE is set\); give a folder with its weights and tokenizer\.",
+    }
+
+    look(evaluation_config(reward_model=reward_config(good)))
+    for folder, said in cases.items():
+        with pytest.raises(AlignlabError) as info:
+            look(evaluation_config(reward_model=reward_config(folder)))
+        assert re.fullmatch(said, str(info.value)), info.value
 
 
 def test_a_template_without_its_places_is_refused() -> None:

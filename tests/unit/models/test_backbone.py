@@ -7,11 +7,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
+from alignlab import commits
 from alignlab.errors import ConfigError, ModelError
 from alignlab.models.anatomy import block_list
 from alignlab.models.backbone import Backbone, fingerprint, load, load_codec, skeleton
@@ -145,6 +147,33 @@ def test_a_folder_that_is_gone_is_named_with_what_to_do(folder: Path) -> None:
         ModelError, match=rf"there is no folder {folder}; give its place in model\.path, or, for a run that was"
     ):
         loaded(config)
+
+
+def test_a_kind_that_the_model_is_not_is_named_with_those_that_it_is(folder: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"is a gpt2, of which there is no model\.kind=seq2seq; take causal, classifier, reward\.$"
+    ):
+        skeleton(replace(model_config(folder), kind="seq2seq"))
+
+
+def test_without_the_hub_a_model_that_is_not_here_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(commits, "_unreachable", [])
+    asked = Mock(side_effect=ConnectionError("no route\nto it"))
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", asked)
+    commits.hub_commit.cache_clear()
+    config = replace(model_config(tmp_path), source="hub", path="somebody/model", kind="causal")
+
+    with pytest.raises(ModelError) as info:
+        load_codec(config)
+    commits.hub_commit.cache_clear()
+
+    assert str(info.value) == (
+        f"model={config.name}: not all of somebody/model is on this machine, and the hub cannot be reached (no route);"
+        " connect it once, or give a folder with the files: model=local model.path=FOLDER."
+    )
+    assert asked.call_count == 1
 
 
 def test_while_layers_are_read_only_the_blocks_up_to_the_highest_are_there(llama: Backbone) -> None:

@@ -22,6 +22,17 @@ def test_training_every_weight_in_float32_takes_sixteen_bytes_for_each_without_a
     assert need == TrainingNeed(LLAMA, 0, 0, 4 * LLAMA, 4 * LLAMA, 8 * LLAMA, 0)
 
 
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [("llama3_8b_instruct", LLAMA), ("llama32_3b_instruct", 3_212_749_824), ("qwen2_15b_instruct", 1_543_714_304)],
+)
+def test_the_instructed_models_have_as_many_parameters_as_their_cards_say(model: str, count: int) -> None:
+    need = need_of_config(config_of(f"model={model}", "method=sft", "tuner=full", "model.dtype=float32"))
+
+    assert need
+    assert need.weights == 4 * count
+
+
 def test_a_lora_on_bfloat16_keeps_its_own_numbers_in_float32() -> None:
     need = need_of_config(config_of("model=llama31_8b", "method=sft", "tuner=lora", "tuner.rank=8", "tuner.targets=[q_proj]"))
 

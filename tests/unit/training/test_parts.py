@@ -20,7 +20,7 @@ from alignlab.models.policy import Policy
 from alignlab.training.arguments import arguments
 from alignlab.training.objectives import nll
 from alignlab.training.stages import TrainStage
-from alignlab.training.trainable import PartSettings, Trains, check_parts, named_parts, training, tuner_of
+from alignlab.training.trainable import PartSettings, Trains, check_parts, check_reach, named_parts, training, tuner_of
 from alignlab.training.trainer import FitTrainer, Step
 from alignlab.tuners.config import BitfitConfig
 from alignlab.tuners.lora import LoraTuner
@@ -266,3 +266,18 @@ def test_only_what_is_named_takes_gradients_inside_and_nothing_has_changed_outsi
     assert inside == {f"classifier.modules_to_save.default.{kind}" for kind in ("weight", "bias")}
     assert [parameter.requires_grad for parameter in policy.model.parameters()] == required
     assert len(learned(policy)) > len(inside)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], r".*layers\.1\..*_proj"])
+def test_what_stands_above_all_that_is_compared_is_refused(targets: list[str] | str) -> None:
+    model = backbone("llama").model
+    tuner = LoraTuner(model, peft.LoraConfig(target_modules=targets))
+
+    with pytest.raises(ConfigError, match=r"^all that is trained stands above block 1, "):
+        check_reach({"tuner": SETTINGS}, model, tuner, 1)
+
+
+def test_what_stands_in_a_block_that_is_compared_is_trained() -> None:
+    model = backbone("llama").model
+
+    check_reach({"tuner": SETTINGS}, model, LoraTuner(model, peft.LoraConfig(target_modules=["lm_head", "q_proj"])), 1)

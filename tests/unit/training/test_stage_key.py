@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from alignlab import files, running
+from alignlab import commits, files, running
 from alignlab.config import parse
 from alignlab.models.config import EMBEDDED
 from alignlab.planning import make_plan
@@ -223,7 +223,7 @@ def test_a_name_of_the_hub_is_the_commit_of_the_copy_on_this_machine(tmp_path: P
     refs = tmp_path / "models--somebody--model" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("a" * 40)
-    files.hub_commit.cache_clear()
+    commits.hub_commit.cache_clear()
 
-    assert files.hub_commit("model", "somebody/model", None) == "a" * 40
-    assert files.hub_commit("model", "somebody/model", "b" * 40) == "b" * 40
+    assert commits.hub_commit("model", "somebody/model", None) == "a" * 40
+    assert commits.hub_commit("model", "somebody/model", "b" * 40) == "b" * 40
