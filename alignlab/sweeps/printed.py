@@ -14,7 +14,7 @@ from rich.text import Text
 
 from alignlab.command_line import run_command
 from alignlab.errors import ConfigError
-from alignlab.files import write_whole
+from alignlab.files import replaced_alone
 from alignlab.sweeps.jobs import PlannedJob, steps_computed_once
 from alignlab.tables import experiments_with
 
@@ -185,7 +185,8 @@ def show_table(runs: Path, name: str, console: Console) -> None:
     text = markdown(name, sections_of(table, published, experiments))
     console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True, end="")
     report = sweep.ledger.folder / REPORT
-    write_whole(report, page_of(table, published, experiments))
+    with replaced_alone(report) as unfinished:
+        unfinished.write_text(page_of(table, published, experiments), encoding="utf-8")
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -376,12 +376,16 @@ def test_a_sweep_ends_with_its_table_and_its_report(tmp_path: Path, capsys: pyte
         finish(config)
         Ledger(folder_of(config)).write("report.json", {"headline": None, "results": [number("toy/reward", 0.25)]})
 
+    report = tmp_path / "sweeps" / "red-vs-lora" / "report.html"
+    report.parent.mkdir(parents=True)
+    report.with_name("report.html.1.part").write_text("of a process that was killed")
+
     sweep(measured, "tuner=red,lora", "sweep=red-vs-lora", f"paths.runs={tmp_path}")
     said = capsys.readouterr().out
 
     assert main(["table", "red-vs-lora", "--runs", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    report = tmp_path / "sweeps" / "red-vs-lora" / "report.html"
+    assert [path.name for path in report.parent.iterdir() if path.name.startswith("report")] == ["report.html"]
     assert "| red  | 1  | 1     | 8 | 0.250" in table.replace("tuner=", "")
     assert said.endswith(f"{table}report: {report}\n")
     assert "<code>python run.py -m tuner=red,lora sweep=red-vs-lora paths.runs=PATH</code>" in report.read_text(
