@@ -177,6 +177,8 @@ def use(adapter: Adapter) -> str:
     elif model.get("source") == "embedded":
         imports += ["from alignlab.models.config import EMBEDDED"]
         place = f'EMBEDDED / "{model["path"]}"'
+    elif model.get("source") == "folder":
+        place = f'"FOLDER OF {adapter.base}"'
     notes += [NOTES.get(kind, DIAL)]
     code = [*imports, "", f"base = {auto}.from_pretrained({place})"]
     code += ['model = PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def export(
         raise ControlError(
             "a control vector has its strength where it is used (--control-vector-scaled FILE:S); leave --strength out."
         )
+    places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
+    for place in places:
+        _refuse_used(place)
     policy = load(run, device="cpu", trust_remote_code=trust_remote_code)
     classes = policy.tuner.controls
     if classes is not None:
@@ -82,9 +86,6 @@ def export(
             raise ControlError(f"{run} has classes and no strength; export it as plain, lora or gguf, without --strength.")
     elif control is not None:
         raise ControlError(f"{run} has no classes; leave --control out.")
-    places = [to if len(asked) == 1 else to / f"strength-{strength:g}" for strength in asked]
-    for place in places:
-        _refuse_used(place)
     made = []
     with ExitStack() as whole:
         scratches = [whole.enter_context(_alone_in(place)) for place in places]
@@ -172,7 +173,9 @@ def _lora(wanted: _Wanted) -> list[Exported]:
                 note = "for vLLM and PEFT; adapter.gguf for llama.cpp, beside the backbone as GGUF"
             except ModelError as error:
                 note = f"for vLLM and PEFT; no file for llama.cpp: {error}"
-            again = PeftModel.from_pretrained(bare, str(place)).eval()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+                again = PeftModel.from_pretrained(bare, str(place)).eval()
             difference = float((logits_of(again, batch) - wished).abs().max())
             _refuse_other(difference, wished, bare.dtype)
             bare = again.unload()

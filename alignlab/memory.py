@@ -1,7 +1,8 @@
-"""What a stage that trains takes of a GPU's memory: counted from shapes alone, before any weights are loaded."""
+"""What a stage that trains takes of memory: counted from shapes alone, before any weights are loaded."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,13 +106,15 @@ def need_of_config(config: RunConfig) -> TrainingNeed | None:
 
 
 def misfit(need: TrainingNeed, config: RunConfig, gpus: int | None = None) -> str:
-    """Why a stage does not fit a GPU, and what to do, in one sentence; "" where it fits, or is not to run on one, and under
-    DeepSpeed, which may put what it likes elsewhere. The GPU is the one that is visible, or on a cluster, where a job gets so
-    many `gpus`, one of LARGE."""
+    """Why a stage does not fit a GPU or this machine, and what to do, in one sentence; "" where it fits, on a cluster's CPU,
+    and under DeepSpeed, which may put what it likes elsewhere. The GPU is the one that is visible, or on a cluster, where a
+    job gets so many `gpus`, one of LARGE."""
     cluster = isinstance(config.launch, SlurmLaunch)
     device = config.trainer.device if cluster else device_of(config.trainer.device)
-    if device == "cpu" or (cluster and not gpus) or config.trainer.extra.get("deepspeed"):
+    if (cluster and (device == "cpu" or not gpus)) or config.trainer.extra.get("deepspeed"):
         return ""
+    if device == "cpu":
+        return _misfit_here(need)
     has = LARGE if cluster else int(torch.cuda.get_device_properties(0).total_memory)
     sharded = bool(config.trainer.extra.get("fsdp"))
     taken = need.total if not (cluster and sharded) else need.held // (gpus or 1) + need.activations
@@ -119,6 +122,7 @@ def misfit(need: TrainingNeed, config: RunConfig, gpus: int | None = None) -> st
         return ""
     required = {what for group in ("method", "tuner") for what in _required(config, group)}
     ways = [
+        *_ways_of_activations(need),
         "more GPUs (launch.gpus=N)" if sharded else "trainer=fsdp (it is spread over the GPUs of a job)",
         *(["tuner=lora (it trains less)"] if need.gradients > need.weights / 4 else []),
         *(["model.dtype=bfloat16"] if config.model.dtype == "float32" and "float32 weights" not in required else []),
@@ -128,6 +132,28 @@ def misfit(need: TrainingNeed, config: RunConfig, gpus: int | None = None) -> st
         f"does not fit a GPU: {amount(taken)} on each, estimated{'' if need.groups else ' without activations'}"
         f" ({need.parts}), and {where} has {amount(has)}; take {' or '.join(ways)}"
     )
+
+
+def _misfit_here(need: TrainingNeed) -> str:
+    """The same of the memory of this machine."""
+    has = memory_here()
+    if need.total <= has:
+        return ""
+    ways = " or ".join([*_ways_of_activations(need), "a smaller model", "a GPU"])
+    return f"may not fit this machine: {amount(need.total)}, estimated, and it has {amount(has)}; take {ways}"
+
+
+def _ways_of_activations(need: TrainingNeed) -> list[str]:
+    """What takes less where most is taken by the texts of a pass, which are all counted as the longest."""
+    if need.activations <= need.held:
+        return []
+    fewer = [f"trainer.micro_batch=N below {need.groups} (fewer at once)"] if need.groups > 1 else []
+    return [*fewer, "data.max_tokens=N with data.too_long=drop (the longest row decides)"]
+
+
+def memory_here() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _required(config: RunConfig, group: str) -> frozenset[str]:

@@ -25,7 +25,8 @@ from alignlab.memory import misfit
 from alignlab.planning import Plan
 from alignlab.tracking.ledger import DROPPED, Ledger, now, state_of
 from alignlab.training import processes
-from alignlab.training.stages import TrainStage, Work
+from alignlab.training.stages import DONE, TrainStage, Work
+from alignlab.training.trainer import MARK
 from alignlab.tuners.config import FormConfig
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,10 @@ def _beginning(config: RunConfig) -> str:
     state = state_of(folder_of(config)).name
     if config.force and state != "missing":
         return f"{state} before; force=true begins it again"
-    return {"missing": "new", "done": "done before, and repeated"}.get(state, f"{state} before; it goes on where that ended")
+    known = {"missing": "new", "done": "done before, and repeated"}
+    saved = any(next(folder_of(config).glob(f"stages/*/{mark}"), None) for mark in (DONE, f"checkpoint-*/{MARK}"))
+    rest = "it goes on where that ended" if saved else "it begins anew, since nothing was saved"
+    return known.get(state, f"{state} before; {rest}")
 
 
 def _time(plan: Plan, shared: Collection[str]) -> str:

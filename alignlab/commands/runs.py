@@ -91,7 +91,10 @@ def _show_runs(runs: Sequence[tuple[str, Path, State]]) -> None:
 def _holds(folder: Path) -> str:
     """Where a finished run was seen to hold, if that is known."""
     found = read_range(folder)
-    return f"holds from {found.low:g} to {found.high:g} by {found.metric}" if found else ""
+    if found is None:
+        return ""
+    where = f"from {found.low:g} to {found.high:g}" if found.low < found.high else f"at {found.low:g} alone"
+    return f"holds {where} by {found.metric}"
 
 
 def _folders(sweep: SweepLedger) -> list[Path]:

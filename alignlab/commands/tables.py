@@ -71,7 +71,7 @@ def _table_of_sweep(given: argparse.Namespace) -> None:
         return
     table = table_of(sweep, _selection(given))
     experiments = given.experiments or experiments_with(given.name)
-    published = published_for(given.name, experiments)
+    published = published_for(given.name, experiments, trial=table.sweep.trial)
     form = _form_of(given.form, given.to)
     if form == "csv":
         text = long_csv(table, published)
@@ -134,10 +134,14 @@ def _plot_of_folder(given: argparse.Namespace) -> Path:
 
 def _plot_of_sweep(given: argparse.Namespace) -> Path:
     from alignlab.plots.sweep import draw
-    from alignlab.tables.sweep import read_sweep
+    from alignlab.tables.sweep import count_states, read_sweep
 
     kind = given.kind or ("map" if given.map else "dial")
-    return draw(read_sweep(given.runs, given.name), kind, given.to, given.metrics, given.map or ())
+    sweep = read_sweep(given.runs, given.name)
+    drawn = draw(sweep, kind, given.to, given.metrics, given.map or ())
+    if any(job.state.name != "done" for job in sweep.jobs):
+        print(f"not every job of {sweep.name} is done, and only numbers that are here are drawn: {count_states(sweep.jobs)}.")
+    return drawn
 
 
 def add_report(commands: Any) -> None:
@@ -157,7 +161,7 @@ def _report(given: argparse.Namespace) -> None:
 
     table = table_of(read_sweep(given.runs, given.name), _selection(given))
     experiments = given.experiments or experiments_with(given.name)
-    _write(given.to, page_of(table, published_for(given.name, experiments), experiments))
+    _write(given.to, page_of(table, published_for(given.name, experiments, trial=table.sweep.trial), experiments))
 
 
 def _settings(option: str, arguments: Sequence[str]) -> dict[str, list[str]]:

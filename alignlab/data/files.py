@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import re
 import sys
 import zlib
@@ -88,7 +89,8 @@ def read(files: Iterable[Path], limit: int | None = None) -> Iterator[tuple[str,
 def rows(files: Iterable[Path], limit: int | None = None) -> Iterator[Row]:
     """The first `limit` rows of the files one after another, lazily; blank lines are none. Raises DataError for a file that
     cannot be read at all."""
-    return islice((row for file in files for row in _rows_of(file)), limit)
+    files = tuple(files)
+    return islice((row for file, name in zip(files, _called(files), strict=True) for row in _rows_of(file, name)), limit)
 
 
 def plain(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
@@ -106,7 +108,7 @@ def plain(file: Path, separator: str | None) -> Iterator[tuple[str, str]]:
                 else:
                     lines.append(line)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise _unreadable(file, error) from error
+        raise _unreadable(file.name, error) from error
     yield f"{file.name}:{first}", "".join(lines)
 
 
@@ -120,27 +122,41 @@ def names(columns: Iterable[str], *wanted: str) -> str:
     return f"{', '.join(listed[:20])}{more}{hint}" or "no column"
 
 
-def _rows_of(file: Path) -> Iterator[Row]:
+def or_misspelt(column: str, wanted: Iterable[str]) -> str:
+    """A column that is not read, and the wanted one that may be meant by it."""
+    close = nearest(column, wanted, 1, MISSPELT)
+    return f"{column} (did you mean {close[0]!r}?)" if close else column
+
+
+def _called(files: Sequence[Path]) -> list[str]:
+    """How the rows of each file name it: by its name, and by its path below what they share where two have the same."""
+    if len({file.name for file in files}) == len(files):
+        return [file.name for file in files]
+    shared = os.path.commonpath([file.absolute().parent for file in files])
+    return [str(file.absolute().relative_to(shared)) for file in files]
+
+
+def _rows_of(file: Path, name: str) -> Iterator[Row]:
     form = _form(file)
     try:
         if file.is_dir():
-            yield from _saved(file)
+            yield from _saved(file, name)
         elif not file.is_file():
-            raise DataError(f"{file.name}: is not a regular file; give one that is.")
+            raise DataError(f"{name}: is not a regular file; give one that is.")
         elif form in (".csv", ".tsv"):
-            yield from _cells(file, form)
+            yield from _cells(file, form, name)
         elif form == ".parquet":
-            yield from _parquet(file)
+            yield from _parquet(file, name)
         elif form == ".arrow":
-            yield from _saved(file)
+            yield from _saved(file, name)
         else:
-            yield from _json(file)
+            yield from _json(file, name)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise _unreadable(file, error) from error
+        raise _unreadable(name, error) from error
 
 
-def _unreadable(file: Path, error: BaseException) -> DataError:
-    return DataError(f"{file.name}: cannot be read as text ({_brief(error)}); look at the file, or write it again.")
+def _unreadable(name: str, error: BaseException) -> DataError:
+    return DataError(f"{name}: cannot be read as text ({_brief(error)}); look at the file, or write it again.")
 
 
 def _unread(path: Path, forms: Sequence[str]) -> str | None:
@@ -196,23 +212,23 @@ def _no_text(row: str, stray: str) -> UnusableRowError:
     return UnusableRowError(sentence, "a byte that is no UTF-8")
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _json(file: Path, name: str) -> Iterator[Row]:
     """An object a line, or one JSON array of them, alone or as the only list of an object."""
     with _opened(file) as text:
         first = next((line for line in text if line.strip()), "")
     if first and (_form(file) == ".json" or ARRAY.match(first)):
         with _opened(file) as text:
             whole = text.read()
-        value = _loaded(whole, file.name)
+        value = _loaded(whole, name)
         if not isinstance(value, UnusableRowError):
-            yield from _array(value, file.name, bool(_stray(whole)))
+            yield from _array(value, name, bool(_stray(whole)))
             return
         if not isinstance(_loaded(first, ""), dict):
             raise DataError(str(value))
     with _opened(file) as text:
         for number, line in enumerate(text, start=1):
             if line.strip():
-                yield f"{file.name}:{number}", _parsed(line, f"{file.name}:{number}")
+                yield f"{name}:{number}", _parsed(line, f"{name}:{number}")
 
 
 def _array(value: Any, name: str, strays: bool) -> Iterator[Row]:
@@ -263,7 +279,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _cells(file: Path, form: str) -> Iterator[Row]:
+def _cells(file: Path, form: str, name: str) -> Iterator[Row]:
     """Every cell as it is written: a class may be called NA, and 1 is not 1.0. A cell that holds messages as JSON is parsed."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _opened(file, newline="") as text:
@@ -274,15 +290,15 @@ def _cells(file: Path, form: str) -> Iterator[Row]:
         try:
             columns = next(reader, [])
             if stray := _stray(delimiter.join(columns)):
-                raise DataError(f"{file.name}: its first line holds {stray}, which is no UTF-8; write the file again as UTF-8.")
+                raise DataError(f"{name}: its first line holds {stray}, which is no UTF-8; write the file again as UTF-8.")
             if len(set(columns)) < len(columns):
-                raise DataError(f"{file.name}: a column stands twice among {names(columns)}; rename one.")
+                raise DataError(f"{name}: a column stands twice among {names(columns)}; rename one.")
             number = 0
             for cells in reader:
                 if not cells:
                     continue
                 number += 1
-                row = f"{file.name}:{number}"
+                row = f"{name}:{number}"
                 if stray := _stray(delimiter.join(cells)):
                     yield row, _no_text(row, f"{stray} of the row that ends in line {reader.line_num}")
                 elif len(cells) == len(columns):
@@ -291,7 +307,7 @@ def _cells(file: Path, form: str) -> Iterator[Row]:
                     sentence = f"{row}: has {len(cells)} cells, but the table has {len(columns)} columns; mend the row."
                     yield row, UnusableRowError(sentence, "cells and columns differ in number")
         except csv.Error as error:
-            raise DataError(f"{file.name} cannot be read as a table ({_brief(error)}); look at the file.") from error
+            raise DataError(f"{name} cannot be read as a table ({_brief(error)}); look at the file.") from error
 
 
 def _cell(cell: str) -> Any:
@@ -306,7 +322,7 @@ def _cell(cell: str) -> Any:
     return cell
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -315,23 +331,23 @@ def _parquet(file: Path) -> Iterator[Row]:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
             for fields in batch.to_pylist():
                 number += 1
-                yield f"{file.name}:{number}", fields
+                yield f"{name}:{number}", fields
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file.name} cannot be read as a table ({_brief(error)}); look at the file.") from error
+        raise DataError(f"{name} cannot be read as a table ({_brief(error)}); look at the file.") from error
 
 
-def _saved(path: Path) -> Iterator[Row]:
+def _saved(path: Path, name: str) -> Iterator[Row]:
     """A folder of save_to_disk, or one of its arrow files; classes of a ClassLabel by their names."""
     from datasets import ClassLabel, Dataset, load_from_disk
 
     try:
         table = load_from_disk(str(path)) if path.is_dir() else Dataset.from_file(str(path))
     except Exception as error:  # the library raises what its parts raise
-        raise DataError(f"{path.name} cannot be read as a table ({_brief(error)}); look at the files.") from error
-    classes = {name: feature for name, feature in table.features.items() if isinstance(feature, ClassLabel)}
+        raise DataError(f"{name} cannot be read as a table ({_brief(error)}); look at the files.") from error
+    classes = {key: feature for key, feature in table.features.items() if isinstance(feature, ClassLabel)}
     for number, fields in enumerate(table, start=1):
-        named = {name: feature.int2str(fields[name]) for name, feature in classes.items() if fields[name] is not None}
-        yield f"{path.name}:{number}", {**fields, **named}
+        named = {key: feature.int2str(fields[key]) for key, feature in classes.items() if fields[key] is not None}
+        yield f"{name}:{number}", {**fields, **named}
 
 
 def _brief(error: BaseException) -> str:

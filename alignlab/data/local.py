@@ -57,7 +57,7 @@ def of_files(
     def noted(name: str) -> Split:
         split = reader(name)
         seen = {_content(record) for record in split.records}
-        notes = {**split.notes, "that repeat another row": len(split.records) - len(seen)}
+        notes = {**split.notes, "that repeat another row (kept)": len(split.records) - len(seen)}
         if name != "train" and "train" in patterns:
             trained = {_content(record) for record in noted("train").records}
             notes["that stand in the training split too"] = sum(_content(record) in trained for record in split.records)

@@ -11,7 +11,7 @@ from itertools import pairwise
 from reprlib import repr as brief
 from typing import Any
 
-from alignlab.data.files import Row, clean, names
+from alignlab.data.files import Row, clean, names, or_misspelt
 from alignlab.data.source import LeftOut, Origin, Split
 from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Dialogue, Record, Response, Turn
@@ -73,19 +73,19 @@ class Reader:
     def records(self, row: str, fields: Mapping[str, Any]) -> tuple[Record, ...]:
         """The record of a row; several under `answers=all`. Raises UnusableRowError for a row that says nothing usable."""
         self.seen.update(dict.fromkeys(fields))
-        lacking = [key for key in ("chosen", "rejected") if self._value(fields, key) is None]
+        lacking = [key for key in ("chosen", "rejected") if self._column(fields, key) is None]
         if len(lacking) == 1:
             found = names(fields, *self._places(lacking[0]))
             raise UnusableRowError(f"{row}: has one answer of a pair and no {lacking[0]!r}; the line has {found}.", ONE_SIDE)
         if not lacking:
             return self._pairs(row, fields)
-        if self._value(fields, "response") is not None:
+        if self._column(fields, "response"):
             before, text = _answer(self._take(fields, "response"), "response", row)
             prompt = self._prompt(row, _joined(row, self._opening(row, fields, before), before))
             (text,), repeated = self._without_prompt(row, prompt, (_filled(text, "response", row),))
             self._note(prompt, (text,), repeated)
             return (Record(row, prompt, (self._response(row, fields, text),)),)
-        if self._value(fields, "messages") is not None:
+        if self._column(fields, "messages"):
             return self._conversation(row, fields)
         found = names(fields, *(place for key in ANSWERS for place in self._places(key)))
         raise UnusableRowError(
@@ -238,15 +238,15 @@ class Reader:
 
     def _take(self, fields: Mapping[str, Any], key: str) -> Any:
         """The value of what is looked for, whose column counts as used; None where there is none."""
-        self.used.update(column for column in self._places(key) if column in fields)
-        return self._value(fields, key)
-
-    def _value(self, fields: Mapping[str, Any], key: str) -> Any:
-        for column in self._places(key):
-            value = fields.get(column)
-            if value is not None and not (isinstance(value, float) and math.isnan(value)):
-                return value
+        if column := self._column(fields, key):
+            self.used.add(column)
+            return fields[column]
         return None
+
+    def _column(self, fields: Mapping[str, Any], key: str) -> str | None:
+        """The first column that has a value; NaN is none."""
+        held = ((column, fields.get(column)) for column in self._places(key))
+        return next((name for name, it in held if it is not None and not (isinstance(it, float) and math.isnan(it))), None)
 
     def _places(self, key: str) -> Sequence[str]:
         if key in self.columns:
@@ -270,15 +270,16 @@ def split_of(lines: Iterable[Row], reader: Reader, dropped: frozenset[str] | Non
             if dropped is not None and error.reason not in dropped | {SAME}:
                 if dropped:
                     raise
-                sentence = f"{str(error)[:-1]}; set data.unusable_pairs=drop to leave it out."
+                instead = "set data.unusable_pairs=drop to leave out every such row (with plan=true it lists them)"
+                sentence = f"{str(error)[:-1]}; {instead}."
                 raise UnusableRowError(sentence, error.reason) from None
             lost.append(LeftOut(row, error.reason))
     for key, column in reader.columns.items():
         if count and column not in reader.seen:
             raise DataError(f"data.columns.{key}={column}: no row has this column; there are {names(reader.seen, column)}.")
-    origin = Origin(
-        used=tuple(c for c in reader.seen if c in reader.used), unused=tuple(c for c in reader.seen if c not in reader.used)
-    )
+    absent = [name for places in COLUMNS.values() for name in places if name not in reader.seen]
+    unused = tuple(or_misspelt(column, absent) for column in reader.seen if column not in reader.used)
+    origin = Origin(used=tuple(column for column in reader.seen if column in reader.used), unused=unused)
     notes = {what: number for what, number in reader.notes.items() if number}
     return Split(tuple(records), tuple(lost), rows=count, notes=notes, origin=origin)
 

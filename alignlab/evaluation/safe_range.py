@@ -57,12 +57,25 @@ class SafeRange:
         return min(max(strength, self.low), self.high)
 
     @property
+    def span(self) -> str:
+        """From where to where, behind "the safe range": "0 to 1.5", or "of 0 alone"."""
+        return f"{self.low:g} to {self.high:g}" if self.low < self.high else f"of {self.low:g} alone"
+
+    @property
     def sentence(self) -> str:
         """For a card or a warning."""
         start = next(point for point in self.points if point.strength == 0)
+        backbone = f"the backbone's {start.value:.3g} (n {start.n})"
+        if len(self.points) == 1:
+            return f"no strength but 0 was measured: there {self.metric} is {backbone}"
+        if self.low == self.high:
+            return (
+                f"only strength 0 was seen to hold: at the next measured ones {self.metric} may be more than"
+                f" {self.tolerance:.0%} worse than {backbone}, by the 95 % interval of the difference"
+            )
         return (
             f"strengths {self.low:g} to {self.high:g} were seen to hold: {self.metric} is at most {self.tolerance:.0%} worse"
-            f" than the backbone's {start.value:.3g} (n {start.n}), the 95 % interval of the difference included"
+            f" than {backbone}, the 95 % interval of the difference included"
         )
 
 

@@ -310,6 +310,11 @@ def _from(auto: Any, config: ModelConfig, /, **more: Any) -> Any:
     if config.source == "hub":
         silence = hub_silence("model", str(where), config.revision)
         more |= {"revision": config.commit, "local_files_only": bool(silence)}
+    elif not config.location.is_dir():
+        raise ModelError(
+            f"model={config.name}: there is no folder {config.location.resolve()}; give its place in model.path, or, for a run"
+            " that was moved, put the model there."
+        )
     try:
         return auto.from_pretrained(where, trust_remote_code=config.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:

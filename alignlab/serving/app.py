@@ -304,10 +304,15 @@ async def _refuse_question(_: Request, error: Exception) -> Response:
     return _refused(status, str(error))
 
 
-async def _refuse_body(_: Request, error: Exception) -> Response:
+async def _refuse_body(request: Request, error: Exception) -> Response:
     """In one sentence, where and why; the value itself, which may be long, is left out."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    told = request.headers.get("Content-Type", "")
+    if first["loc"] == ("body",) and "json" not in told:  # what curl -d sends without -H
+        return _refused(
+            422, f"the body is sent as {told or 'no type'}; send JSON with the header Content-Type: application/json."
+        )
     broken = first["type"] == "json_invalid"  # at a character, which is no field
     where = "" if broken else ".".join(str(place) for place in first["loc"][1:])
     return _refused(400 if broken else 422, f"{where or 'the body'}: {first['msg']}", where or None)

@@ -29,7 +29,7 @@ def kept_inside(strength: AskedStrength, ranges: Ranges, outside: Outside) -> tu
     if not beyond:
         return strength, None
     said = " and ".join(
-        f"strength {each[name]:g}{f' of {name}' if several else ''} is outside the safe range {safe.low:g} to {safe.high:g}, in"
+        f"strength {each[name]:g}{f' of {name}' if several else ''} is outside the safe range {safe.span}, in"
         f" which {safe.metric} was seen to hold"
         for name, safe in beyond.items()
     )

@@ -181,7 +181,7 @@ def show_table(runs: Path, name: str, console: Console) -> None:
     except ConfigError:  # nothing was measured at strength 1
         table = table_of(sweep, Selection(strengths=None))
     experiments = experiments_with(name)
-    published = published_for(name, experiments)
+    published = published_for(name, experiments, trial=table.sweep.trial)
     text = markdown(name, sections_of(table, published, experiments))
     console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True, end="")
     report = sweep.ledger.folder / REPORT

@@ -93,9 +93,10 @@ class Published:
         return tuple(sorted(asked & {f"{key}={value}" for key, value in settings.items()}))
 
 
-def published_for(name: str, experiments: Path) -> Published | None:
+def published_for(name: str, experiments: Path, *, trial: bool = False) -> Published | None:
     """The published table of a sweep, None without a file. `X/toy/T` has the numbers of `X/T`, and so has a sweep with more
-    overrides, `X/T+key=value`. Raises DataError for a file without rows."""
+    overrides, `X/T+key=value`. `trial`: a sweep that was cut, and is compared with none of them. Raises DataError for a file
+    without rows."""
     path = path_for(name, experiments)
     if not path.is_file():
         return None
@@ -108,7 +109,7 @@ def published_for(name: str, experiments: Path) -> Published | None:
     rows = {line["row"]: {column: line[column] or "" for column in columns} for line in lines}
     folder = path.parent
     stands_for = {**_columns(folder.parent / COLUMNS, folder.name), **_columns(folder / COLUMNS, "")}
-    return Published(path, not _is_toy(name), columns, rows, stands_for)
+    return Published(path, not (trial or _is_toy(name)), columns, rows, stands_for)
 
 
 def _columns(path: Path, table: str) -> dict[str, Column]:
@@ -212,9 +213,7 @@ class Section:
 
 
 def sections_of(table: Table, published: Published | None, experiments: Path) -> list[Section]:
-    """One section per suite with our results, and one with the published numbers. A trial is compared with none of them."""
-    if published and table.sweep.trial:
-        published = replace(published, same_scale=False)
+    """One section per suite with our results, and one with the published numbers."""
     matches = match_published(table, published)
     suites = list(dict.fromkeys(metric.partition("/")[0] for metric in table.metrics)) or [""]
     sections = [_suite(table, suite, published, matches) for suite in suites]
@@ -374,8 +373,6 @@ def latex(title: str, sections: Sequence[Section]) -> str:
 
 def long_csv(table: Table, published: Published | None) -> str:
     """One line per row and metric, with everything known of it; an empty cell means not known, never zero."""
-    if published and table.sweep.trial:
-        published = replace(published, same_scale=False)
     matches = match_published(table, published)
     numbers = []
     for row in table.rows:

@@ -22,6 +22,7 @@ from alignlab.errors import RunFolderError, StorageError
 from alignlab.evaluation.report import BATCHES
 from alignlab.evaluation.suites import Fluency
 from alignlab.models.config import EMBEDDED
+from alignlab.plan_text import _beginning
 from alignlab.tracking import Identity, NoTracker
 from alignlab.tracking.ledger import Ledger
 from alignlab.training import stages
@@ -332,19 +333,22 @@ def test_a_signal_while_evaluating_ends_as_in_training(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("after", "said"),
+    ("after", "said", "planned"),
     [
-        (0, "no checkpoint was made yet, so the same command begins anew"),
-        (2, "saved at step 2 of stage fit; the same command resumes there"),
+        (0, "no checkpoint was made yet, so the same command begins anew", "it begins anew, since nothing was saved"),
+        (2, "saved at step 2 of stage fit; the same command resumes there", "it goes on where that ended"),
     ],
 )
-def test_an_interruption_promises_a_checkpoint_only_where_there_is_one(
-    after: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_interruption_and_the_next_plan_promise_a_checkpoint_only_where_there_is_one(
+    after: int, said: str, planned: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    config = composed(tmp_path, "sft", *SHORT, steps=4)
     monkeypatch.setattr(FitTrainer, "compute_loss", ended(KeyboardInterrupt, after))
 
     with pytest.raises(KeyboardInterrupt, match=f"^{said}$"):
-        run(composed(tmp_path, "sft", *SHORT, steps=4))
+        run(config)
+
+    assert _beginning(config) == f"interrupted before; {planned}"
 
 
 def test_two_people_with_the_same_run_write_into_two_runs_of_a_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_an_adapter_of_a_type_that_peft_knows_needs_no_import(tmp_path: Path) ->
     assert "KeyError" not in card
 
 
+def test_a_base_of_a_local_folder_is_named_as_a_folder(tmp_path: Path) -> None:
+    folder = trained(tmp_path, base="mine", source="folder")
+
+    card = card_of(Adapter(folder, tmp_path))
+
+    assert 'base = AutoModelForCausalLM.from_pretrained("FOLDER OF mine")' in card
+
+
 @pytest.mark.parametrize(("licence", "said"), [("llama3.1", "licence llama3.1"), (None, "whose licence is not known here")])
 def test_the_licence_is_the_one_that_the_card_of_the_base_names(licence: str | None, said: str, tmp_path: Path) -> None:
     base = tmp_path / "base"

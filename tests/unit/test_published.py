@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from alignlab.errors import DataError
 from alignlab.evaluation import METRICS
 from alignlab.plots.report import page_of
 from alignlab.tables.render import Published, latex, long_csv, markdown, match_published, published_for, sections_of
-from alignlab.tables.sweep import Selection, Table, read_sweep, table_of
+from alignlab.tables.sweep import Selection, Table, own_interval, read_sweep, table_of
 from alignlab.tracking.sweeps import SweepLedger
 from tests.unit.made_sweeps import MadeSweep, number
 
@@ -168,6 +169,25 @@ def test_a_sweep_that_is_no_table_of_a_paper_says_nothing_of_published_numbers(t
         assert [section.title for section in sections_of(table, None, experiments)] == ["toy"]
 
 
+def test_a_mean_has_students_interval_over_seeds_and_one_run_its_own(tmp_path: Path) -> None:
+    sweep = MadeSweep(tmp_path, "x/t")
+    for seed, value in enumerate((1.0, 2.0, 3.0)):
+        sweep.done("three", seed, [number("toy/reward", value)])
+    sweep.done("one", 0, [number("toy/reward", 0.25)])
+    for end in ("low", "high"):
+        sweep.done(f"without {end}", 0, [number("toy/reward", 0.25) | {end: None}])
+
+    found = {row.row: own_interval(row, "toy/reward") for row in table_of(read_sweep(tmp_path, "x/t"), Selection()).rows}
+
+    # t at 2 degrees of freedom is 4.302653; deviation 1, over root 3
+    assert found.pop("three") == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert found.pop("one") == (-0.25, 0.75)
+    assert found == {
+        "without low": pytest.approx((nan, nan), nan_ok=True),
+        "without high": pytest.approx((nan, nan), nan_ok=True),
+    }
+
+
 @pytest.mark.parametrize("given", ["whole sweep", "job"])
 def test_a_trial_is_marked_and_never_compared_with_published_numbers(given: str, tmp_path: Path) -> None:
     experiments = paper(tmp_path, "x/t", "row,reward\nred,0.25\n")
@@ -178,7 +198,8 @@ def test_a_trial_is_marked_and_never_compared_with_published_numbers(given: str,
         job = replace(job, overrides=(*job.overrides, "scale=smoke"))
     ledger.declare(["scale=smoke"] if given == "whole sweep" else [], [job])
     read_again = read_sweep(tmp_path, "x/t")
-    table, published = table_of(replace(read_again, jobs=read_again.jobs[-1:]), Selection()), read("x/t", experiments)
+    table = table_of(replace(read_again, jobs=read_again.jobs[-1:]), Selection())
+    published = published_for("x/t", experiments, trial=table.sweep.trial)
 
     sections = sections_of(table, published, experiments)
 

@@ -109,10 +109,14 @@ def test_a_sweep_of_which_nothing_is_done_has_no_figure(kind: str, tmp_path: Pat
         draw(read_sweep(tmp_path, "t"), kind, tmp_path / "a.png")
 
 
-def test_the_plot_command_draws_a_sweep(runs: Path, tmp_path: Path) -> None:
+def test_the_plot_command_draws_a_sweep_and_says_what_is_not_done(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status = main(["plot", "red/toy/t", "--runs", str(runs), "--kind", "frontier", "--to", str(tmp_path / "a.png")])
 
+    said = "not every job of red/toy/t is done, and only numbers that are here are drawn: 5 done, 2 missing, 1 failed."
     assert status == 0
+    assert said in capsys.readouterr().out
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from alignlab.data.encode import Account, Limits, chosen, encode, every, pair
+from alignlab.data.encode import Account, Limits, Truncation, chosen, encode, every, pair
 from alignlab.data.source import LeftOut, Split
-from alignlab.errors import DataError
+from alignlab.errors import DataError, UnusableRowError
 from alignlab.records import Encoded, Example, Record, Response
 
 BOS, EOS = 0, 1
@@ -86,6 +87,11 @@ def test_a_prompt_is_cut_to_its_limit_and_never_to_nothing(prompt_tokens: int, k
     assert prompts == ({} if kept is None else {"file:1": (tuple(map(ord, kept)), start)})
     assert account.cut == (prompt_tokens in (2, 3))
     assert account.dropped == ({"prefix and prompt longer than 1 tokens": 1} if kept is None else {})
+
+
+def test_a_prompt_of_one_token_more_than_its_limit_is_never_cut_to_nothing() -> None:
+    with pytest.raises(DataError, match="1 dropped: prefix and prompt longer than 1 tokens"):
+        encode(split_of(("a", "d", "e")), pair, letters, Limits(99, "error", prompt_tokens=1))
 
 
 def test_drop_leaves_the_long_row_out_and_counts_it() -> None:
@@ -188,6 +194,7 @@ def test_records_that_hold_nothing_for_the_view_are_counted() -> None:
 
     assert [group.row for group in groups] == ["file:2"]
     assert account.dropped == {"nothing in it for this stage": 1}
+    assert account.lost == (LeftOut("file:1", "nothing in it for this stage"),)
 
 
 def test_rows_left_out_while_reading_stay_in_the_account() -> None:
@@ -197,6 +204,43 @@ def test_rows_left_out_while_reading_stay_in_the_account() -> None:
 
     assert (account.read, account.kept) == (3, 1)
     assert account.dropped == {"prompts of the pair differ": 2}
+    assert account.lost == split.lost
+    assert Account(**account.counts()) == account
+    assert "lost" not in account.counts()
+
+
+def refusing(examples: Sequence[Example], rows: Sequence[str]) -> list[Encoded]:
+    """A tokenizer that cannot take the letter x."""
+    for example, row in zip(examples, rows, strict=True):
+        if "x" in example.response:
+            raise UnusableRowError(f"{row}: holds x; remove the row.", "an x")
+    return letters(examples, rows)
+
+
+def test_a_row_that_the_tokenizer_cannot_take_is_named_and_is_left_out_alone_where_rows_may_be() -> None:
+    split = split_of(("a", "b", "c"), ("a", "x", "c"), ("d", "e", "f"))
+
+    with pytest.raises(UnusableRowError, match=r"^file:2: holds x"):
+        encode(split, pair, refusing, limits(9))
+    groups, account = encode(split, pair, refusing, replace(limits(9), drops=True))
+
+    assert [group.row for group in groups] == ["file:1", "file:3"]
+    assert groups == encode(split_of(("a", "b", "c"), ("", "", ""), ("d", "e", "f")), pair, letters, limits(9))[0][::2]
+    assert account.lost == (LeftOut("file:2", "an x"),)
+
+
+def test_each_row_keeps_its_task_and_is_held_to_its_limit() -> None:
+    records = [replace(Record.pair(f"file:{task}", "ab", "c", "d"), task=task) for task in ("a", "b")]  # 5 tokens
+    common = Limits(99, "error", tasks={"a": (4, "drop")})
+
+    groups, account = encode(Split(tuple(records)), pair, letters, common)
+
+    assert [(group.row, group.task) for group in groups] == [("file:b", "b")]
+    assert account.lost == (LeftOut("file:a", "longer than 4 tokens"),)
+
+
+def test_what_a_stage_reads_of_a_row_is_added_to_the_limits_of_the_data() -> None:
+    assert Truncation(3, 2)(limits(9)) == Limits(9, "error", prompt_tokens=3, response_tokens=2)
 
 
 def test_rows_with_responses_tokenised_apart_are_counted_once_per_row() -> None:

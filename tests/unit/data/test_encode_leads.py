@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from alignlab.data.encode import Limits, encode
-from alignlab.data.source import Split
+from alignlab.data.source import LeftOut, Split
 from alignlab.errors import DataError
 from alignlab.records import Encoded, Example, Group, Record
 
@@ -128,3 +129,4 @@ def test_a_view_that_makes_several_groups_of_a_record_says_how_many() -> None:
     _, account = encode(split, each, letters, limits(6, "drop"))
 
     assert account.sentence() == "2 rows read as 4 items, 3 kept, 1 dropped: longer than 6 tokens"
+    assert encode(replace(split, lost=(LeftOut("file:3", "empty"),) * 3), each, letters, limits(9))[1].made == 4

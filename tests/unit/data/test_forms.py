@@ -126,6 +126,21 @@ def test_a_system_column_is_the_system_turn_and_other_columns_are_named(tmp_path
     )
 
 
+def test_a_column_that_may_be_meant_for_one_that_is_read_is_said_to_look_like_it(tmp_path: Path) -> None:
+    split = split_of(tmp_path, {"prompt": "a", "response": "b", "lable": "good", "completion": "c", "source": "web"})
+
+    assert split.origin is not None
+    assert split.origin.unused == ("lable (did you mean 'label'?)", "completion", "source")
+
+
+def test_a_column_counts_as_used_where_its_value_is_read(tmp_path: Path) -> None:
+    split = split_of(tmp_path, {"prompt": "a", "response": None, "completion": "b", "output": "c", "label": None})
+
+    assert [response.text for record in split.records for response in record.responses] == ["b"]
+    assert split.origin is not None
+    assert (split.origin.used, split.origin.unused) == (("prompt", "completion"), ("response", "output", "label"))
+
+
 def test_alpaca_rows_have_input_and_history(tmp_path: Path) -> None:
     row = {"instruction": "Sum.", "input": "1 2", "output": "3", "history": [["Hi.", "Hello."]], "system": ""}
 
@@ -259,7 +274,7 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_row_which_can_be_dropped(tmp_
     settings = {"train": name, "test": name, "test_share": 0.4}
     said, row = STRAY[name]
 
-    with pytest.raises(DataError, match=rf"^{said}.*; set data\.unusable_pairs=drop to leave it out\.$"):
+    with pytest.raises(DataError, match=rf"^{said}.*; set data\.unusable_pairs=drop to leave out every such row \(.*\)\.$"):
         jsonl(config(tmp_path, **settings)).split("train")
     splits = [jsonl(config(tmp_path, unusable_pairs="drop", **settings)).split(split) for split in ("train", "test")]
 
@@ -302,7 +317,7 @@ def test_equal_answers_are_left_out_and_counted_and_repetitions_named(tmp_path: 
     train, test = source.split("train"), source.split("test")
 
     assert train.left_out == {"both answers are the same": 1}
-    assert train.notes == {"answers that repeat their prompt": 1, "that repeat another row": 1}
+    assert train.notes == {"answers that repeat their prompt": 1, "that repeat another row (kept)": 1}
     assert test.notes == {**train.notes, "that stand in the training split too": 3}
 
 

@@ -28,6 +28,17 @@ def test_rows_are_named_by_file_and_line_and_blank_lines_are_passed_over(tmp_pat
     assert rows == [("a.jsonl:1", {"x": 1}), ("a.jsonl:3", {"x": 2})]
 
 
+def test_rows_of_files_of_one_name_are_named_by_their_folders_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "all" / folder / "a.jsonl" for folder in ("one", "two/deep")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"x": {number}}}\n')
+
+    rows = list(read(paths))
+
+    assert rows == [("one/a.jsonl:1", {"x": 0}), ("two/deep/a.jsonl:1", {"x": 1})]
+
+
 def test_gzipped_lines_are_read_like_plain_ones(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress('{"x": "é"}\n'.encode()))

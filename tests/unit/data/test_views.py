@@ -75,6 +75,21 @@ def test_scored_responses_are_trained_on_from_the_least_score_on_and_the_others_
     assert account.dropped == {"a score below method.least_score=0.5": 1, "no response labelled chosen or good": 1}
 
 
+def test_of_a_pair_whose_better_response_has_too_low_a_score_nothing_is_trained_on() -> None:
+    low = Response("Answer.", label="chosen", score=0.2)
+    record = Record("a", "Ask.", (low, Response("Other.", label="rejected", score=0.9)))
+
+    assert Liked(0.5)(record) == ()
+    assert Liked(0.2)(record) == chosen(record) != ()
+
+
+def test_several_responses_of_which_nothing_is_known_hold_nothing() -> None:
+    record = Record("a", "Ask.", (Response("Answer."), Response("Other.")))
+
+    assert Liked()(record) == ()
+    assert Liked().left_out(record) == "nothing in it for this stage"
+
+
 def test_labelled_responses_are_trained_on_where_they_are_good() -> None:
     records = (scored("a", None, "good"), scored("b", None, "bad"), scored("c", 0.1, "chosen"), scored("d", None, "funny"))
 

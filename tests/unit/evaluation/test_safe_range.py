@@ -73,6 +73,8 @@ def test_equal_items_hold_and_a_number_without_an_interval_does_not() -> None:
     assert too_few is not None
     assert (same.high, too_few.high) == (1.0, 0.0)
     assert too_few.points[1].high is None
+    assert (same.span, too_few.span) == ("0 to 1", "of 0 alone")
+    assert too_few.sentence.startswith("only strength 0 was seen to hold: at the next measured ones toy/capability may be more")
 
 
 def test_rows_without_items_are_held_to_their_own_interval() -> None:

@@ -64,8 +64,31 @@ def test_a_mean_has_an_interval_of_about_two_standard_errors() -> None:
     assert measured.high == pytest.approx(values.mean() + Z * error, abs=0.1 * error * Z)
 
 
-def test_the_same_values_give_the_same_interval() -> None:
-    assert bootstrap("reward", [0.1, 0.7, 0.2, 0.4, 0.9]) == bootstrap("reward", [0.1, 0.7, 0.2, 0.4, 0.9])
+def test_the_interval_of_a_mean_holds_the_middle_95_percent_of_2000_redrawn_means() -> None:
+    values = [number / 40 for number in (1, 7, 2, 4, 9, 30, 11, 12, 5, 6, 8, 3)]  # less than 1 apart, as scores are
+    drawn = np.array(values)[np.random.default_rng(0).integers(0, 12, (2000, 12))].mean(axis=1)
+
+    measured = bootstrap("reward", values)
+
+    assert (measured.low, measured.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
+    assert bootstrap("reward", values) == measured
+
+
+def test_of_no_items_there_is_no_value_and_the_metric_keeps_its_name() -> None:
+    for measured in (bootstrap("reward", []), share("reward", []), rank_correlation("reward", [])):
+        assert (measured.metric, measured.n, measured.items) == ("reward", 0, {})
+        assert np.isnan([measured.value, measured.low, measured.high]).all()
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, 1.0], [0.5, 1.0, 0.5], [0.5, 0.5, 0.5]])
+def test_a_share_keeps_the_value_of_each_item_by_its_name(values: list[float]) -> None:
+    assert share("accuracy", values, ["a", "b", "c"]).items == dict(zip("abc", values, strict=True))
+
+
+def test_ties_and_successes_alone_take_the_bootstrap_too() -> None:
+    values = [0.5, 1.0, 0.5, 0.5, 1.0]
+
+    assert share("accuracy", values) == bootstrap("accuracy", values)
 
 
 @pytest.mark.parametrize("values", [[0.25], [0.1, 0.2, 0.3, 0.4], [0.25] * 100])
@@ -91,6 +114,7 @@ def test_a_scale_is_applied_to_the_mean_and_to_both_ends() -> None:
     assert (measured.value, measured.low, measured.high) == pytest.approx(
         (math.exp(nats.value), math.exp(nats.low), math.exp(nats.high))
     )
+    assert (measured.scale, nats.scale) == ("exp", "")
 
 
 def test_items_are_named_by_what_they_hold_and_numbered_where_they_come_again() -> None:
@@ -236,6 +260,8 @@ def test_the_correlation_of_place_and_value_is_a_mean_over_items_that_keep_their
 
     assert (made.metric, made.value, made.n) == ("order", 0.25, 4)
     assert made.items == pytest.approx({"a": 1.0, "b": -1.0, "c": 0.0, "d": 1.0})
+    # places 1, 2, 3 and ranks 1.5, 1.5, 3: covariance 0.75, deviations 1 and root 3/4
+    assert rank_correlation("order", [[0.1, 0.1, 0.9]]).value == pytest.approx(0.75 / 0.75**0.5)
 
 
 def test_a_number_of_all_items_has_the_interval_of_redrawn_items() -> None:
@@ -244,8 +270,21 @@ def test_a_number_of_all_items_has_the_interval_of_redrawn_items() -> None:
     whole = resampled("mean", 8, lambda places: float(values[places].mean()))
     alike = resampled("mean", 8, lambda places: 0.25)
 
-    assert (whole.value, whole.n) == (0.625, 8)
+    assert (whole.metric, whole.value, whole.n) == ("mean", 0.625, 8)
     # the mean's own bootstrap, by another generator: both ends lie on the grid of eighths
     assert (whole.low, whole.high) == (0.25, 1.0)
     assert alike.value == 0.25
     assert math.isnan(alike.low)
+
+
+def test_the_interval_of_a_number_of_all_items_holds_the_middle_95_percent_of_2000_draws() -> None:
+    values = np.array([1.0, 10.0, 100.0, 1000.0, 10000.0])  # five are the fewest that have an interval
+    generator = np.random.default_rng(0)
+    drawn = [values[generator.integers(5, size=5)].sum() for _ in range(2000)]
+
+    made = resampled("sum", 5, lambda places: float(values[places].sum()))
+
+    assert made.value == 11111.0
+    assert (made.low, made.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
+    assert math.isnan(resampled("sum", 4, lambda places: float(values[places].sum())).low)
+    assert resampled("count", 5, len).value == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_with_its_cause(folder: P
 
     assert "\n" not in str(info.value)
     assert info.value.__cause__ is not None
+
+
+def test_a_folder_that_is_gone_is_named_with_what_to_do(folder: Path) -> None:
+    config = model_config(folder)
+    shutil.rmtree(folder)
+
+    with pytest.raises(
+        ModelError, match=rf"there is no folder {folder}; give its place in model\.path, or, for a run that was"
+    ):
+        loaded(config)
 
 
 def test_a_kind_that_the_model_is_not_is_named_with_those_that_it_is(folder: Path) -> None:

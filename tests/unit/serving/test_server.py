@@ -233,6 +233,15 @@ def test_bodies_that_are_hardly_json_are_refused(address: str, body: bytes) -> N
     assert answer.json()["error"]["message"]
 
 
+def test_a_body_that_is_sent_as_a_form_is_told_the_header_that_it_lacks(address: str) -> None:
+    content, form = json.dumps(chatting()).encode(), "application/x-www-form-urlencoded"  # what curl -d sends by itself
+
+    answer = post(address, "completions", content=content, headers={"Content-Type": form})
+
+    said = f"the body is sent as {form}; send JSON with the header Content-Type: application/json."
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, said)
+
+
 @pytest.mark.parametrize("key", [None, "Bearer x", f"Bearer {KEY}x", KEY, "Bearer \xe9"])
 def test_a_request_without_the_key_is_refused(address: str, key: str | None) -> None:
     headers = {} if key is None else {"Authorization": key.encode("latin-1")}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from alignlab.data.batching import collate, whole
 from alignlab.errors import ConfigError
 from alignlab.models.backbone import Backbone
-from alignlab.records import EncodedGroup
+from alignlab.models.policy import Pass, Policy
+from alignlab.records import Batch, EncodedGroup
 from alignlab.training.objectives import Distillation
 from alignlab.training.references import OtherModel
 from tests.conftest import CODEC, backbone
@@ -60,6 +62,7 @@ def test_the_loss_is_the_divergence_of_the_student_from_the_mixture_by_hand(kind
     expected = by_hand(policy.model, moved(kind), backbone(kind).model, groups, strength)
     assert expected > 0.01
     assert loss.value.item() == pytest.approx(expected, rel=1e-4)
+    assert loss.metrics == {}
 
 
 @every_strength
@@ -152,3 +155,26 @@ def test_prompts_have_no_weight_and_the_parts_of_a_step_add_up(llama: Backbone) 
     together = distillation(policy, whole(groups, CODEC.pad)).value.item()
     assert sum(part.value.item() for part in parts) == pytest.approx(together, rel=1e-5)
     assert distillation(policy, whole(whole_texts, CODEC.pad)).value.item() != pytest.approx(together, rel=1e-2)
+
+
+class InHalves:
+    """An aligned model that makes each of its passes as two that count half, and counts how often it is read."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.readings = model, 0
+
+    def read(self, policy: Policy, batch: Batch) -> list[Pass]:
+        self.readings += 1
+        return [replace(each, weight=0.5 * each.weight) for each in self._model.read(policy, batch) for _ in range(2)]
+
+
+def test_passes_of_the_aligned_model_keep_their_weights_and_none_is_made_that_would_count_nothing(llama: Backbone) -> None:
+    policy, batch = attached("lora", llama), whole(items(llama), CODEC.pad)
+    aligned = second_of(policy, moved("llama"))
+    halves: Any = InHalves(aligned)
+
+    losses = [Distillation(each, 1.5)(policy, batch).value.item() for each in (aligned, halves)]
+    Distillation(halves, 0.0)(policy, batch)
+
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert halves.readings == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from alignlab import memory
 from alignlab.memory import LARGE, TrainingNeed, misfit, need_of_config
 from alignlab.models.answers import GIB
 from tests.unit.sweeps.configs import config_of
@@ -75,4 +76,24 @@ def test_a_gpu_that_is_visible_says_what_it_has(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: seen)
 
     assert "and the one here has 24 GiB; take" in misfit(need, config_of("trainer.device=cuda"))
-    assert misfit(need, config_of("trainer.device=cpu")) == ""
+
+
+def test_a_machine_without_a_gpu_says_what_it_has_and_what_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_here", lambda: 16 * GIB)
+    cpu, long_rows = config_of("trainer.device=cpu"), TrainingNeed(9, 64, 14476, GIB, 36, 72, 20 * GIB)
+
+    said = misfit(long_rows, cpu)
+
+    assert said == (
+        "may not fit this machine: 21 GiB, estimated, and it has 16 GiB; take trainer.micro_batch=N below 64 (fewer at once)"
+        " or data.max_tokens=N with data.too_long=drop (the longest row decides) or a smaller model or a GPU"
+    )
+    assert misfit(TrainingNeed(9, 2, 64, 17 * GIB, 36, 72, 100), cpu).endswith("it has 16 GiB; take a smaller model or a GPU")
+    assert misfit(TrainingNeed(9, 2, 64, 15 * GIB, 36, 72, 100), cpu) == ""
+    assert misfit(long_rows, config_of("launch=slurm", "trainer.device=cpu"), 1) == ""
+
+
+def test_fewer_or_shorter_texts_are_named_first_where_they_take_most_of_a_gpu() -> None:
+    need = TrainingNeed(9, 64, 14476, GIB, 36, 72, 2 * LARGE)
+
+    assert "; take trainer.micro_batch=N below 64 (fewer at once) or data.max_tokens=N" in misfit(need, config_of(*SLURM), 1)

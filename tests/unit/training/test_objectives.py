@@ -303,10 +303,13 @@ def _margin_without_tuner(policy: Policy, given: Batch) -> Tensor:
 
 
 class Rewarding(Made):
-    """A policy that gives made-up rewards: margins 2 and -1, sums 4 and 3."""
+    """A policy that gives made-up rewards: margins 2 and -1, sums 6 and 3."""
+
+    reward_GM = torch.tensor([[4.0, 2.0], [1.0, 2.0]])
 
     def class_scores(self, batch: Batch) -> Tensor:
-        return torch.tensor([[3.0, 1.0], [1.0, 2.0]])[..., None]
+        assert batch.rows == ("a", "b")
+        return self.reward_GM[..., None]
 
 
 def test_a_reward_model_is_charged_for_pairs_that_it_orders_the_other_way() -> None:
@@ -316,13 +319,20 @@ def test_a_reward_model_is_charged_for_pairs_that_it_orders_the_other_way() -> N
     more = RewardLoss(margin=0.5, centring=0.01)(policy, batch())
 
     assert plain.value == pytest.approx((softplus(-2) + softplus(1)) / 2)
-    assert more.value == pytest.approx((softplus(-1.5) + softplus(1.5)) / 2 + 0.01 * (16 + 9) / 2)
+    assert more.value == pytest.approx((softplus(-1.5) + softplus(1.5)) / 2 + 0.01 * (36 + 9) / 2)
     assert {name: value.item() for name, value in plain.metrics.items()} == {
         "accuracy": 0.5,
         "reward_margin": 0.5,
-        "chosen_reward": 2.0,
-        "rejected_reward": 1.5,
+        "chosen_reward": 2.5,
+        "rejected_reward": 2.0,
     }
+
+
+def test_a_reward_model_is_right_by_any_margin_and_half_right_of_a_tie() -> None:
+    policy: Any = Rewarding()
+    policy.reward_GM = torch.tensor([[2.0, 1.5], [2.0, 2.0]])
+
+    assert RewardLoss(0.0, 0.0)(policy, batch()).metrics["accuracy"].item() == 0.75
 
 
 def test_the_rewards_of_a_part_of_a_step_are_its_share() -> None:
