@@ -181,8 +181,9 @@ def _build(config: RunConfig) -> _Parts:
     for stage in method.stages:
         if stage.trains:
             check_parts(stage.trains, skeletal, tuner)
-            objective = getattr(stage, "objective", None)
-            if hasattr(objective, "highest") and (highest := objective.highest(shape)) is not None:
+            compared = getattr(getattr(stage, "objective", None), "highest", None)
+            highest = compared(shape) if compared else None
+            if highest is not None:
                 check_reach(stage.trains, skeletal, tuner, highest)
     return _Parts(source, method, labels, codec, skeletal, classes, control, tuner, parameters, shape)
 

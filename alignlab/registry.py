@@ -169,7 +169,7 @@ def number(**allowed: Any) -> Allowed:
 
 
 def rank() -> Allowed:
-    """The rank of a low-rank update."""
+    """The rank of a low-rank update, or the width of a bottleneck."""
     return Allowed(minimum=1, maximum=LARGEST_RANK)
 
 

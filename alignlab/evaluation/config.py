@@ -81,7 +81,7 @@ class RewardModelConfig:
     chat (its tokenizer's own), pair (prompt and answer as two texts) or a text with one {prompt} and one {answer}. `against`:
     what answers are compared with: strength0 (the backbone's), chosen (those of the data) or null. `batch`: texts of a pass."""
 
-    path: Annotated[str | None, text(filled=True)]
+    path: Annotated[str | None, path()]
     revision: str | None
     template: Annotated[str, text(filled=True)]
     against: Annotated[str | None, one_of(*SIDES)]
@@ -112,7 +112,7 @@ class JudgeConfig:
     mode: Annotated[str, one_of("pairwise", "single")]
     questions: Annotated[str | None, path()]
     references: Annotated[str | None, path()]
-    against: Annotated[str, text(filled=True)]
+    against: Annotated[str, path()]
     scale: Annotated[str, one_of("three", "five")]
     second_turn_strength: Annotated[float | None, number()]
     temperature: Annotated[float, number(minimum=0, maximum=2)]

@@ -39,7 +39,7 @@ class PreferenceConfig(MethodConfig):
     beta: Annotated[float, number(minimum=1e-6, maximum=1000)]
     smoothing: Annotated[float, number(minimum=0, maximum=0.5)]
     length_norm: Annotated[str, one_of("sum", "mean")]
-    reference: str
+    reference: Annotated[str, path()]
     cache_reference: bool
     likelihood: Annotated[float, number(minimum=0, maximum=1000)]
     prefer: FitConfig

@@ -159,7 +159,7 @@ class AdapterTunerConfig(TunerConfig):
     linear maps behind which they stand instead, or one pattern; null = those of `place` in this kind of model."""
 
     aside = True
-    bottleneck: Annotated[int, number(minimum=1)]
+    bottleneck: Annotated[int, rank()]
     place: Annotated[str, one_of("both", "ffn")]
     norms: bool
     drop: Annotated[int, number(minimum=0)]

@@ -367,3 +367,30 @@ def test_a_place_that_is_written_as_a_number_is_kept_as_a_place(composed: Compos
     config = parse(composed(f"paths.runs={tmp_path}", "paths.data=0.5", f"folder={tmp_path}/run"))
 
     assert portable(config)["paths"]["data"].endswith("/0.5")
+
+
+LONG, SHORT = "x" * 300, "x" * 12 + "..." + "x" * 13
+"""More bytes than the name of a file has on any file system; and how a sentence tells of it."""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            [f"evaluation.judge.against={LONG}"],
+            f"evaluation.judge.against='{SHORT}' is no path: names have at most 255",
+        ),
+        (
+            [f"evaluation.reward_model.path={LONG}"],
+            f"evaluation.reward_model.path='{SHORT}' is no path: names have at most 255",
+        ),
+        (["method=dpo", f"method.reference=model:{LONG}"], "method.reference='model:xxxxxx...xxxxxxxxxxxxx' is no path: "),
+        (["tuner=adapter", "tuner.bottleneck=4294967296"], "tuner.bottleneck=4294967296 must be at least 1 and at most 8192."),
+        (
+            ["method=meet", "evaluation.judge.second_turn_strength=1", "evaluation.judge.mode=single"],
+            "evaluation.judge.second_turn_strength=1 is a strength, and this run has classes; leave it out.",
+        ),
+    ],
+)
+def test_what_only_the_run_would_find_out_is_refused_at_once(composed: Compose, words: list[str], said: str) -> None:
+    assert refused(composed, *words).startswith(said)
