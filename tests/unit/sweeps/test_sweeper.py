@@ -361,13 +361,18 @@ def test_a_plan_does_not_look_at_what_it_would_have_to_download(
 ) -> None:
     monkeypatch.setattr(planning, "make_plan", lambda _: pytest.fail("it has looked"))
 
-    sweep(Task(), "method=sft", "model=llama3_8b_instruct,llama31_8b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
+    words = ("method=sft", "model=llama3_8b_instruct,llama31_8b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
 
+    sweep(Task(), *words)
+    estimated = capsys.readouterr().out
+    sweep(Task(), *words, "model.architecture=null")
     said = capsys.readouterr().out
-    assert "2 jobs (2 to run)" in said
-    assert "of 1 jobs memory is estimated from their model's config, and rows are told when they run: their model" in said
-    assert "of 1 jobs rows and memory are told when they run: their model" in said
-    assert "GiB + activations" in said
+
+    assert "2 jobs (2 to run)" in estimated
+    assert "of 2 jobs memory is estimated from their model's config, and rows are told when they run: their model" in estimated
+    assert "GiB + activations" in estimated
+    assert "of 2 jobs rows and memory are told when they run: their model" in said
+    assert "GiB + activations" not in said
 
 
 def test_a_sweep_ends_with_its_table_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
