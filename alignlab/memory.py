@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import nlargest
 
 import torch
 from transformers import PreTrainedModel
 
 from alignlab.config import GROUPS, RunConfig
+from alignlab.data.batching import shared_tokens
 from alignlab.errors import AlignlabError
 from alignlab.models.anatomy import Footprint, shape_of
 from alignlab.models.answers import GIB
 from alignlab.models.backbone import skeleton
+from alignlab.models.kinds import KINDS
 from alignlab.models.policy import CHUNK_TOKENS
+from alignlab.records import EncodedGroup
 from alignlab.training import processes
 from alignlab.training.arguments import device_of
 from alignlab.training.config import SlurmLaunch
@@ -36,7 +41,7 @@ LOGITS = 3
 @dataclass(frozen=True)
 class TrainingNeed:
     """Bytes that a stage takes on each device, estimated. `trained`: numbers that it trains; `groups`, `tokens`: groups in a
-    pass, and the tokens of one at most; 0 where no rows were read, so that activations are not counted."""
+    pass, and the tokens of all of them at most; 0 where no rows were read, so that activations are not counted."""
 
     trained: int
     groups: int
@@ -65,7 +70,7 @@ class TrainingNeed:
         """What it consists of."""
         named = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.moments}
         if self.groups:
-            named[f"activations of {self.groups} x {self.tokens} tokens"] = self.activations
+            named[f"activations of {self.groups} rows with {self.tokens:,} tokens"] = self.activations
         return " + ".join(f"{name} {amount(taken)}" for name, taken in named.items())
 
 
@@ -80,10 +85,9 @@ def training_need(stage: Stage, work: Work, config: RunConfig, model: PreTrained
         return None
     itemsize, held = getattr(torch, config.model.dtype).itemsize, _held(stage, config, model, tuner)
     groups = config.trainer.micro(stage.fit.batch, processes.count())
-    members = len(work.groups[0].members)
-    tokens = members * max(group.length for group in work.groups)
+    tokens = _tokens(config, work.groups, groups)
     among = processes.count() if config.trainer.extra.get("fsdp") else 1
-    activations = _activations(config, model, groups * tokens, 2 if config.trainer.extra.get("bf16") else max(itemsize, 2))
+    activations = _activations(config, model, tokens, 2 if config.trainer.extra.get("bf16") else max(itemsize, 2))
     taken = (held.weights // among, held.gradients // among, held.moments // among)
     return replace(
         held, groups=groups, tokens=tokens, weights=taken[0], gradients=taken[1], moments=taken[2], activations=activations
@@ -144,7 +148,7 @@ def _misfit_here(need: TrainingNeed) -> str:
 
 
 def _ways_of_activations(need: TrainingNeed) -> list[str]:
-    """What takes less where most is taken by the texts of a pass, which are all counted as the longest."""
+    """What takes less where most is taken by the texts of a pass, the longest ones."""
     if need.activations <= need.held:
         return []
     fewer = [f"trainer.micro_batch=N below {need.groups} (fewer at once)"] if need.groups > 1 else []
@@ -183,6 +187,17 @@ def _held(stage: TrainStage, config: RunConfig, model: PreTrainedModel, tuner: T
         trained, gradients = trained + own, gradients + own * size
     weights += model.num_parameters() * itemsize if stage.second is not None else 0
     return TrainingNeed(trained, 0, 0, weights, gradients, MOMENTS * gradients, 0)
+
+
+def _tokens(config: RunConfig, groups: Sequence[EncodedGroup], count: int) -> int:
+    """Of the largest pass with so many groups: those of its texts, where they are laid into one row, else as many for each as
+    the longest has."""
+    members = len(groups[0].members)
+    together = config.trainer.packing == "all" or (config.trainer.packing == "pairs" and members > 1)
+    if not together or KINDS[config.model.found_kind].implementation().apart:
+        return min(count, len(groups)) * members * max(group.length for group in groups)
+    once = (sum(len(member.ids) for member in group.members) - (members - 1) * shared_tokens(group) for group in groups)
+    return sum(nlargest(count, once))
 
 
 def _activations(config: RunConfig, model: PreTrainedModel, tokens: int, itemsize: int) -> int:

@@ -88,7 +88,7 @@ def collate(groups: Sequence[EncodedGroup], *, pad: int, step_groups: int, step_
         ids_GMT=torch.tensor(ids),
         length_GM=torch.tensor([[len(m.ids) for m in group.members] for group in groups]),
         start_GM=torch.tensor([[m.start for m in group.members] for group in groups]),
-        prefix_G=torch.tensor([_shared(group) for group in groups]),
+        prefix_G=torch.tensor([shared_tokens(group) for group in groups]),
         rows=tuple(group.row for group in groups),
         step_groups=step_groups,
         step_tokens=step_tokens,
@@ -177,7 +177,7 @@ def _epochs(members: list[int], generator: random.Random) -> Iterator[int]:
         yield from order
 
 
-def _shared(group: EncodedGroup) -> int:
+def shared_tokens(group: EncodedGroup) -> int:
     """How many leading tokens all members have in common, responses left out."""
     limit = min(member.start for member in group.members)
     first = group.members[0].ids

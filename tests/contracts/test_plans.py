@@ -242,7 +242,8 @@ def test_of_the_times_of_like_runs_the_latest_of_this_machine_counts(
 def test_a_plan_estimates_the_memory_of_each_stage(tmp_path: Path) -> None:
     words = ("method.sft_first=true", "method.sft.batch=4", "method.prefer.batch=4", "trainer.micro_batch=2", "tuner=red")
 
-    sft, prefer = planning.make_plan(parse(composed(tmp_path, "dpo", *words))).needs
+    plan = planning.make_plan(parse(composed(tmp_path, "dpo", *words)))
+    sft, prefer = plan.needs
 
     whole, edit = 520_320 * 4, 768 * 4
     assert sft
@@ -250,7 +251,13 @@ def test_a_plan_estimates_the_memory_of_each_stage(tmp_path: Path) -> None:
     assert (sft.weights, sft.gradients, sft.moments) == (whole + edit, whole, 2 * whole)
     assert (prefer.weights, prefer.gradients, prefer.moments) == (whole + edit, edit, 2 * edit)
     assert (sft.groups, prefer.groups, prefer.trained) == (2, 2, 768)
-    assert prefer.tokens >= 2 * 8
+    texts, pairs = ([group.members for group in work.groups] for work in plan.works)
+    once = sorted(len(one.ids) + len(two.ids) - one.start for one, two in pairs)  # of a prompt that is the same
+    assert prefer.tokens == sum(once[-2:])
+    assert sft.tokens == 2 * max(len(member.ids) for (member,) in texts)
+    padded = planning.make_plan(parse(composed(tmp_path, "dpo", *words, "trainer.packing=off"))).needs[1]
+    assert padded
+    assert padded.tokens == 2 * 2 * max(len(member.ids) for pair in pairs for member in pair) > prefer.tokens
     again = planning.make_plan(parse(composed(tmp_path, "dpo", *words, "trainer.gradient_checkpointing=true"))).needs[1]
     assert again
     assert again.activations < prefer.activations
