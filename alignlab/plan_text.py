@@ -55,7 +55,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
         table.add_row("layout", f"expected: {plan.rows}")
     else:
         table.add_row("tuner", "nothing is trained")
-    for line in _commits(config):
+    for line in commits(config):
         table.add_row("revision", line)
     trained_on = [stage.split for stage in plan.method.stages if isinstance(stage, TrainStage)]
     for name in dict.fromkeys((*trained_on, "train", "test")):
@@ -103,7 +103,7 @@ def show(plan: Plan, shared: Collection[str], console: Console) -> None:
     console.print(table)
 
 
-def _commits(config: RunConfig) -> list[str]:
+def commits(config: RunConfig) -> list[str]:
     """The commit of what is on the hub, and whether it was given or is the newest that is known."""
     on_hub = {"model": config.model.source == "hub", "data": config.data.from_hub and hasattr(config.data, "revision")}
     told = []
@@ -111,7 +111,7 @@ def _commits(config: RunConfig) -> list[str]:
         part: Any = getattr(config, group)
         commit, way = part.commit, f"{group}.revision=COMMIT keeps it"
         found = f"commit {commit}" if commit else f"the newest, whose commit is not known here; {way}"
-        told.append(f"{group}: {found}{'' if part.revision or not commit else f', the newest known here; {way}'}")
+        told.append(f"{group}={part.name}: {found}{'' if part.revision or not commit else f', the newest known here; {way}'}")
     return told
 
 

@@ -190,7 +190,7 @@ class PlannedJob:
     `stages`: those that train, None where their steps are not known; `estimated`: whether the steps are those of all records,
     of which some may be left out; `resources`: what it asks a cluster for; `looked`: None where nothing was looked at;
     `need`: the memory of the stage that takes most, None where it is not known; `misfit`: why that does not fit a GPU, if so.
-    `measured`: what its evaluation measures, and what it leaves out."""
+    `measured`: what its evaluation measures, and what it leaves out; `revisions`: the commits of what it takes from the hub."""
 
     overrides: tuple[str, ...]
     job: Job
@@ -203,6 +203,7 @@ class PlannedJob:
     need: TrainingNeed | None = None
     misfit: str = ""
     measured: str = ""
+    revisions: tuple[str, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -335,10 +336,12 @@ def plan_job(
 def _with_inputs(planned: PlannedJob, config: RunConfig, inputs: Inputs) -> PlannedJob:
     """The job with what was found, with the steps of the rows that are kept, and with the memory that it takes."""
     from alignlab.memory import misfit
+    from alignlab.plan_text import commits
 
     looked = inputs.look_at(config)
     need = inputs.need_of(config, looked)
-    planned = replace(planned, looked=looked, need=need, misfit=misfit(need, config, planned.resources.gpus) if need else "")
+    too_much = misfit(need, config, planned.resources.gpus) if need else ""
+    planned = replace(planned, looked=looked, need=need, misfit=too_much, revisions=tuple(commits(config)))
     if looked is None:
         return planned
     contents, fits = _contents(config), config.method.fits()

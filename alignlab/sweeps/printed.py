@@ -59,7 +59,8 @@ def show_plan(name: str, planned: Sequence[PlannedJob], console: Console, *, who
     for why, jobs in too_much.items():
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         console.print(f"{jobs[0]}{more}: {why}", markup=False, highlight=False, soft_wrap=True)
-    for told in dict.fromkeys([*(each.measured for each in planned if each.pending), _time(planned)]):
+    revisions = (f"revision: {told}" for each in planned for told in each.revisions)
+    for told in dict.fromkeys([*revisions, *(each.measured for each in planned if each.pending), _time(planned)]):
         if told:
             console.print(told, soft_wrap=True, markup=False, highlight=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignlab.models import config as models
-from alignlab.plan_text import _commits
+from alignlab.plan_text import commits
 from tests.unit.sweeps.configs import config_of
 
 NEWEST, GIVEN = "a" * 40, "b" * 40
@@ -14,8 +14,8 @@ NEWEST, GIVEN = "a" * 40, "b" * 40
 def test_a_plan_names_the_commit_of_a_model_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "hub_commit", lambda _kind, _name, revision: revision or NEWEST)
 
-    assert _commits(config_of("model=llama31_8b")) == [
-        f"model: commit {NEWEST}, the newest known here; model.revision=COMMIT keeps it"
+    assert commits(config_of("model=llama31_8b")) == [
+        f"model=llama31_8b: commit {NEWEST}, the newest known here; model.revision=COMMIT keeps it"
     ]
-    assert _commits(config_of("model=llama31_8b", f"model.revision={GIVEN}")) == [f"model: commit {GIVEN}"]
-    assert _commits(config_of("model=tiny")) == []
+    assert commits(config_of("model=llama31_8b", f"model.revision={GIVEN}")) == [f"model=llama31_8b: commit {GIVEN}"]
+    assert commits(config_of("model=tiny")) == []

@@ -15,6 +15,7 @@ from alignlab.__main__ import main
 from alignlab.command_line import expand_overrides
 from alignlab.config import folder_of, parse
 from alignlab.errors import ConfigError, SweepError
+from alignlab.models import config as models
 from alignlab.sweeps.local import LocalLauncher
 from alignlab.tracking.ledger import LOCK, Ledger
 from alignlab.tracking.sweeps import SweepLedger
@@ -360,7 +361,7 @@ def test_a_plan_does_not_look_at_what_it_would_have_to_download(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "make_plan", lambda _: pytest.fail("it has looked"))
-
+    monkeypatch.setattr(models, "hub_commit", lambda _kind, name, _revision: {"meta-llama/Llama-3.1-8B": "c0ffee"}.get(name))
     words = ("method=sft", "model=llama3_8b_instruct,llama31_8b", f"paths.runs={tmp_path / 'runs'}", "plan=true")
 
     sweep(Task(), *words)
@@ -371,6 +372,8 @@ def test_a_plan_does_not_look_at_what_it_would_have_to_download(
     assert "2 jobs (2 to run)" in estimated
     assert "of 2 jobs memory is estimated from their model's config, and rows are told when they run: their model" in estimated
     assert "GiB + activations" in estimated
+    assert "revision: model=llama31_8b: commit c0ffee, the newest known here; model.revision=COMMIT keeps it\n" in estimated
+    assert "revision: model=llama3_8b_instruct: the newest, whose commit is not known here; model.rev" in estimated
     assert "of 2 jobs rows and memory are told when they run: their model" in said
     assert "GiB + activations" not in said
 
