@@ -25,9 +25,12 @@ def hub_commit(kind: str, name: str, revision: str | None) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import repo_folder_name
 
-    refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs"
+    try:
+        kept = repo_folder_name(repo_id=name, repo_type=kind)
+    except ValueError:  # no name that the hub could have; who loads the model says so
+        return revision
     with suppress(OSError):
-        if found := (refs / (revision or "main")).read_text(encoding="utf-8").strip():
+        if found := (Path(constants.HF_HUB_CACHE) / kept / "refs" / (revision or "main")).read_text(encoding="utf-8").strip():
             return found
     if constants.HF_HUB_OFFLINE or _unreachable:
         return revision

@@ -26,9 +26,11 @@ from alignlab.command_line import OWN_CONFIGS
 from alignlab.config import headline_of
 from alignlab.errors import AlignlabError, SweepError
 from alignlab.files import alone
+from alignlab.registry import typed
 from alignlab.sweeps.cluster import Command, Queue, Resources, place_of, snapshot
 from alignlab.tracking.ledger import QUEUED, STATUS, Ledger, mark_of, now, state_of
 from alignlab.tracking.sweeps import SweepLedger
+from alignlab.training.config import SlurmLaunch
 
 log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 15
@@ -57,11 +59,10 @@ class SlurmLauncher(SubmititLauncher):
 
     def scripts(self, job_overrides: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
         """Of each array: what it is, and the script that sbatch would get for it now. Nothing is written or submitted."""
-        assert self.config is not None
-        home = self._home(job_overrides[0])
+        home, launch = self._home(job_overrides[0]), self._launch()
         code = place_of(home / "code", self._runs())
         made = []
-        for part, at_once in arrays(self._alike(range(len(job_overrides))), self.config.launch.parallel):
+        for part, at_once in arrays(self._alike(range(len(job_overrides))), launch.parallel):
             asked = max((self._asked(index) for index in part), key=lambda each: each.parameters or 0)
             executor = _Written(home / "slurm")
             given = self._parameters(code, asked, max(1, at_once), prefix="")
@@ -70,8 +71,8 @@ class SlurmLauncher(SubmititLauncher):
             if len(part) > 1:
                 executor.parameters["map_count"] = len(part)
             jobs = f"{len(part)} jobs" if len(part) > 1 else "1 job"
-            hours = len(part) * (asked.gpus or 0) * self.config.launch.minutes / 60
-            turns = 1 + self.config.launch.retries
+            hours = len(part) * (asked.gpus or 0) * launch.minutes / 60
+            turns = 1 + launch.retries
             cost = f"; at most {hours:,.3g} GPU hours in one turn of all, and each has up to {turns} turns" if hours else ""
             made.append(
                 (f"{jobs}: {asked.sentence()}{cost}", executor._make_submission_file_text(executor._submitit_command_str, ""))
@@ -94,7 +95,7 @@ class SlurmLauncher(SubmititLauncher):
         Jobs that an earlier command left in the queue are not submitted again. Raises SweepError if SLURM refuses the jobs, and
         if the queue does not answer whether it has them already.
         """
-        assert self.config is not None
+        launch = self._launch()
         missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]  # submitit looks for srun
         if missing:
             raise SweepError(
@@ -107,7 +108,7 @@ class SlurmLauncher(SubmititLauncher):
             jobs = {index: job for index in indices if (job := self._earlier(queue, index)) is not None}
             new = [index for index in indices if index not in jobs]
             before: str | None = None
-            for part, at_once in arrays(self._alike(new), self.config.launch.parallel):
+            for part, at_once in arrays(self._alike(new), launch.parallel):
                 earlier = {index: self._status(index) for index in part}  # a job may end before it is noted down
                 commands, behind = [job_overrides[index] for index in part], None if at_once else before
                 submitted = self._submit(commands, self._asked(part[0]), max(1, at_once), behind)
@@ -115,7 +116,7 @@ class SlurmLauncher(SubmititLauncher):
                 for index, job in zip(part, submitted, strict=True):
                     jobs[index] = job
                     self._note(index, job, earlier[index])
-        if self.config.launch.detach:
+        if launch.detach:
             return []
         log.info("waiting for the jobs; they keep running if this command is stopped, and the same command waits again")
         results = self._wait(jobs)
@@ -152,7 +153,14 @@ class SlurmLauncher(SubmititLauncher):
 
     def _runs(self) -> Path:
         assert self.config is not None
-        return Path(self.config.paths.runs)
+        return Path(str(self.config.paths.runs))
+
+    def _launch(self) -> SlurmLaunch:
+        """The group launch with its types, which Hydra leaves as it was written, such as "7" for a number."""
+        assert self.config is not None
+        given: Any = OmegaConf.to_container(self.config.launch, resolve=True)
+        launch: SlurmLaunch = typed("launch", given, SlurmLaunch)
+        return launch
 
     def _parameters(self, code: Path, asked: Resources, at_once: int, prefix: str = "slurm_") -> dict[str, Any]:
         """The parameters by submitit's names, those of SLURM alone with a prefix for its executor of any kind. A job starts in

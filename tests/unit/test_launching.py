@@ -77,6 +77,13 @@ def launcher_config(*words: str) -> Any:
     return OmegaConf.to_container(whole, resolve=True)["it"]  # type: ignore[index, call-overload]
 
 
+def read_by_launcher(runs: Path, *words: str) -> Any:
+    """What Hydra gives a launcher beside its own options."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launch = compose("run", ["launch=slurm", *words]).launch
+    return OmegaConf.create({"paths": {"runs": str(runs)}, "launch": launch})
+
+
 def test_what_the_config_says_reaches_the_launcher_and_its_own_options_stay_open() -> None:
     words = ["launch.partition=big", "launch.memory_gb=40", "launch.setup=[module load cuda]", "hydra.launcher.qos=low"]
 
@@ -102,7 +109,7 @@ def test_without_sbatch_and_srun_nothing_is_submitted(
 ) -> None:
     commands(tmp_path, monkeypatch, **dict.fromkeys(there, "exit 1"))
     launcher = SlurmLauncher(**launcher_config("launch=slurm"))
-    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}})
+    launcher.config = read_by_launcher(tmp_path)
 
     with pytest.raises(SweepError, match=f"launch=slurm needs SLURM's commands sbatch and srun, and {missing} not here"):
         launcher.launch([["method=red"]], 0)
@@ -159,7 +166,7 @@ def test_an_array_that_has_no_share_waits_for_the_one_before_it(tmp_path: Path, 
         return [Submitted(f"{len(submitted)}_{place}", JobPaths(tmp_path, "1")) for place in range(len(given))]
 
     launcher = SlurmLauncher(**launcher_config("launch=slurm"))
-    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": True, "parallel": 1}})
+    launcher.config = read_by_launcher(tmp_path, "launch.detach=true", "launch.parallel=1")
     monkeypatch.setattr(launcher, "_submit", submit)
 
     launcher.launch([["method=red", f"seed={seed}"] for seed in range(5)], 0)
@@ -198,8 +205,8 @@ def test_the_plan_shows_the_script_that_sbatch_gets_for_each_size(tmp_path: Path
         monkeypatch.setattr(slurm, name, lambda into, _: into.absolute() / "copy")
     config = launcher_config("launch=slurm")
     launcher = SlurmLauncher(**{key: value for key, value in config.items() if key != "_target_"})
-    launch = {"detach": True, "parallel": 3, "minutes": 90, "retries": 2}
-    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path / "runs")}, "launch": launch})
+    words = ("launch.detach=true", "launch.parallel='3'", "launch.minutes='90'", "launch.retries='2'")  # numbers, as texts
+    launcher.config = read_by_launcher(tmp_path / "runs", *words)
     launcher.resources = [Resources(1, 32, 8), Resources(4, 128), Resources(1, 32, 8)]
     jobs = [["method=red", f"seed={seed}", "sweep=mine"] for seed in range(3)]
 
@@ -256,7 +263,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     ids = [f"7_{place}" for place in range(4)]
     jobs = {place: Submitted(job, JobPaths(tmp_path / "slurm", job)) for place, job in enumerate(ids)}
     launcher = SlurmLauncher(**launcher_config("launch=slurm"))
-    launcher.config = OmegaConf.create({"paths": {"runs": str(tmp_path)}, "launch": {"detach": False}})
+    launcher.config = read_by_launcher(tmp_path)
     launcher.folders = runs = [tmp_path / f"run-{place}" for place in jobs]
     for place, job in jobs.items():
         launcher._note(place, job, None)
