@@ -195,9 +195,10 @@ def _tokens(config: RunConfig, groups: Sequence[EncodedGroup], count: int) -> in
     members = len(groups[0].members)
     together = config.trainer.packing == "all" or (config.trainer.packing == "pairs" and members > 1)
     if not together or KINDS[config.model.found_kind].implementation().apart:
-        return min(count, len(groups)) * members * max(group.length for group in groups)
-    once = (sum(len(member.ids) for member in group.members) - (members - 1) * shared_tokens(group) for group in groups)
-    return sum(nlargest(count, once))
+        return count * members * max(group.length for group in groups)
+    once = [sum(len(member.ids) for member in group.members) - (members - 1) * shared_tokens(group) for group in groups]
+    repeated, more = divmod(count, len(once))  # a step of more groups than there are holds some again
+    return repeated * sum(once) + sum(nlargest(more, once))
 
 
 def _activations(config: RunConfig, model: PreTrainedModel, tokens: int, itemsize: int) -> int:

@@ -255,6 +255,11 @@ def test_a_plan_estimates_the_memory_of_each_stage(tmp_path: Path) -> None:
     once = sorted(len(one.ids) + len(two.ids) - one.start for one, two in pairs)  # of a prompt that is the same
     assert prefer.tokens == sum(once[-2:])
     assert sft.tokens == 2 * max(len(member.ids) for (member,) in texts)
+    larger = ("method.prefer.batch=64", "trainer.micro_batch=null")
+    repeated = planning.make_plan(parse(composed(tmp_path, "dpo", *words, *larger))).needs[1]
+    assert repeated
+    assert len(once) < 64
+    assert repeated.tokens == 64 // len(once) * sum(once) + sum(once[len(once) - 64 % len(once) :])
     padded = planning.make_plan(parse(composed(tmp_path, "dpo", *words, "trainer.packing=off"))).needs[1]
     assert padded
     assert padded.tokens == 2 * 2 * max(len(member.ids) for pair in pairs for member in pair) > prefer.tokens
